@@ -520,7 +520,7 @@ class ForgedTest(parameterized.TestCase):
         self.assertRegex(said, "labels are the bundle's own, and not confirmed\nConfirmed but for")
         whole, said = self.said(labels=None, trust_labels=True)
         self.assertTrue(whole)
-        self.assertIn("the labels are the bundle's own, and taken on trust, as was asked", said)
+        self.assertIn("the labels are the bundle's own, and taken on trust, as requested", said)
         self.assertFalse(self.said()[0])
 
     def test_logits_that_are_no_numbers_confirm_nothing(self):
@@ -846,7 +846,7 @@ class ComparedTest(parameterized.TestCase):
         older = dict.fromkeys(("fingerprint", "method", "search_dtype"))
         code, printed, error = self.compared(self.write("a1", **older), self.write("b2"))
         self.assertEqual(code, 0, error)
-        self.assertIn("What A evaluated is known by the names of the images alone", printed)
+        self.assertIn("The images of A are known only by their names", printed)
         self.assertIn("A and B have the same robust accuracy", printed)
 
 

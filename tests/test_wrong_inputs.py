@@ -96,7 +96,7 @@ WRONG = {
     f"{FUNCTION}=nets.py:raises": "line 6: ZeroDivisionError",
     f"{FUNCTION}=nets.py:to_numpy": "write it with jax.numpy",
     f"{FUNCTION}=nets.py:one": "jax.vmap",
-    f"{FUNCTION}=nets.py:images --weights w.pt": "--weights says nothing of a --function",
+    f"{FUNCTION}=nets.py:images --weights w.pt": "--weights has no effect on a --function",
     "evaluate --function nets.py:images": "dataset",
     # Data.
     f"{TRAIN} --config.data.name=npz:none.npz": "none.npz",

@@ -1,14 +1,14 @@
 """Compare evaluations image by image: can two networks, or two epochs, be told apart?
 
 `jaxrobust compare A B [C ...] --out FOLDER`. A, B and the others are folders of evaluations,
-runs, or results.jsonl files, with `#NUMBER` after them where they hold several evaluations. The
-verdicts on the images that all have are compared, every network with the first: differences with
-McNemar's exact test and 95% intervals, attack by attack and class by class. Evaluations of other
-images, preprocessing, radius or attacks are refused, with all differences; so is comparing a
-ladder, a union or another version of AutoAttack with a plain evaluation. Images that a replayed
-point decided are left out, which the first sentence says. Where an evaluation stopped when its
-numbers said so (`--against`, `--until_width`), p-values and intervals are those of sequences, which
-hold at all looks.
+runs, or results.jsonl files, followed by `#NUMBER` if they hold several evaluations. Verdicts on
+the common images are compared, every network with the first: differences with McNemar's exact test
+and 95% intervals, attack by attack and class by class. Evaluations with other images,
+preprocessing, radius or attacks are rejected, and all differences listed; so is comparing a ladder,
+a union or another version of AutoAttack with a plain evaluation. Images that a replayed point
+decided are left out, as the first sentence then says. If an evaluation was stopped by a rule
+(`--against`, `--until_width`), p-values and intervals are those of sequences, which hold at all
+looks.
 
 `jaxrobust compare A1 A2 against B1 B2 B3` compares two groups, such as seeds of two recipes: mean
 and spread of each, and the difference of the means over the images and over the seeds.
@@ -29,11 +29,11 @@ NAME = "comparison"  # of the files of --out
 
 @dataclass(frozen=True, kw_only=True)
 class CompareFlags:
-    """Which evaluations are compared, and where the files go."""
+    """The evaluations to compare, and the folder for the files."""
 
     evaluations: tuple[str, ...] = flag(
         "Two or more: folders of evaluations, runs, or results.jsonl files; FOLDER#NUMBER names "
-        "one of several evaluations that a folder holds; the word against parts two groups.",
+        "one of several evaluations that a folder holds; the word against separates two groups.",
         word=True,
         required=True,
     )
@@ -43,7 +43,7 @@ class CompareFlags:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line, print, write."""
+    """Read the command line, print the comparison and write the files."""
     answer(_compared, fields.read(CompareFlags, __doc__, argv), "the same command starts again")
 
 
@@ -59,7 +59,7 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
         from jaxrobust.results.plotting import plotting
 
     if flags.out:
-        plotting()  # refuses before anything is computed
+        plotting()  # raises before anything is computed
     sides = groups.parted(flags.evaluations)
     if len(sides) == 2 and max(map(len, sides)) > 1:
         grouped = groups.find(sides[0], sides[1], flags.threat)

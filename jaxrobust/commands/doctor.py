@@ -1,12 +1,12 @@
 """`jaxrobust doctor (RUN | WEIGHTS | my_net.py:logits_fn | --config FILE) ...`.
 
-Looks for the usual faults of a network, with the flags of jaxrobust evaluate, or of a config, with
-its --config.key=value: one line for each check, green, yellow or red, with cause, remedy and paper.
-Of a run it looks at both. It takes a minute or two, attacks a hundred images with ten steps of PGD,
-and writes nothing but compiled programs.
+Checks for common problems of a network, with the flags of jaxrobust evaluate, or of a config, with
+its --config.key=value. Prints one line per check, green, yellow or red, with cause, remedy and
+paper. For a run it checks both. It takes a minute or two, attacks a hundred images with ten steps
+of PGD, and writes only the compilation cache.
 
 Exit codes: 0 nothing is red; 1 something is; 2 a mistake in the command or the data, with one
-sentence on stderr; 3 it stopped for another reason that it names (network, disk); 130 interrupted.
+sentence on stderr; 3 another reason, which is printed (network, disk); 130 interrupted.
 """
 
 import json
@@ -27,7 +27,7 @@ from jaxrobust.runtime.text import patience, terminal
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags(SubjectFlags):
-    """What is examined in addition to a config."""
+    """The network to examine in addition to a config."""
 
     epsilon: float | None = shared(
         "epsilon", default="that of the run, or 8/255, 0.5 and 12 by norm"
@@ -35,7 +35,7 @@ class DoctorFlags(SubjectFlags):
     n: int = flag("Number of images, drawn from the whole split; 32 to 1000.", 200)
     seed: int = shared("seed", 0)
     devices: int | None = flag(
-        "Number of devices a config is to train on; default: those that are here."
+        "Number of devices to train a config on; default: those that are here."
     )
     json: bool = flag("Whether to print one JSON object instead.", False)
 
@@ -45,7 +45,7 @@ fields.define(DoctorFlags)
 
 
 def main(argv: list[str]) -> None:
-    """Read the flags, examine, and exit with what was found."""
+    """Read the flags, run the checks, and exit with 1 if something is red."""
     if len(argv) > 2:
         arguments.stop(f"{argv[2]!r} is one word too many; name one run, weights or function", 2)
     arguments.quiet_libraries()

@@ -1,16 +1,16 @@
 """`jaxrobust estimate CONFIG --on cpu|gpu|v5e:8x8|h100:8`: what a run will cost.
 
 Prints hours, chip-hours, images/s and memory of each phase and of the AutoAttack after it, and the
-money where `--price` says what an hour of a chip costs. On devices that are here the programs are
-compiled and run for a moment; for others the operations of the model are divided by the chips' peak
-and an assumed utilisation, and for TPUs the step is compiled too, where libtpu is installed.
+money if `--price` gives the cost of a chip-hour. On devices that are here the programs are compiled
+and run briefly. For others the model's operations are divided by the chips' peak and an assumed
+utilisation; for TPUs the step is also compiled if libtpu is installed.
 
-`jaxrobust estimate --target 65 --dataset cifar10` asks the other way round: which network, how many
-images, epochs and chip-hours reach so much under AutoAttack, by a law of others' published runs.
+`jaxrobust estimate --target 65 --dataset cifar10` asks the reverse: which network and how many
+images, epochs and chip-hours reach this AutoAttack accuracy, by a scaling law of published runs.
 
-Any key of the config is set as for training: --config.train.epochs=20.
+Set keys of the config as for training: --config.train.epochs=20.
 
-Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that is named.
+Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason, which is printed.
 """
 
 import sys
@@ -27,13 +27,13 @@ BEGUN = time.perf_counter()
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateFlags(command.EstimateSettings):
-    """What is estimated, and how it is told."""
+    """The settings of an estimate, and its output."""
 
     json: bool = shared("json", False)
 
 
 def main() -> None:
-    """Read the command line and print what the run will cost."""
+    """Read the command line and print the estimated cost of the run."""
     words, changed = changes.divided(sys.argv[1:])
     again = "nothing is lost; the same command begins again"
     if any(word.partition("=")[0].lstrip("-") == "target" for word in words):

@@ -1,18 +1,17 @@
-"""`jaxrobust evaluate TARGET [--dataset NAME] ...`: attacks a network and keeps the record.
+"""`jaxrobust evaluate TARGET [--dataset NAME] ...`: attack a network and record the result.
 
-TARGET is a run; an imported folder (jaxrobust import), a RobustBench id or a timm id, which are
+TARGET is a run; an imported folder (jaxrobust import); a RobustBench id or a timm id, which are
 downloaded once; my_net.py:logits_fn or my_package.nets:logits_fn, a function of any library;
-torch:my_net.py:build, a network in PyTorch; or quickstart, a trained network that ships with the
-package. A file of weights alone needs --model NAME too. All but runs and quickstart need --dataset
+torch:my_net.py:build, a PyTorch network; or quickstart, a trained network that ships with the
+package. A weights file also needs --model NAME. All except runs and quickstart need --dataset
 NAME.
 
-The same command again continues an evaluation that was interrupted, and prints one that is done.
-On a pod, start it with --multihost on every host: they share the images, and any number of hosts
-continues.
+Repeating the command resumes an interrupted evaluation, and prints a finished one. On a pod, start
+it with --multihost on every host: they share the images, and any number of hosts can resume.
 
 Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
-data, with one sentence on stderr; 3 it stopped for another reason that it names (full disk). The
-same command continues after: 75 another process of the pod is gone; 143 SIGTERM; 130 interrupted.
+data, with one sentence on stderr; 3 it stopped for another reason, which is printed (full disk).
+The same command resumes after: 75 another process of the pod is gone; 143 SIGTERM; 130 interrupted.
 """
 
 import sys
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
         stop(f"{argv[2]!r} is one word too many; {remedy}", 2)
     quiet_libraries()
     pod = hosts()
-    patience.end()  # the first host speaks for all, and joining has its own words
+    patience.end()  # only the first host prints, and joining has its own messages
     end = Ending(_again)
     try:
         with end:
@@ -59,9 +58,9 @@ def main(argv: list[str]) -> None:
 
 
 def _again() -> str:
-    """Say what the same command does with what is written of an evaluation."""
+    """Describe what repeating the command does with the verdicts so far."""
     is_cascade = getattr(sys.modules.get("jaxrobust.attacks.fixed_steps"), "is_cascade", None)
-    names = [name for name in flags.FLAGS.attack.split(",") if ":" not in name]  # the user's have
+    names = [name for name in flags.FLAGS.attack.split(",") if ":" not in name]  # not the user's
     if is_cascade and names and not is_cascade(",".join(names)):
         return "the same command starts again, because nothing was saved yet"
     return "the same command continues with the verdicts so far"
@@ -77,7 +76,7 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     if without_attack and flags.FLAGS["attack"].using_default_value:
         values["attack"] = "clean"
     elif target in shipped.RUNS and flags.FLAGS["attack"].using_default_value:
-        # One program to compile, where AutoAttack has four.
+        # Compiles one program, instead of AutoAttack's four.
         values["attack"] = "sparse-pgd" if values["norm"] == "l0" else "apgd-ce"
     if target in shipped.RUNS:
         values["shipped"] = target

@@ -16,7 +16,7 @@ from jaxrobust.runtime.text import patience
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsFlags:
-    """Which networks are shown, and how."""
+    """The networks to show, and the format."""
 
     names: tuple[str, ...] = flag(
         "Networks; default: all.", (), word=True, nargs="*", metavar="NAME"
@@ -28,7 +28,7 @@ class ModelsFlags:
 def main() -> None:
     """Print the table, or the parameters of networks."""
     flags = fields.read(ModelsFlags, __doc__)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: an accelerator would only wait
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, so do not occupy an accelerator
     with patience.of(patience.LOADING):
         from jaxrobust import models
         from jaxrobust.models import table

@@ -1,8 +1,8 @@
-"""`jaxrobust prepare NAME ...`: data sets become ArrayRecord, without TensorFlow.
+"""`jaxrobust prepare NAME ...`: convert data sets to ArrayRecord, without TensorFlow.
 
 NAME is imagenet (from its tar files, or any folder of images), cifar10 or cifar100 (which are
-downloaded); generated makes shards of .npz, by the tens of millions of images; pseudo-labelled
-makes .npz of a pickle. `NAME --help` says more.
+downloaded). generated makes shards from .npz files with tens of millions of images; pseudo-labelled
+makes .npz from a pickle. `NAME --help` says more.
 """
 
 import functools
@@ -20,7 +20,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     generated.NAME: generated.main,
     pseudo_labelled.NAME: pseudo_labelled.main,
 }
-_SPELLED = {spelling.dataset(name): name for name in COMMANDS}  # in others' spelling too
+_SPELLED = {spelling.dataset(name): name for name in COMMANDS}  # accepts other spellings
 
 
 def main(argv: list[str] | None = None) -> None:

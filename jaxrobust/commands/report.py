@@ -1,9 +1,9 @@
 """`jaxrobust report PATH... [--out FILE]`: runs and evaluations as one HTML file.
 
 A path is a run, a folder of records (RUN/evaluation), a file of records, or a folder of many of
-them; quickstart, where no such path is, is the run that the package ships. The file opens from disk
-and loads nothing. With --watch a server shows the page instead, and updates it while the run
-continues.
+them. quickstart, unless a path has that name, is the run shipped with the package. The file opens
+from disk and loads nothing. With --watch a server shows the page instead, and updates it while the
+run continues.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 a file
 cannot be read or written, or the port is taken.
@@ -23,17 +23,17 @@ from jaxrobust.weights.fetch import shipped
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags:
-    """What the page shows, and where it goes."""
+    """The content of the page, and its destination."""
 
     paths: tuple[Path, ...] = flag(
         "Run, records, folder.", word=True, required=True, metavar="PATH"
     )
-    out: Path | None = flag("File; default: report.html in the first PATH, of quickstart here.")
-    watch: bool = flag("Serve the page and keep it fresh.", False)
+    out: Path | None = flag("File; default: report.html in the first PATH; for quickstart, here.")
+    watch: bool = flag("Serve the page and keep it up to date.", False)
     host: str = flag("Address of --watch; default: only this machine reaches it.", "127.0.0.1")
     port: int = flag("Port of --watch; default: 8017.", 8017)
     every: float = flag("Seconds between two pages of --watch; default: 10.", 10.0)
-    json: bool = flag("Print what was made as JSON, last.", False)
+    json: bool = flag("Print the outcome as JSON on the last line.", False)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,12 +44,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _kept(path: Path) -> Path:
-    """Find the run in the package that a path names, where nothing else has that name."""
+    """Find the packaged run named by a path, unless the path exists."""
     return path if path.exists() else shipped.kept(str(path)) or path
 
 
 def run(flags: ReportFlags) -> dict[str, Any] | None:
-    """Write the page, or serve it until Ctrl-C; return what was made."""
+    """Write the page and return its facts, or serve it until Ctrl-C."""
     with patience.of("loading the package"):
         from jaxrobust.report import gathered, page, watching
         from jaxrobust.report.parts import examples  # --help needs no JAX
@@ -62,7 +62,7 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
         )
         return None
     first, paths = flags.paths[0], tuple(map(_kept, flags.paths))
-    place = first if first.is_dir() else first.parent  # of the package's own run, where we are
+    place = first if first.is_dir() else first.parent  # for a packaged run, the current folder
     out = flags.out or place / "report.html"
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'report.html'}")

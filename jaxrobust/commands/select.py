@@ -1,15 +1,15 @@
 """Choose a run's weights on its selection split: `jaxrobust select RUN`.
 
 Candidates are the weights that the run kept (`checkpoint.keep_every_epochs`), raw and averaged, at
-each --image_size. RUN/selection.json gets what each reaches, and the choice with its reason;
-RUN/selection.png the curves. Of a run of several norms an image is robust that withstands all. With
---attack autoattack, adversarial images of earlier candidates are tried first, and only a candidate
-that may be the best after APGD-CE meets the other attacks: what the rest reaches is an upper bound.
-The test split is not looked at: afterwards `jaxrobust evaluate --workdir RUN --selected` tests the
-choice, once. The same command again computes only what is missing.
+each --image_size. RUN/selection.json gets the result of each, and the choice with its reason;
+RUN/selection.png the curves. For a run with several norms, robust images withstand all of them.
+With --attack autoattack, adversarial images of earlier candidates are tried first. Only a candidate
+that may be the best after APGD-CE goes through the other attacks; the others get an upper bound.
+The test split is not used: afterwards `jaxrobust evaluate --workdir RUN --selected` tests the
+choice, once. Repeating the command computes only missing results.
 
-Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
-as a full disk; 130 interrupted.
+Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason, which is printed,
+such as a full disk; 130 interrupted.
 """
 
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ from jaxrobust.runtime.text import patience
 
 @dataclass(frozen=True, kw_only=True)
 class SelectFlags:
-    """What is chosen among, on which images, and under which attack."""
+    """The candidates, the images and the attack of a choice."""
 
     run: Path = flag("Workdir of the run.", word=True, required=True, metavar="RUN")
     phase: str | None = shared("phase", default="the last one that kept weights")
@@ -52,7 +52,7 @@ class SelectFlags:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Choose as the command line says."""
+    """Read the command line and choose the weights."""
     flags = fields.read(SelectFlags, __doc__, argv)
     quiet_libraries()
     answer(_selected, flags, "the same command continues")

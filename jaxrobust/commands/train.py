@@ -1,15 +1,15 @@
-"""`jaxrobust train CONFIG [--workdir DIR] [--config.a.b=v ...]`: trains a network.
+"""`jaxrobust train CONFIG [--workdir DIR] [--config.a.b=v ...]`: train a network.
 
 --then select,autoattack:linf:4/255+l2:2+l1:75,export:hub continues with a choice among kept
-weights, attacks (without a threat in that of the training) and exports (export:module:ID with
-RobustBench's entry). What all of it costs is said before; the same command again continues in what
-was stopped.
+weights, attacks (by default with the threat of the training) and exports (export:module:ID with
+RobustBench's entry). The total cost is estimated first; repeating the command resumes where it
+stopped.
 
 Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
-data, with one sentence on stderr; 3 the run stopped for another reason that it names (NaN, full
-disk, the data of another host). The same command continues after: 75 preempted (SIGTERM) and saved,
-or another process of the pod is gone; 143 SIGTERM where it was not training yet or no longer; 130
-interrupted (Ctrl-C).
+data, with one sentence on stderr; 3 the run stopped for another reason, which is printed (NaN, full
+disk, the data of another host). The same command resumes after: 75 preempted (SIGTERM) and saved,
+or another process of the pod is gone; 143 SIGTERM before or after training; 130 interrupted
+(Ctrl-C).
 """
 
 import sys
@@ -27,11 +27,11 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, arguments.CONFIG_HELP,
 _WHERE = "Where checkpoints, metrics and results go; default: runs/<config>."
 _WORKDIR = flags.DEFINE_string("workdir", None, _WHERE)
 _STAGES = (
-    "What follows the training, with commas: select, an attack such as autoattack:linf:4/255+l2:2, "
+    "Stages after the training, with commas: select, an attack such as autoattack:linf:4/255+l2:2, "
     "export:LAYOUT or export:LAYOUT:ID."
 )
 _THEN = flags.DEFINE_string("then", None, _STAGES)
-_COST = "Whether to say what a run with --then will cost before it begins; or --noestimate."
+_COST = "Whether to estimate the cost of a run with --then before it begins; or --noestimate."
 _ESTIMATE = flags.DEFINE_bool("estimate", True, _COST)
 _TRACED = "traces STEPS steps of each phase for XProf, after the first START of this run."
 _PROFILE = flags.DEFINE_string("profile", None, f"START:STEPS {_TRACED}")
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     arguments.quiet_libraries()
     name = arguments.config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod, folder = hosts(), _WORKDIR.value or f"runs/{name}"
-    patience.end()  # the first host speaks for all, and joining has its own words
+    patience.end()  # only the first host prints, and joining has its own messages
     with patience.of(patience.LOADING, here=pod is None):  # after the flags: --help needs no JAX
         from jaxrobust.report import pictures
         from jaxrobust.results.configs import refusals
@@ -93,14 +93,14 @@ def main(argv: list[str]) -> None:
 
 
 def _listed(error: Exception, mistakes: list[str]) -> str:
-    """List a config's mistakes and `error`, each once: some name a key before the same words."""
+    """List a config's mistakes and `error`, each once: some only prefix another with a key."""
     texts = [*dict.fromkeys([str(error), *mistakes])]
     lines = [one for one in texts if not any(one in other and one != other for other in texts)]
     return "\n- ".join([f"{len(lines)} mistakes:", *lines]) if len(lines) > 1 else lines[0]
 
 
 def _use(cores: int | None) -> None:
-    """Train on a CPU device for each core, or say why not; None: on as many as JAX was told."""
+    """Train on one CPU device per core, or say why not; None: as many as JAX is configured for."""
     import jax
 
     from jaxrobust.runtime.text.progress import say

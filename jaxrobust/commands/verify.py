@@ -1,17 +1,17 @@
-"""Check a bundle with our network: `jaxrobust verify BUNDLE --weights W`.
+"""Check a bundle with your own network: `jaxrobust verify BUNDLE --weights W`.
 
-`jaxrobust evaluate --bundle BUNDLE` wrote it. W is what --weights of an evaluation takes: a run, an
-imported folder, a file, an id. The images come from the data set of the record. A forward pass for
-each image, and one more for each adversarial image, confirms the clean accuracy, and that the
-robust accuracy is at most what the record says; what is not confirmed is said by name. Then APGD-CE
-and APGD-T attack images that are said to survive, drawn by a seed of yours: how many fall bounds
-how many of all would. Another network than the record's is judged too: what comes out is said of
-it, and the claim is not confirmed. Where the record names images or a list of them by a path, which
-the author of the bundle may have made, --dataset or --split has to name your own.
+`jaxrobust evaluate --bundle BUNDLE` wrote it. W is as for --weights of an evaluation: a run, an
+imported folder, a file, an id. The images come from the data set of the record. One forward pass
+per image, and one more per adversarial image, confirm the clean accuracy, and that the robust
+accuracy is at most what the record says; unconfirmed images are listed. Then APGD-CE and APGD-T
+attack a sample of the images that are said to survive, drawn with your seed; the number that falls
+bounds how many of all would. A network other than the record's is judged too, but then the claim is
+not confirmed. If the record names images or a list of them by a path, which the author of the
+bundle may have made, --dataset or --split has to name your own.
 
 Exit codes: 0 everything is confirmed; 1 something is not, or standing images fell to attacks that
 the record says they withstand; 2 a mistake, with one sentence on stderr;
-3 another reason that it names, such as a full disk; 130 interrupted.
+3 another reason, which is printed, such as a full disk; 130 interrupted.
 """
 
 from dataclasses import asdict, dataclass
@@ -29,7 +29,7 @@ _RECORD = "that of the record"
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyFlags:
-    """A bundle, the network that is to confirm it, and where its images are."""
+    """A bundle, the network to check it with, and the location of its images."""
 
     bundle: Path = flag("Folder of the bundle.", word=True, required=True, metavar="BUNDLE")
     weights: str | None = shared("weights")
@@ -47,13 +47,13 @@ class VerifyFlags:
         "Seed of that sample and of its attacks; default: a random one, which is printed.", least=0
     )
     write_images: Path | None = flag(
-        "File .npy for the images as they are prepared, uint8[N,H,W,C], which verify.py of the "
-        "bundle takes; a file .labels.npy next to it gets their labels. Of common corruptions a "
-        "folder, in the layout of CIFAR-10-C. Needs no weights."
+        "File .npy for the prepared images, uint8[N,H,W,C], which verify.py of the "
+        "bundle takes; a file .labels.npy next to it gets their labels. For common corruptions, a "
+        "folder in the layout of CIFAR-10-C. Needs no weights."
     )
     write_adversarial: Path | None = flag(
-        "File .pt for the images as the attack leaves them, a tensor f32[N,C,H,W] in [0, 1] of "
-        "PyTorch. Needs no weights; with them, and where all is confirmed and of a leaderboard of "
+        "File .pt for the images after the attack, a PyTorch tensor f32[N,C,H,W] in [0, 1]. "
+        "Needs no weights; with them, if all is confirmed and belongs to a leaderboard of "
         'RobustBench, a file .issue.md next to it gets the text of its issue "New external '
         'evaluation".'
     )
@@ -88,7 +88,7 @@ def _verified(flags: VerifyFlags) -> dict[str, Any]:
 
 
 def _write_adversarial(settings: Any, file: Path, *, confirmed: bool) -> dict[str, Any]:
-    """Write a bundle's adversarial images, and of a confirmed one RobustBench's issue."""
+    """Write a bundle's adversarial images and, if it is confirmed, RobustBench's issue."""
     from jaxrobust.evaluation.questions import verification
     from jaxrobust.publish import layouts, robustbench_entry
     from jaxrobust.runtime.files import whole

@@ -1,8 +1,8 @@
-"""Say where the values of a config come from: a table, the authors' code, RobustBench or ourselves.
+"""Show the sources of a config's values: a table, the authors' code, RobustBench or our own reason.
 
-`jaxrobust why CONFIG` lists the keys that have no default value, `jaxrobust why CONFIG KEY` one key
-or a section, both with values and sources. A key that `--config.KEY=VALUE` sets is the command
-line's. "Ours" stands before a reason of our own, and "authors' code" where the paper is silent or
+`jaxrobust why CONFIG` lists the keys with non-default values, `jaxrobust why CONFIG KEY` one key or
+a section, with values and sources. The source of a key set by `--config.KEY=VALUE` is the command
+line. "Ours" marks our own reasons, and "authors' code" values on which the paper is silent or
 differs.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr.
@@ -23,11 +23,11 @@ from jaxrobust.runtime.text import patience
 
 @dataclass(frozen=True, kw_only=True)
 class WhyFlags:
-    """Which keys of which config are explained."""
+    """The config and the keys to explain."""
 
     config: str = flag("Config, such as configs/revisiting_at.py:vit_s.", word=True)
     key: str | None = flag("Key or section, such as train.lr or attack.", word=True, nargs="?")
-    all: bool = flag("Show keys that have their default value too.", False)
+    all: bool = flag("Also show keys with default values.", False)
     json: bool = shared("json", False)
 
 

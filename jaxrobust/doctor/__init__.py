@@ -1,1 +1,1 @@
-"""Tests whether a network, or a config, has one of the usual faults: `jaxrobust doctor`."""
+"""Checks a network or a config for common problems: `jaxrobust doctor`."""

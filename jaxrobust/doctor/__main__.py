@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.doctor` is `jaxrobust doctor`, which is in `commands.doctor`."""
+"""Run `jaxrobust doctor` as `python -m jaxrobust.doctor`; see `commands.doctor`."""
 
 from jaxrobust.__main__ import run
 

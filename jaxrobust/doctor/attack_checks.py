@@ -1,4 +1,4 @@
-"""The checks of a network's gradients and of attacks on it."""
+"""Checks of a network's gradients and of attacks on it."""
 
 import itertools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, CheckR
 from jaxrobust.doctor.patient import STEPS, Patient
 from jaxrobust.evaluation.network import reliability
 
-_FEW = 16  # images that are right, below which attacks say little
+_FEW = 16  # correctly classified images; with fewer, attacks show little
 _BEFORE = (
     *("determinism", "train-mode", "finite-logits", "softmax", *explanations.ALL),
     *("one-class", "accuracy"),
@@ -38,7 +38,7 @@ def _zero(patient: Patient) -> CheckResult:
     sentence = "zero at " + ", ".join(f"{v:.1%} in {k}" for k, v in value.items())
     sentence += f" of {len(zero['float32'])} images"
     if reliability.check_gradients(zero["float32"]):
-        # Past a saturated softmax the margin still has a gradient, which a mask takes too.
+        # Behind a saturated softmax the margin still has a gradient; masking removes that too.
         margin = float(_share_of_zeros(patient, "cw", "float32").mean())
         cause = remedy = None
         if margin < 0.5 * value["float32"]:
@@ -57,7 +57,7 @@ def _zero(patient: Patient) -> CheckResult:
 
 
 def _attacking(look: Callable[[Patient], CheckResult]) -> Callable[[Patient], CheckResult]:
-    """Skip a look that attacks where attacks say little."""
+    """Skip a check that attacks if attacks would show little."""
 
     def looks(patient: Patient) -> CheckResult:
         count = len(patient.attacked)
@@ -65,7 +65,7 @@ def _attacking(look: Callable[[Patient], CheckResult]) -> Callable[[Patient], Ch
             return CheckResult(SKIPPED, "the radius is 0")
         if patient.without_gradient:
             return CheckResult(SKIPPED, "the network cannot be differentiated")
-        few = CheckResult(SKIPPED, f"only {count} images are right clean")
+        few = CheckResult(SKIPPED, f"only {count} clean images are right")
         return few if count < _FEW else look(patient)
 
     return looks
@@ -142,7 +142,7 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
         "dlr-against-ce",
         f"Accuracy under PGD of {STEPS} steps with either loss; red where DLR's is more than 10 "
         "points lower, yellow where CE's is more than 30 points lower.",
-        "the cross-entropy hides the gradient: logits are large, and its rounding is what is left",
+        "the cross-entropy hides the gradient: logits are large, and only rounding remains",
         "attack with DLR and its targeted form (apgd-t), or divide the logits by their range",
         "Croce & Hein 2020, arXiv 2003.01690, section 4",
         _losses,
@@ -164,7 +164,7 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
         "Accuracy under PGD at growing radii, up to one at which all images can be the same grey; "
         "red where it rises by more than 5 points, or stays above 30% at the last, yellow from "
         "15%.",
-        "PGD loses its way: gradients are masked, or the step does not follow the radius",
+        "PGD loses its way: gradients are masked, or the step does not scale with the radius",
         _MASKED,
         f"{_SIGNS}; Carlini et al. 2019, arXiv 1902.06705",
         _radius,

@@ -1,4 +1,4 @@
-"""From what the command line names to findings: a network, a config, or a run, which has both."""
+"""Examine the network, the config or the run named on the command line."""
 
 import math
 from pathlib import Path
@@ -30,7 +30,7 @@ from jaxrobust.types import Threat, threats
 from jaxrobust.weights.fetch import shipped
 from jaxrobust.weights.trained import runs
 
-_RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # the defaults: CIFAR-10's
+_RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # the defaults, as for CIFAR-10
 
 
 class Examination(NamedTuple):
@@ -41,7 +41,7 @@ class Examination(NamedTuple):
 
 
 def given_of(place: str | None, **values: Any) -> GivenFlags:
-    """Fill evaluate's flags; `place` is a run, weights, or a function, whose flag is left out."""
+    """Fill evaluate's flags; `place` is a run, weights, or a function given without a flag."""
     values["norm"] = values.get("norm") and spelled(values["norm"])
     if values["norm"] not in (None, *_RADII):
         raise ValueError(f"--norm={values['norm']} is unknown; choose one of {', '.join(_RADII)}")
@@ -53,8 +53,8 @@ def given_of(place: str | None, **values: Any) -> GivenFlags:
 
 
 def of_network(network_flags: GivenFlags, *, images: int, tell: Tell) -> Examination:
-    """Examine the network of flags on this many images of its test split; a `ValueError` says which
-    flags contradict each other or the weights.
+    """Examine the network named by flags on `images` images of its test split; raise `ValueError`
+    if flags contradict each other or the weights.
     """
     network_flags = flags.placed(network_flags)
     flags.check(network_flags)
@@ -81,7 +81,7 @@ def _read(network_flags: GivenFlags, images: int) -> tuple[str, Patient]:
     preprocessing = pipeline.preprocessing_id(source, size, requested)
     prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=images)
     labels = prepared.labels()
-    spread_out = balance.order(labels, prepared.ids)  # so that the first of them are too
+    spread_out = balance.order(labels, prepared.ids)  # so that the first images are balanced too
     places = prepared.ids[spread_out]
     logits_of = measuring.networks_of(subject, weights)
     examined_network = Patient(
@@ -102,7 +102,7 @@ def _read(network_flags: GivenFlags, images: int) -> tuple[str, Patient]:
 def _recorded(
     run: Path | None, weights_name: str | None, source: registry.Source
 ) -> Recorded | None:
-    """Find the run's own record of these weights on this split, if there is one."""
+    """Find the run's record of these weights on this split, if there is one."""
     if run is None or not (run / "results.jsonl").is_file():
         return None
     requested = (source.name, source.split, weights_name)
@@ -115,9 +115,9 @@ def _recorded(
 
 
 def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examination:
-    """Examine a config for training on this many devices; nothing is compiled."""
+    """Examine a config for training on this many devices, without compiling."""
     for phase in phases(config):
-        threats(of_phase(config, phase).attack)  # refuses a mistake
+        threats(of_phase(config, phase).attack)  # raises on a mistake
     start_runs.fitting(config, Path("runs/doctor"))  # likewise
     of = f"{name} on {counted(devices, 'device')}"
     return _examined(of, CONFIG_CHECKS, PlannedRun(config, devices), tell)
@@ -132,12 +132,12 @@ def answer(
     devices: int | None,
     tell: Tell,
 ) -> list[Examination]:
-    """Examine the config and the network that a command line names; `tell` gets each line at once.
+    """Examine the config and the network on the command line; `tell` gets each line immediately.
 
     Args:
       values: flags of evaluate, and `n`; place: the word without a flag.
-      config: a config, and `config_name`, what it is called.
-      devices: None: those that are here; a CPU is one.
+      config: a config, named `config_name`.
+      devices: number of devices; None: those present, where a CPU counts as one.
     """
     if devices is not None and devices < 1:
         raise ValueError(f"--devices={devices} must be at least 1; leave it out for those here")

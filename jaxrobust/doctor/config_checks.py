@@ -1,4 +1,4 @@
-"""The checks of a config, before anything is trained."""
+"""Checks of a config before training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,31 +26,31 @@ from jaxrobust.training.update import inner, objectives
 from jaxrobust.types import Classifier, Threat
 from jaxrobust.weights.naming.compose import NORMALIZATIONS
 
-_ONE_STEP = 8 / 255  # of L-inf: from here on one step is known to overfit to itself
+_ONE_STEP = 8 / 255  # L-inf radius from which one-step training is known to overfit
 _LOOKED_AT = 32  # images whose sizes are read
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A config, and the devices it is to train on."""
+    """A config, and the number of devices to train on."""
 
     config: Config
     devices: int = 1
 
     @cached_property
     def phases(self) -> dict[str, Config]:
-        """Collect the config as each phase that happens sees it."""
+        """The config of each phase that runs."""
         return {name: of_phase(self.config, name) for name in phases(self.config)}
 
     @property
     def attacked(self) -> dict[str, Config]:
-        """Select those that train against an attack."""
+        """The phases that train against an attack."""
         phases = self.phases.items()
         return {n: c for n, c in phases if objectives.named(c[n].objective).attacks}
 
     @cached_property
     def source(self) -> Any:
-        """Open the training split; a sentence says why it cannot be opened."""
+        """The opened training split, or a sentence on why it cannot be opened."""
         data = self.config.data
         try:
             return registry.open_source(
@@ -64,7 +64,7 @@ class PlannedRun:
             return str(error)
 
     def steps(self, name: str) -> int | None:
-        """Count the steps of a phase; None: the number of images is unknown."""
+        """Count the steps of a phase; None if the number of images is unknown."""
         planned, data = self.phases[name], self.phases[name].data
         if isinstance(self.source, str):
             is_complete = data.get("classes") is None and data.extra is None
@@ -77,7 +77,7 @@ class PlannedRun:
 
     @cached_property
     def side(self) -> int:
-        """Measure the shorter side of the images, in pixels; of several sizes the usual one."""
+        """The shorter side of the images in pixels; with several sizes, the median."""
         if shape := self.source.image_shape:
             return min(shape[:2])
         places = np.linspace(0, len(self.source) - 1, min(_LOOKED_AT, len(self.source)))
@@ -86,7 +86,7 @@ class PlannedRun:
 
     @cached_property
     def net(self) -> Classifier:
-        """Build the network of the config."""
+        """The network of the config."""
         return network_of(self.config)
 
 
@@ -96,7 +96,7 @@ Look = Callable[[PlannedRun], CheckResult]
 def _of_phases(
     look: Callable[[PlannedRun, str, Config], CheckResult], *, attacked: bool = False
 ) -> Look:
-    """Look at each phase, or at those that attack: the worst one counts, else the first or last."""
+    """Check each phase, or each attacking one; the worst counts, else the first or last."""
 
     def looks(plan: PlannedRun) -> CheckResult:
         if attacked and not plan.attacked:
@@ -124,7 +124,7 @@ def _heavy(plan: PlannedRun) -> CheckResult:
 def _worst_norm(
     look: Callable[[str, Config, AttackSection], CheckResult],
 ) -> Callable[[PlannedRun, str, Config], CheckResult]:
-    """Look at each norm's attack by itself, and take the worst that is seen."""
+    """Check each norm's attack separately, and return the worst result."""
 
     def looks(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
         a, norms = planned.attack, inner.by_norm(planned.attack)
@@ -153,7 +153,7 @@ def _step(name: str, planned: Config, a: AttackSection) -> CheckResult:
     if share * steps < 1 - 1e-6:
         return CheckResult(RED, f"{sentence}: the radius is never reached", share)
     if share > 2 + 1e-6:
-        return CheckResult(RED, f"{sentence}: each leaps over the ball", share)
+        return CheckResult(RED, f"{sentence}: each step leaps over the ball", share)
     return CheckResult(YELLOW, doubts[0], share) if doubts else CheckResult(GREEN, sentence, share)
 
 
@@ -348,7 +348,7 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
         "Shorter side of the images compared with model.image_size; red below 80% of it and for "
         "other "
         "channels, yellow below it.",
-        "images are blown up: they cost more and show nothing more",
+        "images are upsampled: they cost more and show nothing more",
         "set model.image_size to the images' side, or take another data set",
         "Touvron et al. 2019, arXiv 1906.06423",
         _of_phases(_size),

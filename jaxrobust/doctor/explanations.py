@@ -1,7 +1,7 @@
-"""What done to the images, or to the classes, would raise the accuracy of a network.
+"""Changes of the images or the class order that would raise a network's accuracy.
 
-Each explanation is tried, and the best one counts, if it raises the accuracy by far: so a network
-that is normalised twice is not blamed for the order of its classes.
+Each explanation is tried, and only the best one counts, if it raises the accuracy considerably. So
+a network that normalises twice is not blamed for the order of its classes.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,23 +17,23 @@ from jaxrobust.weights.naming.compose import NORMALIZATIONS
 RANGE, MISSING, TWICE = "input-range", "missing-normalisation", "double-normalisation"
 CHANNELS, ORDER = "channel-order", "label-order"
 ALL = (RANGE, MISSING, TWICE, CHANNELS, ORDER)
-# Of accuracy: red, and yellow; both beyond chance and a network's taste for contrast.
+# Gains in accuracy for red and yellow, beyond chance and a network's preference for contrast.
 GAIN, _SOME, _DEVIATIONS = 0.1, 0.04, 3.5
 
 
 class Tried(NamedTuple):
-    """What was done, and what the network then makes of the images."""
+    """A change that was tried, and its effect on the network."""
 
     check: str
     done: str
     accuracy: float
     loss: float
     gain: float  # in accuracy
-    deviations: float  # standard ones, by which chance would have to go astray
+    deviations: float  # significance of the gain in standard deviations
 
 
 def tried(patient: Patient) -> list[Tried]:
-    """Try all explanations, those of the images first."""
+    """Try all explanations, first those by changes of the images."""
     done = []
     for check, words, change in _changes(patient.images.shape[-1]):
         logits = patient.forward(np.ascontiguousarray(change(patient.images), np.float32))
@@ -42,8 +42,8 @@ def tried(patient: Patient) -> list[Tried]:
 
 
 def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
-    """Choose the explanation with the highest accuracy, of equal ones that with the lowest loss,
-    among those that matter and are above guessing.
+    """Choose the explanation with the highest accuracy, on ties with the lowest loss, among those
+    that are significant and better than guessing.
     """
     chance = 1 / classes
     floor = chance + 3 * (chance * (1 - chance) / max(count, 1)) ** 0.5
@@ -55,8 +55,8 @@ def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
 def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], np.ndarray]]]:
     yield RANGE, "images in 0..255", lambda x: 255 * x
     for name, (mean, std) in NORMALIZATIONS.items():
-        # RobustART's larger scale lowers the loss of networks that expect a different one, and
-        # those that expect it are explained by CIFAR-10's as well.
+        # RobustART's larger scale lowers the loss of networks that expect another normalisation,
+        # and those that expect it are also explained by CIFAR-10's.
         if name in ("none", "cifar10-robustart"):
             continue
         m, s = (np.asarray(v, np.float32) for v in (mean, std))
@@ -72,7 +72,7 @@ def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], n
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Compute the cross-entropies f[N] of logits f[N,K]; infinite where one is not finite."""
+    """Compute the cross-entropies f[N] of logits f[N,K]; all infinite unless all are finite."""
     if not np.isfinite(logits).all():
         return np.full(len(labels), np.inf)
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
@@ -83,11 +83,11 @@ def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def compared(
     check: str, done: str, old_logits: np.ndarray, new_logits: np.ndarray, labels: np.ndarray
 ) -> Tried:
-    """Compare logits before something was done and after, image by image.
+    """Compare logits before and after a change, image by image.
 
-    Its deviations are those of a sign test of the images whose verdict changes; where it says at
-    least two, those of the difference in loss count too, which is the sharper test: accuracy says
-    nothing of the images whose verdict stays.
+    The deviations are those of a sign test on images whose verdict changes. From two on, those of
+    the difference in loss count too, if larger. That test is sharper, because accuracy ignores
+    images whose verdict stays.
     """
     was, is_now = is_right(old_logits, labels), is_right(new_logits, labels)
     won, lost = int((is_now & ~was).sum()), int((was & ~is_now).sum())
@@ -102,7 +102,7 @@ def compared(
 
 
 def _usual_orders(names: tuple[str, ...], count: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield what people number classes by, i[K]: output i means class order[i]."""
+    """Yield common ways to number classes, i[K]: output i means class order[i]."""
     numbers = np.arange(count)
     yield "classes shifted by -1", np.roll(numbers, 1)
     yield "classes shifted by 1", np.roll(numbers, -1)
@@ -118,8 +118,8 @@ def _usual_orders(names: tuple[str, ...], count: int) -> Iterator[tuple[str, np.
 
 
 def _of_orders(patient: Patient) -> Iterator[Tried]:
-    """Yield what the usual orders of the classes explain, however few images a class has, and, of
-    four images a class or more, the best order of one half of them, tried on the other.
+    """Try the usual orders of the classes; with at least four images per class, also find the best
+    order on one half of the images, and try it on the other.
     """
     logits, labels = patient.logits, patient.labels
     classes = logits.shape[1]
@@ -137,14 +137,14 @@ def _of_orders(patient: Patient) -> Iterator[Tried]:
 
 def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the order of classes that fits one half of the images best, i[K]: output i means class
-    order[i] (Kuhn 1955, on the table of confusions); return also the other half, i[n], to judge it.
+    order[i] (Kuhn 1955, on the confusion matrix); also return the other half, i[n], to test it.
     """
     classes = logits.shape[1]
     mixed = np.random.default_rng(0).permutation(len(labels))
     counted, judged = np.split(mixed, [len(labels) // 2])
     table = np.zeros((classes, classes))
     np.add.at(table, (logits[counted].argmax(axis=1), labels[counted]), 1)
-    table += 0.5 * np.eye(classes)  # a class that is not seen stays where it is
+    table += 0.5 * np.eye(classes)  # classes without images keep their place
     return linear_sum_assignment(-table)[1], judged
 
 

@@ -1,4 +1,4 @@
-"""A check, what it found, and how that is told."""
+"""Checks, their findings, and the format of findings."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Examined = TypeVar("Examined")
 
 
 class CheckResult(NamedTuple):
-    """The result of a look; cause and remedy replace those of the check where they differ."""
+    """The result of a check; a cause or remedy here replaces that of the check."""
 
     level: str
     sentence: str
@@ -25,15 +25,15 @@ class CheckResult(NamedTuple):
 
 
 class Check(NamedTuple, Generic[Examined]):
-    """A row of a table."""
+    """A row in a table of checks."""
 
     name: str
     measures: str  # and when it is yellow or red
     cause: str
     remedy: str
-    paper: str  # with its section where that could be looked up
+    paper: str  # with its section, if that could be looked up
     look: Callable[[Examined], CheckResult]
-    follows: tuple[str, ...] = ()  # checks whose fault shows here too
+    follows: tuple[str, ...] = ()  # checks whose faults also show here
 
 
 class Finding(NamedTuple):
@@ -41,10 +41,10 @@ class Finding(NamedTuple):
 
     check: Check[Any]
     result: CheckResult
-    after: str | None = None  # the check that has found the cause
+    after: str | None = None  # the check that found the cause
 
     def plain(self) -> dict[str, Any]:
-        """List it as values that JSON has."""
+        """Return the finding for JSON."""
         check, result, faulty = self.check, self.result, self.result.level in (YELLOW, RED)
         return {
             "check": check.name,
@@ -59,15 +59,15 @@ class Finding(NamedTuple):
         }
 
 
-Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is examined
+Tell = Callable[["Finding | str"], None]  # gets a finding, or a description of the subject
 
 
 def examined(
     checks: Sequence[Check[Examined]], patient: Examined, tell: Tell | None = None
 ) -> list[Finding]:
-    """Run all checks of a table, in its order; `tell` gets each finding at once.
+    """Run all checks of a table in order; `tell` gets each finding immediately.
 
-    A fault that shows in several rows is red in the first of them; those that follow are yellow.
+    A fault that shows in several rows is red in the first one, and yellow in those that follow.
     """
     findings: list[Finding] = []
     for check in checks:
@@ -77,7 +77,7 @@ def examined(
         after = next((name for name in reds if name in check.follows), None)
         cause, remedy = result.cause or check.cause, result.remedy or check.remedy
         if after and result.level in (YELLOW, RED):
-            cause, remedy = f"it follows from {after}, see there", f"mend {after} first"
+            cause, remedy = f"it follows from {after}, see there", f"fix {after} first"
             result = result._replace(level=YELLOW)
         else:
             after = None
@@ -87,13 +87,13 @@ def examined(
     return findings
 
 
-_LEVEL, _NAME = 8, 23  # columns of a line before what was seen
+_LEVEL, _NAME = 8, 23  # columns of a line before the observation
 
 
 def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str:
-    """Write a finding; with its cause, remedy and paper where something is wrong.
+    """Format a finding, with cause, remedy and paper if something is wrong.
 
-    `columns`: of a terminal, in which lines are broken; None: it is one line.
+    `columns`: width of the terminal, for wrapping; None: a single line.
     """
     level, sentence = finding.result.level, finding.result.sentence
     parts = []
@@ -103,7 +103,7 @@ def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str
     start = f"{level:{_LEVEL}}{finding.check.name:{_NAME}}"
     if columns is None:
         text = ". ".join([f"{start}{sentence}", *parts])
-    else:  # further lines are below what was seen, if they fit
+    else:  # further lines are aligned with the observation if they fit
         indent = len(start) if columns >= 2 * len(start) else _LEVEL
         width = max(columns, _NARROWEST)
         more = [_filled(part, " " * _LEVEL, _LEVEL + 2, width) for part in parts]

@@ -1,4 +1,4 @@
-"""The checks of a network, in the order in which a fault shows: inputs, outputs, gradients."""
+"""Checks of a network, from causes to consequences: outputs, inputs, accuracy, gradients."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ _ENOUGH = 32  # images for a statement about accuracy
 
 
 def _reliability(*names: str, healthy: str) -> Look:
-    """Look at flags of `evaluation.network.reliability`, which are faults all of them."""
+    """Make a check from flags of `evaluation.network.reliability`, all of which are faults."""
 
     def look(patient: Patient) -> CheckResult:
         raised = [name for name in names if name in patient.flags]

@@ -1,4 +1,4 @@
-"""A network under examination: its images, and what is measured on it, once each."""
+"""A network under examination: its images, and cached measurements."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -17,14 +17,14 @@ from jaxrobust.data.stream.loading import DecodedImages
 from jaxrobust.evaluation.network import checks, reliability
 from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn, Threat, check_threat
 
-STEPS = 10  # of PGD, and points of random noise
-_ATTACKED = 100  # images at most
-_RESIZED = 200  # images at most: fewer cannot tell a loss of 10 points from chance
+STEPS = 10  # of PGD, and number of points of random noise
+_ATTACKED = 100  # maximum number of images
+_RESIZED = 200  # maximum number of images: fewer cannot tell a loss of 10 points from chance
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The accuracy that somebody has written down for these weights on this split."""
+    """The recorded accuracy of these weights on this split."""
 
     clean: float
     where: str
@@ -32,12 +32,12 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Patient:
-    """A network, images f32[N,H,W,C] in [0, 1], labels i32[N], the threat it should withstand.
+    """A network, images f32[N,H,W,C] in [0, 1], labels i32[N], and a threat to withstand.
 
     Attributes:
-      logits_fn: f32[B,H,W,C] -> f32[B,K], as `autoattack` takes it; is traced and compiled.
+      logits_fn: f32[B,H,W,C] -> f32[B,K], as for `autoattack`; it is traced and compiled.
       others: the same network in other compute types, such as {"bfloat16": logits_fn}.
-      arrays: f32[M,H,W,C], the first M images as arrays are resized, without PIL; None: the images
+      arrays: f32[M,H,W,C], the first M images resized as arrays, without PIL; None: the images
         have the network's size.
     """
 
@@ -54,7 +54,7 @@ class Patient:
     memo: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Refuse a radius that holds every image."""
+        """Raise if the ball contains every image."""
         _, height, _, channels = self.images.shape
         check_threat(self.threat, height, channels)
 
@@ -76,33 +76,33 @@ class Patient:
 
     @cached_property
     def logits(self) -> np.ndarray:
-        """Return f[N,K] of the images."""
+        """The logits f[N,K] of the images."""
         return self.forward(self.images)
 
     @cached_property
     def right(self) -> np.ndarray:
-        """Return bool[N], which images are classified correctly."""
+        """Which images are classified correctly, bool[N]."""
         return checks.is_right(self.logits, self.labels)
 
     @cached_property
     def flags(self) -> reliability.Flags:
-        """List the flags that `reliability` raises of the network."""
+        """The flags that `reliability` raises for the network."""
         data, size = (self.images, self.labels), min(self.batch, len(self.images))
         return reliability.check_network(self.forward, self.logits_fn, *data, batch_size=size)
 
     @cached_property
     def attacked(self) -> np.ndarray:
-        """Choose the images that are attacked: the first that are right."""
+        """The places of the images to attack: the first that are classified correctly."""
         return np.flatnonzero(self.right)[:_ATTACKED]
 
     @cached_property
     def without_gradient(self) -> str | None:
-        """Explain why the network cannot be differentiated; None: it can."""
+        """Why the network cannot be differentiated; None if it can."""
         image = jax.ShapeDtypeStruct((self.batch, *self.images.shape[1:]), jnp.float32)
         label = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
         try:
             jax.eval_shape(partial(_slopes, self.logits_fn, loss=attacks.ce_loss), image, label)
-        except Exception as error:  # whatever the user's code, or JAX, says
+        except Exception as error:  # any error of the user's code or JAX
             return " ".join(str(error).split())[:200]
         return None
 
@@ -122,7 +122,7 @@ class Patient:
 
     @cached_property
     def after_noise(self) -> np.ndarray:
-        """Return f[n], the largest of `STEPS` margins at random points as far away as PGD goes."""
+        """The largest of `STEPS` margins at random points on the boundary of the ball, f[n]."""
         return self._margins("noise", _noise, self.threat.epsilon)
 
     def _margins(self, name: str, search: Callable[..., Array], epsilon: float) -> np.ndarray:
@@ -136,7 +136,7 @@ class Patient:
 
     @property
     def everything(self) -> float:
-        """Compute the radius at which all images can be made the same grey one."""
+        """The radius at which every image can become the same grey."""
         pixels = float(np.prod(self.images.shape[1:]))
         return {"linf": 0.5, "l2": 0.5 * pixels**0.5, "l1": 0.5 * pixels}[self.threat.norm]
 
@@ -145,7 +145,7 @@ def resized(
     source: Source, places: np.ndarray, *, preprocessing: str, image_size: int
 ) -> np.ndarray | None:
     """Resize the first images of `places` as arrays, without PIL's antialiasing: f32[M,H,W,C] in
-    [0, 1]; None: the preprocessing resizes nothing.
+    [0, 1]; None if the preprocessing does not resize.
     """
     numbers = [int(text) for text in re.findall(r"\d+", preprocessing)]
     if preprocessing == "none" or preprocessing.startswith("Crop") or not numbers:
@@ -197,7 +197,7 @@ def _margin(network: Any, images: Array, labels: Array) -> Array:
     return attacks.cw_loss(_verdict(network, images).astype(jnp.float32), labels)
 
 
-# Margins f[B] after a search of a network, from (a key, images, labels, ids, radii f[B]).
+# Margins f[B] after a search on a network, from (a key, images, labels, ids, radii f[B]).
 
 
 def _pgd(
@@ -210,7 +210,7 @@ def _pgd(
     **options: str,
 ) -> Array:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-    # pgd checks a radius that is known; this one is an argument of the program.
+    # pgd checks concrete radii; this one is an argument of the program.
     attack = attacks.pgd(epsilon=epsilon, steps=STEPS, **options)  # type: ignore[arg-type]
     return _margin(network, attack(network, keys, images, labels), labels)
 
@@ -230,7 +230,7 @@ def _noise(
 
 
 def _of_size(noise: Array, epsilon: Array, *, norm: str) -> Array:
-    """Return noise on the surface of a ball; of L-inf one of its corners."""
+    """Scale noise to the surface of a ball; for L-inf, to one of its corners."""
     if norm == "linf":
         return epsilon * jnp.sign(noise)
     size = jnp.sqrt((noise**2).sum()) if norm == "l2" else jnp.abs(noise).sum()

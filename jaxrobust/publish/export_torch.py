@@ -70,7 +70,7 @@ def _check(settings: ExportSettings) -> None:
         if extra := [k for k in weights_keys if getattr(settings, k) is not None]:
             raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
     elif settings.phase:
-        raise ValueError("--phase is one of a --workdir; --weights has but one")
+        raise ValueError("--phase belongs to a --workdir; --weights has only one")
     flags = [key for key in ("weights", "phase", "which") if getattr(settings, key) is not None]
     if settings.selected and flags:
         raise ValueError(f"--selected names the weights of a --workdir; leave --{flags[0]} out")

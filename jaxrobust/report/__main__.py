@@ -1,4 +1,4 @@
-"""`python -m jaxrobust.report` is `jaxrobust report`, which is in `commands.report`."""
+"""Run `jaxrobust report` as `python -m jaxrobust.report`; see `commands.report`."""
 
 from jaxrobust.__main__ import run
 

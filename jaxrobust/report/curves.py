@@ -1,4 +1,4 @@
-"""Metrics of a run as curves: read line by line, thinned for a picture, and what they warn of."""
+"""Metrics of a run as curves: read line by line, thinned for pictures, and their warnings."""
 
 import itertools
 import json
@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxrobust.training.update import alarm
 
-_STRETCHES = 20  # of skipped steps, that are told one by one
-_COMPARED = 200  # bytes that show that a file is what it was, and longer
+_STRETCHES = 20  # stretches of skipped steps reported separately
+_COMPARED = 200  # bytes compared to check that a file has only grown
 _ALARM = ("alarm_loss", "alarm_loss_stronger", "alarm_gradient_agreement", "alarm_gradient_zero")
 
 
@@ -24,7 +24,7 @@ class Curve(NamedTuple):
 
 
 class CurveEvent(NamedTuple):
-    """What happened at a step."""
+    """An event at a step."""
 
     phase: str
     step: int
@@ -33,27 +33,27 @@ class CurveEvent(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What metrics.jsonl tells."""
+    """The content of metrics.jsonl."""
 
-    curves: dict[str, dict[str, Curve]]  # phase -> quantity -> curve, phases in their order
+    curves: dict[str, dict[str, Curve]]  # phase -> quantity -> curve, phases in order
     events: list[CurveEvent]
-    notes: list[str]  # what could not be read
+    notes: list[str]  # on lines that could not be read
 
 
 def read(path: Path) -> Metrics:
-    """Return the metrics of a file; damaged lines and a torn last one are left out and noted."""
+    """Read the metrics of a file; damaged lines and a torn last line are skipped and noted."""
     return _Growing(path).read()
 
 
 class Followed:
-    """Metrics of files that grow: each is read from where it was left off the last time."""
+    """Metrics of growing files, each read from where the last call stopped."""
 
     def __init__(self) -> None:
         self._files: dict[Path, _Growing] = {}
         self._lock = threading.Lock()
 
     def read(self, path: Path) -> Metrics:
-        """Read what was added to a file since the last call."""
+        """Read the lines added to a file since the last call; return all metrics."""
         with self._lock:
             return self._files.setdefault(path, _Growing(path)).read()
 
@@ -68,7 +68,7 @@ class _Growing:
         self._alarms: list[CurveEvent] = []
         self._damaged: list[int] = []
         self._lines = self._offset = 0
-        self._before = b""  # the bytes in front of the offset
+        self._before = b""  # the bytes before the offset
 
     def read(self) -> Metrics:
         torn = False
@@ -77,7 +77,7 @@ class _Growing:
         else:
             with self._path.open("rb") as lines:
                 lines.seek(self._offset - len(self._before))
-                if lines.read(len(self._before)) != self._before:  # a run that continues cuts it
+                if lines.read(len(self._before)) != self._before:  # a resumed run truncates it
                     self._begin()
                     lines.seek(0)
                 torn = self._take(lines)
@@ -95,16 +95,16 @@ class _Growing:
         return Metrics(curves, self._alarms + _overfitting(curves) + _skipped(curves), notes)
 
     def _take(self, lines: BinaryIO) -> bool:
-        """Read the lines that are complete; True: the last one is torn."""
+        """Read the complete lines; return True if the last line is torn."""
         for line in lines:
             complete = line.endswith(b"\n")
             blank = line == b"\n" and self._before and not self._before.endswith(b"\n")
             row = None if blank else _row(line)
             if row is None and not complete:
-                return True  # somebody may be writing it
+                return True  # it may still be being written
             self._offset, self._before = self._offset + len(line), line[-_COMPARED:]
             if blank:
-                continue  # the end of a line that was complete but for it
+                continue  # the newline of a line read before without it
             self._lines += 1
             if row is None:
                 self._damaged.append(self._lines)
@@ -155,7 +155,7 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
 
 
 def _skipped(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
-    """Find the steps that updated nothing: one event for each stretch of lines that say so."""
+    """Find steps without an update: one event for each stretch of lines that report some."""
     events = []
     for phase, logged in curves.items():
         if "skipped" not in logged:
@@ -175,7 +175,7 @@ def _skipped(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
 
 
 def thinned(curve: Curve, most: int) -> Curve:
-    """Return about `most` points: the first, the last, each stretch's least and greatest."""
+    """Keep about `most` points: the first, the last, and the extremes of each stretch."""
     n = len(curve.steps)
     if n <= most:
         return curve
@@ -185,7 +185,7 @@ def thinned(curve: Curve, most: int) -> Curve:
         part = curve.values[start:end]
         finite = np.isfinite(part)
         if not finite.all():
-            keep.add(start + int(np.argmin(finite)))  # the gap is seen
+            keep.add(start + int(np.argmin(finite)))  # keeps the gap visible
         if finite.any():
             keep.add(start + int(np.argmin(np.where(finite, part, np.inf))))
             keep.add(start + int(np.argmax(np.where(finite, part, -np.inf))))

@@ -1,8 +1,7 @@
-"""Figures as SVG, each with its data as JSON next to it: curves, rows of values, a matrix of
-counts.
+"""Figures as SVG, each with its data as JSON: curves, rows of values, matrices of counts.
 
-A figure is 340 units wide, so that its letters can be read on a telephone. The script of the page
-reads the JSON, and says the values where somebody points or moves the arrow keys.
+A figure is 340 units wide, so that its text is readable on a phone. The script of the page reads
+the JSON, and shows values under the pointer or as the arrow keys move.
 """
 
 import math
@@ -15,18 +14,18 @@ from markupsafe import Markup
 from jaxrobust.report.markup import parts
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 330, 8, 158  # of curves
-_NAMES, _ROW = 118, 17  # rows: where their axis begins, and how high one is
+_NAMES, _ROW = 118, 17  # rows: start of their axis, and height of one
 _COLOURS = 6  # of the style sheet; lines after the sixth are dashed
-_MARKS = 40  # that are drawn in a figure
-CLASSES = 15  # of a matrix, that can be told apart on a telephone
+_MARKS = 40  # maximum number drawn in a figure
+CLASSES = 15  # maximum number in a matrix that is readable on a phone
 _CELLS_LEFT, _CELLS_TOP, _SIDE = 78, 6, 254  # of a matrix
-_NUMBERS = 11  # classes up to which a count fits into its cell
+_NUMBERS = 11  # maximum number of classes for counts to fit in cells
 _LEVELS = 6  # of colour
-_LETTER = 6.2  # width, on average
+_LETTER = 6.2  # average width
 
 
 class Line(NamedTuple):
-    """A curve; y that is not finite interrupts it."""
+    """A curve, interrupted where y is not finite."""
 
     name: str
     x: Sequence[float]
@@ -43,11 +42,11 @@ class Bar(NamedTuple):
     low: float | None = None
     high: float | None = None
     second: float | None = None
-    strong: bool = False  # stands out, such as a difference that is told apart
+    strong: bool = False  # highlighted, such as a significant difference
 
 
 class Mark(NamedTuple):
-    """A place of x at which something happened, and what."""
+    """An event at a position on the x axis."""
 
     at: float
     text: str
@@ -55,17 +54,17 @@ class Mark(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What an axis says; a percentage is given as a fraction."""
+    """The settings of an axis; percentages are given as fractions."""
 
     label: str
     percent: bool = False
     log: bool = False
-    low: float | None = None  # ends, where they are fixed
+    low: float | None = None  # ends, if they are fixed
     high: float | None = None
 
 
 def spelled(value: float | None, percent: bool = False) -> str:
-    """Return a value for people."""
+    """Format a value for people."""
     if value is None or not math.isfinite(value):
         return "not finite"
     if percent:
@@ -83,7 +82,7 @@ def lines(
     marks: Sequence[Mark] = (),
     note: str = "",
 ) -> Markup:
-    """Return a figure of curves, with what happened on the way as dashed lines."""
+    """Return a figure of curves, with events as dashed lines."""
     if not any(_drawable(b, y) for c in curves for b in c.y):
         return parts.empty(title, "positive and finite" if y.log else "finite", note)
     xs = [v for c in curves for v in c.x if math.isfinite(v)]
@@ -157,7 +156,7 @@ def cells(
             for row, column in np.argwhere(levels == level).tolist()
         )
         if path:
-            shades.append((path, f"{0.5 * level / _LEVELS:.2f}"))  # the number stays readable
+            shades.append((path, f"{0.5 * level / _LEVELS:.2f}"))  # keeps the number readable
     if len(names) <= _NUMBERS:
         for row, column in np.argwhere(counts > 0).tolist():
             x, y = _CELLS_LEFT + size * (column + 0.5), _CELLS_TOP + size * (row + 0.5)
@@ -177,7 +176,7 @@ def cells(
 
 
 class _Frame(NamedTuple):
-    """Where the values of an axis lie in the picture."""
+    """The mapping from an axis's values to positions in the picture."""
 
     low: float
     high: float
@@ -199,7 +198,7 @@ def _frame(axis: Axis, values: Sequence[float], start: float, end: float) -> _Fr
     low = axis.low if axis.low is not None else min(finite, default=0.0)
     high = axis.high if axis.high is not None else max(finite, default=1.0)
     if axis.low is None and not axis.log and 0 < low < 0.4 * high:
-        low = 0.0  # what grows from near zero is drawn from zero
+        low = 0.0  # values that start near zero are drawn from zero
     if not high > low:
         low, high = (low / 2, high * 2) if axis.log and low > 0 else (low - 0.5, high + 0.5)
     return _Frame(low, high, start, end, axis.log and low > 0)

@@ -1,4 +1,4 @@
-"""What is on disk of runs and evaluations, as plain data; what cannot be read becomes a note."""
+"""Runs and evaluations on disk as plain data; files that cannot be read become notes."""
 
 import contextlib
 import itertools
@@ -19,10 +19,10 @@ from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs as of_training
 
-_DEPTH = 3  # folders below a named one that are looked into
+_DEPTH = 3  # levels of folders searched below a named one
 _RESULTS = "results.jsonl"
 _COSTS = ("fooled", "forward", "backward", "idle", "seconds", "compile_seconds")
-_NOTED = {  # next to the metrics: where a run went back, and where it continued
+_NOTED = {  # files next to the metrics: where a run went back, and where it resumed
     "rollback": "{why}; back to step {back_to}",
     "resumption": "another process continued here, {time}, on {devices}",
 }
@@ -31,52 +31,52 @@ _NOTED = {  # next to the metrics: where a run went back, and where it continued
 class ReportedRun(NamedTuple):
     """A training on disk."""
 
-    name: str  # short, different for each run of a page
+    name: str  # short, unique on a page
     folder: Path
     config: dict[str, Any]
     metrics: Metrics
-    planned: dict[str, int]  # phase -> steps, where that is known
+    planned: dict[str, int]  # phase -> steps, if known
     classes: list[str]  # names in the order of labels, or none
-    at_work: str | None  # which process is, in words
+    at_work: str | None  # description of the process that trains it
 
     @property
     def phases(self) -> list[str]:
-        """Return the phases in their order, those of the metrics that the config lacks last."""
+        """The phases with metrics in order; those missing in the config come last."""
         listed, curves = self.config.get("phases"), self.metrics.curves
         names = [p for p in listed if isinstance(p, str)] if isinstance(listed, list) else []
         return list(dict.fromkeys(phase for phase in (*names, *curves) if phase in curves))
 
     @property
     def config_sha256(self) -> str:
-        """Return the hash that records have of the config."""
+        """The hash of the config in records."""
         return hashes.config_sha256({k: v for k, v in self.config.items() if k != "version"})
 
 
 class ReportedEvaluation(NamedTuple):
-    """A record, with its verdicts image by image where they are at hand."""
+    """A record, with its verdicts per image if available."""
 
-    name: str  # of the network, short
-    file: Path  # that holds the record
+    name: str  # short name of the network
+    file: Path  # holds the record
     record: AccuracyRecord
     verdicts: Verdicts | None
     classes: list[str]
-    run: Path | None  # the run that it is of
-    config: dict[str, Any]  # of that run, empty where it is not known
+    run: Path | None  # the run that was evaluated
+    config: dict[str, Any]  # of that run, empty if unknown
 
     @property
     def model(self) -> str | None:
-        """Return the architecture, as the record or the run's config says; None: it is unknown."""
+        """The architecture according to the record or the run's config; None if unknown."""
         name = (self.record.model or {}).get("name") or section(self.config, "model").get("name")
         return str(name) if name else None
 
     @property
     def phase(self) -> str:
-        """Return the phase of the weights; empty: it is unknown."""
+        """The phase of the weights; empty if unknown."""
         return str(self.record.weights or "").partition(",")[0]
 
     @property
     def images(self) -> int:
-        """Count the images that were evaluated; 0: it is unknown."""
+        """The number of images evaluated; 0 if unknown."""
         if self.verdicts is not None:
             return len(self.verdicts.labels)
         if self.record.stopped:
@@ -84,12 +84,12 @@ class ReportedEvaluation(NamedTuple):
         return records.images_of(self.record) or 0
 
     def class_name(self, label: int) -> str:
-        """Name a class."""
+        """Return the name of a class."""
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 
 class Gathered(NamedTuple):
-    """All that a page shows."""
+    """The content of a page."""
 
     runs: list[ReportedRun]
     evaluations: list[ReportedEvaluation]
@@ -99,7 +99,7 @@ class Gathered(NamedTuple):
 def gather(
     places: Sequence[Path], *, metrics_of: Callable[[Path], Metrics] = curves.read
 ) -> Gathered:
-    """Return the runs and evaluations of places: runs, files of records, or folders of either."""
+    """Read the runs and evaluations at `places`: runs, files of records, or folders of either."""
     notes: list[str] = []
     runs: dict[Path, None] = {}
     files: dict[Path, None] = {}
@@ -119,7 +119,7 @@ def gather(
         )
         other = "Nothing else is there to show; name a run or its results.jsonl"
         raise ValueError(f"{notes[0]} {other}" if notes else nothing)
-    for at, one in enumerate(evaluations):  # of a folder elsewhere: it is of the run of its config
+    for at, one in enumerate(evaluations):  # outside of runs, match them by the config's hash
         same = [run for run in read if one.record.config_sha256 == run.config_sha256]
         if one.run is None and len(same) == 1:
             run = same[0]
@@ -142,13 +142,13 @@ def _record_files(place: Path) -> Iterator[Path]:
         if _RESULTS in files:
             yield here / _RESULTS
         deep = folder.rstrip(os.sep).count(os.sep) - below >= _DEPTH
-        # Of a run, its checkpoints are not looked into.
+        # The checkpoints of a run are not searched.
         inside = [f for f in inner if not is_run or f.startswith("evaluation")]
         inner[:] = [] if deep else sorted(f for f in inside if not f.startswith("."))
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    named_by = {}  # the folder that names another one, such as an evaluation its run
+    named_by = {}  # folder -> the folder that gives its name, such as an evaluation's run
     for folder in folders:
         inside = folder.name.startswith("evaluation")
         of_run = inside and (folder.parent / "config.json").is_file()
@@ -166,7 +166,7 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 def json_of(path: Path, notes: list[str]) -> dict[str, Any]:
-    """Read a file of one JSON object; of what cannot be read a note is left, and nothing else."""
+    """Read a file with one JSON object; if it cannot be read, add a note and return {}."""
     if not path.is_file():
         return {}
     try:
@@ -224,13 +224,13 @@ def _planned(config: dict[str, Any], data: dict[str, Any]) -> dict[str, int]:
 
 
 def section(config: dict[str, Any], key: str) -> dict[str, Any]:
-    """Return a section of a config, which may have anything in its place."""
+    """Return a section of a config, or {} if the value is not a section."""
     values = config.get(key)
     return values if isinstance(values, dict) else {}
 
 
 def rows_of(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read a file of JSON lines; damaged lines are left out, which a note says."""
+    """Read a file of JSON lines; also return notes on damaged lines, which are left out."""
     with contextlib.suppress(ValueError, OSError):
         return (jsonl.read(path) if path.is_file() else []), []
     rows, damaged = [], []
@@ -267,9 +267,7 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[ReportedEv
 
 
 def record_of(row: dict[str, Any], file: Path) -> AccuracyRecord:
-    """Make the record of a line; `ValueError` if it is not a record, or a part has the wrong
-    type.
-    """
+    """Make the record from a line; `ValueError` if it is not one, or a part has the wrong type."""
     if not {"clean", "attacks", "dataset"} <= row.keys():
         raise ValueError(f"{file} holds a line that is not a record of jaxrobust evaluate")
     record = AccuracyRecord.from_json(row)
@@ -280,7 +278,7 @@ def record_of(row: dict[str, Any], file: Path) -> AccuracyRecord:
 
 
 def _check_parts(record: AccuracyRecord, file: Path) -> None:
-    """Refuse parts of a wrong type, which `check` does not look at."""
+    """Raise if parts have a wrong type, which `check` does not inspect."""
     attacks: list[Any] = [*record.attacks]
     costs: list[Any] = [*(record.costs or ())]
     shares = [record.clean, record.robust, *dict(record.accuracy_after or {}).values()]
@@ -299,7 +297,7 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
         and all(cost.get(k) is None or _is_number(cost[k]) for cost in costs for k in _COSTS)
         and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
         and all(_is_number(a.get("epsilon")) for a in attacks)
-        and len(record.threats) == len(attacks)  # each of which is checked
+        and len(record.threats) == len(attacks)  # building threats checks each one
         and all(_is_number(stopped.get(key)) for key in numbers)
         and all(isinstance(e, list) and len(e) == 2 and all(map(_is_number, e)) for e in bounds)
         and (record.stopped is None or stopped.get("rule") in stopping.RULES)

@@ -1,4 +1,4 @@
-"""The templates of pages (Jinja2): text is escaped, and what a macro returns is markup."""
+"""The templates of pages (Jinja2): text is escaped, and macros return markup."""
 
 import json
 import math
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).with_name("templates")
 
 
 def data(value: Any) -> Markup:
-    """Return data as JSON inside of the page, where nothing can end the element early."""
+    """Embed data in the page as JSON, escaped so that nothing ends the element early."""
     text = json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -20,12 +20,12 @@ def data(value: Any) -> Markup:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it: five digits, and null for what is not finite."""
+    """Convert a value for JSON: five digits, and null if it is not finite."""
     if isinstance(value, dict):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
-    if hasattr(value, "tolist"):  # of NumPy
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars
         return plain(value.tolist())
     if isinstance(value, float):
         rounded = float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The page: what was gathered as one HTML file, which loads nothing."""
+"""The page: the gathered data as one self-contained HTML file."""
 
 import datetime
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from jaxrobust.report import markup
 from jaxrobust.report.gathered import Gathered, ReportedEvaluation
 from jaxrobust.report.parts import comparison, evaluation, radii, sentences, training
 
-_POINTS = 4000  # of one quantity, of all runs together: a page stays small
+_POINTS = 4000  # per quantity, over all runs, to keep the page small
 _HEADLINES = 3
-_OPEN = 4  # runs or evaluations; of more, each is folded
+_OPEN = 4  # runs or evaluations; if there are more, each is folded
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'"
@@ -20,7 +20,7 @@ Pictures = Callable[[ReportedEvaluation], Markup | None]
 
 
 def page(gathered: Gathered, *, pictures: Pictures | None = None, refresh: float = 0) -> str:
-    """Return the whole page, with `pictures` of evaluations, renewed every `refresh` seconds."""
+    """Return the page, with `pictures` of evaluations, reloaded every `refresh` seconds."""
     runs, evaluations = gathered.runs, gathered.evaluations
     names = list(dict.fromkeys([run.name for run in runs] + [one.name for one in evaluations]))
     title = ", ".join(names[:_HEADLINES])

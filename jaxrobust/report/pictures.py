@@ -1,4 +1,4 @@
-"""Figures of the page as SVG files that stand alone, for programs that show pictures."""
+"""Figures of the page as standalone SVG files, for programs that show pictures."""
 
 import re
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from jaxrobust.report.parts import evaluation, training
 from jaxrobust.runtime.text import raster
 
 _FIGURE = re.compile(r"<figure [^>]*id=.*?</figure>", re.DOTALL)
-_POINTS = 400  # that a curve is thinned to
-_WIDTH, _EDGE, _LINE = 340, 6, 15  # of a figure; around it; height of a line of text
-_LETTER = 6.2  # width, on average, of the letters of the legend
+_POINTS = 400  # per curve, after thinning
+_WIDTH, _EDGE, _LINE = 340, 6, 15  # of a figure; margin around it; height of a line of text
+_LETTER = 6.2  # average width of the letters of the legend
 
 
 def of_phase(workdir: Path, phase: str) -> dict[str, str]:
-    """Return the figures of a phase's training and of its last record: name to text of an SVG."""
+    """Return the figures of a phase's training and of its last record: name -> SVG text."""
     contents = gathered.gather([workdir])
     run = next(run for run in contents.runs if run.folder == workdir)
     curves = {name: of for name, of in run.metrics.curves.items() if name == phase}
@@ -57,12 +57,12 @@ def standalone(part: Markup, phase: str = "") -> Iterator[tuple[str, str]]:
 def _legend(
     items: list[ElementTree.Element], top: float
 ) -> tuple[list[tuple[str, str, Markup, str]], float]:
-    """Place the names of a legend line by line; returns them and where they end."""
+    """Lay out the names of a legend line by line; return them and their bottom edge."""
     parts, x, y = [], 0.0, top
     for item in items:
         name = " ".join(item.itertext())
         swatch = item.find("svg")
-        room = 28 if swatch is not None else 0  # a sign is a letter of the name
+        room = 28 if swatch is not None else 0  # without a swatch, the sign is part of the name
         if x and x + room + _LETTER * len(name) > _WIDTH:
             x, y = 0.0, y + _LINE
         if swatch is not None:

@@ -17,7 +17,7 @@ _LARGEST_PORT = 65535
 def serve(
     places: Sequence[Path], *, host: str = "127.0.0.1", port: int = 8017, every: float = 10
 ) -> None:
-    """Serve the page of these places until Ctrl-C, rebuilt for each request."""
+    """Serve the page for these places until Ctrl-C, rebuilt for each request."""
     if missing := [str(place) for place in places if not place.exists()]:
         raise ValueError(f"{missing[0]} is not there; name a run that has begun, or such a folder")
     if every < 1:
@@ -38,7 +38,7 @@ def serve(
 
 
 def server(places: Sequence[Path], *, host: str, port: int, every: float) -> ThreadingHTTPServer:
-    """Return the server, which listens already; port 0: any that is free."""
+    """Return a listening server; port 0 takes any free port."""
     if not 0 <= port <= _LARGEST_PORT:
         raise ValueError(f"--port={port} is not a port; give one from 1 to {_LARGEST_PORT}")
     followed = curves.Followed()
@@ -62,7 +62,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _page(places: Sequence[Path], every: float, followed: curves.Followed) -> str:
-    """Return the page as of now, or one that says what is in the way: the run may write it next."""
+    """Return the current page, or one that shows the error, as the run may still write files."""
     try:
         return page.page(gathered.gather(places, metrics_of=followed.read), refresh=every)
     except (ValueError, OSError) as error:
@@ -76,11 +76,11 @@ def _page(places: Sequence[Path], every: float, followed: curves.Followed) -> st
 
 def _handler(make: Callable[[], str], local: bool) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        """Answers with the page, whatever is asked for below it."""
+        """Answers requests for / with the page."""
 
         def do_GET(self) -> None:
             """Send the page."""
-            # A page of another site must not read this one through a name that it points here.
+            # Prevents DNS rebinding: other sites must not read the page through their own names.
             if local and not _is_local_name(self.headers.get("Host") or ""):
                 return self.send_error(403, "Use the address that was printed")
             if self.path.partition("?")[0] != "/":
@@ -94,13 +94,13 @@ def _handler(make: Callable[[], str], local: bool) -> type[BaseHTTPRequestHandle
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Stay quiet: a page asks again and again."""
+            """Log nothing, because a page reloads again and again."""
 
     return Handler
 
 
 def _is_local_name(host: str) -> bool:
-    """Tell whether the header Host, perhaps with a port, names this machine to itself."""
+    """Tell whether the Host header, perhaps with a port, is a loopback name or address."""
     try:
         name = urllib.parse.urlsplit(f"//{host}").hostname or ""
         return name in ("localhost", "") or ipaddress.ip_address(name).is_loopback

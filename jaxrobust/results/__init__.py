@@ -1,1 +1,1 @@
-"""Looking at networks and numbers: analyses, comparisons, the papers' tables."""
+"""Analyses of networks and results: comparisons, boards, the choice of weights."""

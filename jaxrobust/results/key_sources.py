@@ -1,8 +1,8 @@
 """Where each value of a config comes from: a paper's table, its authors' code, RobustBench, us.
 
-A recipe has `SOURCES`, a source for each key that is not a default; `DEFAULTS` are those of
-`jaxrobust.config.base`, which are the main paper's (Singh, Croce, Hein 2023). Names of keys may
-have `*` in them, the last name that fits counts, but a name without `*` before those with.
+A recipe has `SOURCES`, a source for each key that differs from its default. `DEFAULTS` are the
+sources for `jaxrobust.config.base`, which follows the main paper (Singh, Croce, Hein 2023). Key
+names may contain `*`; an exact name wins, otherwise the last pattern that matches.
 """
 
 import fnmatch
@@ -17,7 +17,7 @@ from jaxrobust.config import base, plain
 from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.text.spelling import meant
 
-# With one of these a source begins.
+# Each source begins with one of these.
 PLACES = (
     *("Table", "appendix", "section", "thesis", "the paper"),
     *("authors' code", "RobustBench", "ours"),
@@ -53,7 +53,7 @@ DEFAULTS = {
 
 
 class ConfigKey(NamedTuple):
-    """A key of a config, its value, and where that comes from; None: nothing says it."""
+    """A key of a config, its value, and the source of the value; None if unknown."""
 
     name: str
     value: Any
@@ -64,7 +64,7 @@ class ConfigKey(NamedTuple):
 def of_config(
     config: Any, sources: Mapping[str, str], changed: Sequence[str] = ()
 ) -> list[ConfigKey]:
-    """List the keys of a config; those `changed` are the command line's."""
+    """List the keys of a config; the source of `changed` keys is the command line."""
     usual = arguments.flat(plain(base()))
     keys = []
     for name, value in arguments.flat(plain(config)).items():
@@ -80,18 +80,18 @@ def of_config(
 
 
 def fits(name: str, pattern: str) -> bool:
-    """Tell whether a pattern is that of a key, or of a section that it is in."""
+    """Tell whether a pattern matches a key or a section that contains it."""
     return any(fnmatch.fnmatchcase(name, one) for one in (pattern, f"{pattern}.*"))
 
 
 def of_recipe(config: str) -> Mapping[str, str]:
-    """Read the sources that the file of a config states; none: it states none."""
+    """Read the sources stated in a config file; empty if it has none."""
     path, _ = arguments.split_config(config)
     return runpy.run_path(str(path)).get("SOURCES", {})
 
 
 def chosen(keys: Sequence[ConfigKey], name: str | None, everything: bool) -> list[ConfigKey]:
-    """Select a key, or those of a section; by default the keys whose value is not a default."""
+    """Select a key or the keys of a section; by default the keys with non-default values."""
     if name is None:
         return [key for key in keys if everything or not key.default]
     selected = [key for key in keys if key.name == name or key.name.startswith(f"{name}.")]
@@ -102,7 +102,7 @@ def chosen(keys: Sequence[ConfigKey], name: str | None, everything: bool) -> lis
 
 
 def text(keys: Sequence[ConfigKey], width: int) -> str:
-    """Write keys with their sources below each other, in lines of at most `width`."""
+    """Format keys with their sources one below another, in lines of at most `width`."""
     if not keys:
         return "every key has its default; name one to see its value and source"
     first = max(len(key.name) for key in keys)

@@ -1,4 +1,4 @@
-"""What lies below a folder: trainings and evaluations with their numbers, newest first."""
+"""List the trainings and evaluations below a folder with their results, newest first."""
 
 import datetime
 import json
@@ -16,10 +16,10 @@ from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.types import fraction
 
 _RESULTS, _METRICS, _CONFIG = "results.jsonl", "metrics.jsonl", "config.json"
-_RUN = {_CONFIG, "data.json"}  # what a training has before its first metrics
+_RUN = {_CONFIG, "data.json"}  # files of a training before its first metrics
 _PICTURES = (*(f".{suffix}" for suffix in SUFFIXES), ".html")
-_TAIL = 4096  # bytes at the end of metrics.jsonl in which its last line is
-_CHECKPOINTS = ("best", "latest", "stopped")  # folders of a phase, where no records are
+_TAIL = 4096  # bytes at the end of metrics.jsonl that contain its last line
+_CHECKPOINTS = ("best", "latest", "stopped")  # folders of a phase, which hold no records
 _HEAD = (
     *("date, UTC", "kind", "folder", "network", "clean", "robust", "n", "threat", "attack"),
     *("weights", "figures"),
@@ -29,18 +29,18 @@ _DOUBT = "?: flags of the record put the number in doubt; jaxrobust report FOLDE
 
 
 class ListedRow(NamedTuple):
-    """A training or an evaluation; None: it is not known, or there is none."""
+    """A training or an evaluation; None means unknown or missing."""
 
     time: str  # UTC, to the second
     kind: str  # training or evaluation
-    folder: str  # below the one that is listed
+    folder: str  # relative to the listed folder
     network: str | None
     clean: float | None
     robust: float | None
     images: int | None
     threats: list[str]
     attack: str | None
-    weights: str | None  # of a training without numbers: how far it is
+    weights: str | None  # or the progress of a training without results
     dataset: str | None
     split: str | None
     evaluation: str | None  # its number
@@ -49,24 +49,24 @@ class ListedRow(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """All that is below a folder."""
+    """All results below a folder."""
 
     folder: Path
     rows: list[ListedRow]
-    figures: list[str]  # of jaxrobust figure, in folders without records
-    notes: list[str]  # what could not be read
+    figures: list[str]  # by jaxrobust figure, in folders without records
+    notes: list[str]  # on files that could not be read
 
     def plain(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the listing for JSON."""
         rows = [row._asdict() for row in self.rows]
         about = {"schema": 1, "folder": str(self.folder)}
         return about | {"rows": rows, "figures": self.figures, "notes": self.notes}
 
 
 def find(folder: Path) -> Listing:
-    """List what is below a folder; `ValueError`: the folder is missing, or nothing is there.
+    """List the results below a folder; `ValueError` if it is missing or has none.
 
-    Neither metrics nor verdicts are read whole, so that hundreds of runs take a second.
+    Metrics are not read in full, so hundreds of runs take about a second.
     """
     again = "name a folder of runs; jaxrobust train --config quickstart makes the first"
     if not folder.exists():
@@ -80,7 +80,7 @@ def find(folder: Path) -> Listing:
         if _is_run(files) or _RESULTS in files:
             rows += _rows(place, files, folder, notes)
             continue
-        # Pictures next to which a table of jaxrobust figure lies.
+        # Pictures next to a table written by jaxrobust figure.
         tables = {name[:-4] for name in files if name.endswith(".tex") and _is_ours(place / name)}
         pictures = [n for n in files if n.endswith(_PICTURES) and Path(n).stem in tables]
         figures += [str((place / name).relative_to(folder)) for name in pictures]
@@ -96,9 +96,7 @@ def _is_run(files: set[str]) -> bool:
 
 
 def _walk(folder: Path, visited: set[str], notes: list[str]) -> Iterator[tuple[Path, set[str]]]:
-    """Yield folders with runs, records or figures and their files, each once, also through
-    links.
-    """
+    """Yield folders with runs, records or figures and their files, once each, following links."""
     real = os.path.realpath(folder)
     if real in visited:
         return
@@ -126,7 +124,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _rows(folder: Path, files: set[str], top: Path, notes: list[str]) -> list[ListedRow]:
-    # An evaluation is of the run above it, where its config says the network.
+    # An evaluation belongs to the run above it, whose config names the network.
     configs = [f for f in (folder, folder.parent) if (f / _CONFIG).is_file()]
     config = gathered.json_of(configs[0] / _CONFIG, notes) if configs else {}
     model = gathered.section(config, "model").get("name")
@@ -155,11 +153,11 @@ def _rows(folder: Path, files: set[str], top: Path, notes: list[str]) -> list[Li
             **common,
         )
         (trained if record.evaluation is None else evaluated).append(row)
-    if trained:  # of a training's phases, the last one
+    if trained:  # keep only the last phase of a training
         return [*evaluated, max(reversed(trained), key=lambda row: row.time)]
     if not _is_run(files):
         return evaluated
-    data = gathered.section(config, "data").get("name")  # a training that has no record yet
+    data = gathered.section(config, "data").get("name")  # a training without a record
     begun = ListedRow(
         time=max(_changed(folder / name) for name in (_METRICS, _CONFIG) if name in files),
         kind="training",
@@ -204,7 +202,7 @@ def _records(path: Path, notes: list[str]) -> Iterator[AccuracyRecord]:
 
 
 def _progress(metrics: Path) -> str:
-    """Say at which step a training is, by the end of its metrics."""
+    """Describe the progress of a training from the end of its metrics."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
@@ -239,7 +237,7 @@ def _changed(path: Path) -> str:
 
 
 def text(listing: Listing) -> str:
-    """Write a listing as a table for people, with notes below it."""
+    """Format a listing as a table, with notes below."""
     cells = [list(_HEAD)]
     for row in listing.rows:
         clean, robust = ("-" if v is None else f"{100 * v:.1f}%" for v in (row.clean, row.robust))

@@ -1,14 +1,14 @@
-"""Matplotlib, where pictures are drawn: an extra, which is asked for in one sentence."""
+"""Matplotlib for pictures, an optional dependency; the error names the extra to install."""
 
 from typing import Any
 
 SUFFIXES = ("pdf", "svg", "png")  # of figures
-# First line of the table next to a figure: what begins otherwise is somebody's text.
+# First line of the table next to a figure; other .tex files are the user's.
 MARK = "% Written by jaxrobust figure"
 
 
 def plotting() -> Any:
-    """Return matplotlib's pyplot for files; `ValueError`: it is not installed."""
+    """Return matplotlib's pyplot for files; `ValueError` if it is not installed."""
     try:
         import matplotlib
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Records of runs and evaluations, with the configs next to them whose hashes they have."""
+"""Records of runs and evaluations, with the configs that match their hashes."""
 
 import functools
 import json
@@ -15,16 +15,16 @@ from jaxrobust.weights.trained import start_run
 
 
 class RunRecord(NamedTuple):
-    """A record, the file that holds it, and the config of its network, if that is next to it."""
+    """A record, its file, and the config of its network, if that is next to it."""
 
     record: AccuracyRecord
     file: Path
     config: dict[str, Any] | None  # of a run, or of an imported folder
-    started: dict[str, Any] | None = None  # the same of what that run started from
+    started: dict[str, Any] | None = None  # likewise, for the start of that run
 
 
 def collect(places: list[Path]) -> list[RunRecord]:
-    """Return the records of places, with the config whose hash a record has."""
+    """Return the records of places, each with the config that matches its hash."""
     configs: dict[str, dict[str, Any]] = {}
     collected: list[RunRecord] = []
     for place in places:
@@ -46,7 +46,7 @@ def collect(places: list[Path]) -> list[RunRecord]:
 def _started(one: RunRecord) -> dict[str, Any] | None:
     """Return the config of the run or imported folder that `init.weights` names.
 
-    It is looked for there, and next to the own run, where a start is that is named by its config.
+    It is searched at that path and next to this run, where a start named by its config lies.
     """
     start = (one.config or {}).get("init", {}).get("weights")
     if not start:
@@ -68,7 +68,7 @@ def _records(file: Path) -> Iterator[AccuracyRecord]:
 
 
 def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a config under the hashes that records have: as found, completed, of each phase."""
+    """Yield a config under each hash that records may have: as stored, completed, per phase."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -85,9 +85,7 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def other_config(one: RunRecord) -> str:
-    """Say that the config next to a record is another than the record was made with; "" where it is
-    that, or there is none.
-    """
+    """Report if the config next to a record is not the one that made it, else return ""."""
     config_sha256 = one.record.config_sha256
     if one.config is not None or config_sha256 is None:
         return ""
@@ -103,7 +101,7 @@ def other_config(one: RunRecord) -> str:
 
 
 def whole_config(config: dict[str, Any]) -> Values:
-    """Return the config of a run with the keys that are younger."""
+    """Complete the config of a run with keys added since."""
     return _completed(json.dumps(config))
 
 

@@ -113,7 +113,7 @@ class AttackChecksTest(parameterized.TestCase):
     @sweeps.rows(
         ({"threat": SimpleNamespace(epsilon=0.0)}, "the radius is 0"),
         ({"without_gradient": "it rounds"}, "cannot be differentiated"),
-        ({"attacked": np.arange(15)}, "only 15 images are right clean"),
+        ({"attacked": np.arange(15)}, "only 15 clean images are right"),
         ({"logits": np.zeros((100, 2))}, "DLR needs three classes"),
     )
     def test_skipped(self, about, said):

@@ -25,7 +25,7 @@ class FindingsTest(parameterized.TestCase):
         found = findings.examined(rows, None)
         self.assertEqual([f.result.level for f in found], [RED, YELLOW, RED, GREEN])
         self.assertEqual([f.after for f in found], [None, "a", None, None])
-        self.assertIn("mend a first", findings.line(found[1], coloured=False))
+        self.assertIn("fix a first", findings.line(found[1], coloured=False))
         self.assertEqual(findings.summary(found), "4 checks: 1 green, 1 yellow, 2 red")
 
     def test_what_follows_from_a_sound_one_is_a_fault_of_its_own(self):

@@ -45,7 +45,7 @@ class ConfigLevelsTest(parameterized.TestCase):
         (3, 0.2, RED, "the radius is never reached"),
         (5, 0.2, GREEN, "5 steps of 0.2 of attack.epsilon"),
         (1, 2.0, GREEN, "1 step of 2 of"),
-        (1, 2.1, RED, "each leaps over the ball"),
+        (1, 2.1, RED, "each step leaps over the ball"),
     )
     def test_a_step(self, steps, share, level, said):
         how = {

@@ -289,7 +289,7 @@ class RefusalTest(FileCase):
         ([f"--layout={SINGH_T}"], r".* dims=\(64, 128, 256\) instead of \(96, 192, .*module"),
         (["--layout=Salman2020Do_R18"], "Salman2020Do_R18 is a resnet18, not a convnext_n"),
         (["--layout=timm", "--workdir=x"], "give --workdir RUN or --weights PATH, one of them"),
-        (["--layout=timm", "--phase=train"], "--phase is one of a --workdir"),
+        (["--layout=timm", "--phase=train"], "--phase belongs to a --workdir"),
         (["--layout=timm", "--which=raw"], ".*holds one set of weights; leave --which out"),
         (["--layout=timm", "--id=Me2026My"], "--id belongs to --record"),
         (["--layout=timm", "--record=r.jsonl"], "--record needs --id"),

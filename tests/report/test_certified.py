@@ -62,7 +62,7 @@ class CertifiedTest(absltest.TestCase):
         self.assertIn("apgd-ce, ladder, no noise", drawn)
         alone = radii.certified([one(**NOISE)], [other, linf], "c")
         self.assertNotIn("no noise", alone)
-        self.assertIn("not what the smoothed one does", drawn)
+        self.assertIn("not for the smoothed one", drawn)
         data = json.loads(re.search(r'id="data-c-0">(.*?)</script>', drawn)[1])
         line = data["series"][1]
         self.assertEqual((line["x"], line["y"]), ([0, 0.1, 0.2], [1, 0.5, 0.25]))

@@ -195,14 +195,14 @@ class FoundTest(parameterized.TestCase):
         self.assertEqual(rows, ["clean", "after apgd-ce", "robust"])
         self.assertIn("## Classes that differ most", text)
         self.assertIn("only A right | only B right | B - A, points", text)
-        self.assertIn("(1979) holds for the classes; clean and robust", text)
+        self.assertIn("(1979) covers the classes; clean and robust", text)
         found = comparison_findings.find([evaluated(v) for v in self.seen])
         text = comparison_markdown.document(found)
         self.assertNotIn("![", text)
         self.assertNotIn("## Classes that differ most", text)
         self.assertIn("| A, B | clean |", text)
         self.assertIn("only first right | only second right | second - first, points", text)
-        self.assertIn("holds for the 2 pairs of one accuracy", text)
+        self.assertIn("covers the 2 pairs of one accuracy", text)
 
 
 class OrderTest(parameterized.TestCase):
@@ -252,8 +252,8 @@ class RemarksTest(parameterized.TestCase):
             said(a, b, c),
             [
                 "None of these was decided by a replayed point, which B met.",
-                "What B and C evaluated is known by the names of the images alone: an older "
-                "version, which did not note their bytes, wrote that.",
+                "The images of B and C are known only by their names: an older "
+                "version, which did not note their bytes, wrote the record.",
                 "The attacks' draws have different seeds: A 1, B 2, C 1.",
                 "A and C have the same weights.",
                 "In doubt of C, x: odd.",

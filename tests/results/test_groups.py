@@ -217,7 +217,7 @@ class RefusedTest(Folders):
         said = "a side of against is empty; name one or more evaluations before it and after it"
         self.assertIn(said, self.refused(a, b, "against"))
         self.assertIn(said, self.refused("against", a, b))
-        said = "against stands 2 times, and parts two groups; write it once, and a folder of that"
+        said = "against appears 2 times; write it once, between two groups, and a folder of that"
         self.assertIn(said, self.refused(a, "against", b, "against", a))
 
     def test_other_questions(self):

@@ -299,7 +299,7 @@ POINTS = [
     Forgery("a pixel of NaN", stored(exact(np.nan), levels=0, step=0.0), "that leaves .0, 1."),
     Forgery("a pixel above 1", stored(exact(1.1), levels=0, step=0.0), "that leaves .0, 1."),
     Forgery("another image", swapped_exact, "image further away than the radius|leaves .0, 1."),
-    Forgery("another shape", about(image=[4, 4, 12]), "shape .4, 4, 12., and its record is of 8"),
+    Forgery("another shape", about(image=[4, 4, 12]), "shape .4, 4, 12., but its record says 8"),
     Forgery("a shape of nothing", about(image=[8, 8, -3]), "invalid shape"),
     Forgery("too many levels", row("apgd-ce", levels=300), "has 300 levels of"),
 ]

@@ -135,7 +135,7 @@ class PathTest(Case):
             self.assertIn("convnext_n (train, step 7, ema)", printed)
             code, _, said = evaluations.call(**given, model="convnext_n")
             self.assertEqual(code, 2)
-            self.assertIn("is a run, which says whose it is; leave --model out", said)
+            self.assertIn("is a run, which stores its model; leave --model out", said)
 
 
 class HubTest(Case):

@@ -1,11 +1,11 @@
-"""Say all that is wrong with a config at once, in seconds: `jaxrobust check CONFIG`.
+"""List everything wrong with a config at once, in seconds: `jaxrobust check CONFIG`.
 
-Training ends with the first mistake; this lists every one, then what it would warn of and what the
-doctor finds, and what a step takes of the memory. Images are opened and networks are traced;
-nothing is compiled, trained or written. A config of another machine's data names what is missing.
+Training ends with the first mistake; this command lists every one, then the warnings of training,
+the findings of the doctor, and the memory of a step. Images are opened and networks are traced;
+nothing is compiled, trained or written. Data that is missing on this machine is named.
 
 Exit codes: 0 nothing is refused; 1 something is; 2 a mistake in the command or no config, with one
-sentence on stderr; 3 it stopped for another reason that it names.
+sentence on stderr; 3 it stopped for another reason, which is printed.
 """
 
 import json
@@ -22,17 +22,17 @@ from jaxrobust.runtime.text.spelling import counted
 
 @dataclass(frozen=True, kw_only=True)
 class CheckFlags:
-    """Which config is looked through, and for what."""
+    """The config to check, and the devices."""
 
     config: str = flag("Config, such as configs/quickstart.py.", word=True)
     devices: int | None = flag(
-        "Number of devices that it is to train on; default: those that are here.", least=1
+        "Number of devices to train on; default: those that are here.", least=1
     )
     json: bool = shared("json", False)
 
 
 def main() -> None:
-    """Read the command line, look, and exit with 1 if something is refused."""
+    """Read the command line, check the config, and exit with 1 if something is refused."""
     arguments.quiet_libraries()
     words, changed = changes.divided(sys.argv[1:])
     usage = "%(prog)s CONFIG [--config.key=value ...] [flags]"

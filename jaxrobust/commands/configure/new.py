@@ -1,12 +1,12 @@
 """Write a config for your own images: `jaxrobust new birds.py --data /data/birds`.
 
-It looks at a folder of class folders, an `.npz` file or a named data set, and fills in classes,
-sizes, splits that share no image, steps, batch and radius, each line with its reason. `--torch`
-names a network of yours in PyTorch, `--from` weights to start from. What is missing is asked for in
-a terminal. Files that are there are not replaced.
+It inspects a folder of class folders, an `.npz` file or a named data set, and fills in classes,
+sizes, disjoint splits, steps, batch and radius, each line with its reason. `--torch` names your own
+PyTorch network, `--from` weights to start from. In a terminal you are asked for missing values.
+Existing files are not replaced.
 
 Exit codes: 0 written; 2 a mistake in the command or the data, with one sentence on stderr; 3 it
-stopped for another reason that it names.
+stopped for another reason, which is printed.
 """
 
 import shlex
@@ -25,7 +25,7 @@ from jaxrobust.weights.fetch.shipped import KINDS
 
 @dataclass(frozen=True, kw_only=True)
 class NewFlags:
-    """What the config is for."""
+    """The data, network and threat of the config."""
 
     out: Path = flag("Config to write, such as birds.py.", word=True, type=Path)
     data: str | None = flag(
@@ -53,7 +53,7 @@ class NewFlags:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line, look at the images and write the config."""
+    """Read the command line, inspect the images and write the config."""
     answer(_written, fields.read(NewFlags, __doc__, argv), "the same command starts again")
 
 

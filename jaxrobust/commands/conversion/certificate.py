@@ -1,11 +1,11 @@
 """Compare networks: `jaxrobust certificate --model M --weights W --against T`.
 
-W is a file with our names or an imported folder; T the PyTorch file that it was made from
-or became (.pt, .pth, .safetensors, or the .py of an exported module). M may be a RobustBench id:
-RobustBench's own loader then reads T. `<stem>.certificate.json` is written next to W.
+W is a file with jaxrobust's names or an imported folder; T is the PyTorch file it was made from
+or exported to (.pt, .pth, .safetensors, or the .py of an exported module). If M is a RobustBench
+id, RobustBench's own loader reads T. `<stem>.certificate.json` is written next to W.
 
 Exit codes: 0 they agree, or no reference network is installed; 1 they differ; 2 a mistake;
-3 another reason that it names, such as a full disk.
+3 another reason, which is printed, such as a full disk.
 """
 
 import json
@@ -23,7 +23,7 @@ from jaxrobust.runtime.text import patience
 
 @dataclass(frozen=True, kw_only=True)
 class CertificateFlags:
-    """Our weights, theirs, and the images on which they are compared."""
+    """The weights, the reference weights, and the images on which they are compared."""
 
     model: str | None = flag(
         "Network: a name of models.available(), or a RobustBench id; an imported folder says it "
@@ -44,7 +44,7 @@ class CertificateFlags:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compare as the command line says."""
+    """Read the command line and compare the networks."""
     values = asdict(fields.read(CertificateFlags, __doc__, argv))
     as_json, weights, against = (values.pop(name) for name in ("json", "weights", "against"))
     with patience.of(patience.LOADING):
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     compilation.use_persistent_cache()
     try:
         result = certificate.compare(weights, against, **values)
-    except (ValueError, RuntimeError) as error:  # PyTorch's own loading raises the second
+    except (ValueError, RuntimeError) as error:  # PyTorch's loader raises RuntimeError
         stop(error, 2)
     except OSError as error:
         stop(error, 3)

@@ -1,25 +1,25 @@
-"""Export of weights: `jaxrobust export TARGET --layout L --out DIR`.
+"""Export weights: `jaxrobust export TARGET --layout L --out DIR`.
 
-TARGET is a run, or weights as evaluations take them. L is one of
+TARGET is a run, or weights as for `jaxrobust evaluate`. L is one of
   jaxrobust  DIR/weights.safetensors and config.json, as an import writes them: for init.weights,
           --weights and jaxrobust.load;
   timm    DIR/<model>.safetensors with timm's names (of a ConvStem: those of the paper's files);
   hub     a repository of the model hub: model.safetensors, timm's config.json and README.md, the
-          model card; of networks that timm does not have, the module next to them;
+          model card; for networks that timm does not have, also the module;
   module  DIR/<model>.py and .pt: the network for PyTorch alone, with any options, normalisation
           and number of classes; `from <model> import load`;
   state-dict  DIR/state_dict.pt, of a network torch:...: what build().load_state_dict takes;
   robustbench  DIR/robust_<file>.py and .pt, of a network torch:...: the module from its file, which
           is copied, with these weights; `from robust_<file> import load`;
   an id of RobustBench: its file at the place where `load_model(id, model_dir=DIR)` looks; it
-          normalises images or takes them raw (of Singh2023's, ViT-S alone normalises), and the
+          normalises images or takes them raw (of Singh2023's, only ViT-S normalises), and the
           weights have to do the same.
 With --record FILE, also RobustBench's JSON entry and the text of its "New Model" issue.
 A certificate next to the weights says how well the file agrees with the network; a file that
 computes something else is not written.
 
-Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
-as a full disk. Then nothing is left under DIR.
+Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason, which is printed,
+such as a full disk; then nothing is left under DIR.
 """
 
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ from jaxrobust.weights.fetch import shipped
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFlags:
-    """What is exported, and as what."""
+    """The weights to export, and the layout."""
 
     target: str | None = flag(
         "Run, whose best weights are exported, or weights.", word=True, nargs="?", metavar="TARGET"
@@ -59,7 +59,7 @@ class ExportFlags:
         "Layout: jaxrobust, timm, hub, module, state-dict, robustbench, or a RobustBench id.",
         required=True,
     )
-    out: Path = flag("Folder that is written.", required=True)
+    out: Path = flag("Folder to write.", required=True)
     record: Path | None = flag(
         "Records of evaluations, results.jsonl, for the model card, the docstring or config.json, "
         "and with --id for RobustBench's entry."
@@ -67,8 +67,8 @@ class ExportFlags:
     evaluation: str | None = flag("Id of the record; default: the last one of these weights.")
     id: str | None = flag("Id of the entry of a new network; default: that of the layout.")
     confirm: int | None = flag(
-        "Number of the record's images that pyautoattack attacks in PyTorch too; the issue "
-        "says whether its verdicts are the record's.",
+        "Number of the record's images to attack with pyautoattack in PyTorch too; the issue "
+        "says whether the verdicts agree.",
         metavar="N",
     )
     data_dir: str | None = shared("data_dir", default="$TFDS_DATA_DIR; for --confirm")
@@ -78,11 +78,11 @@ class ExportFlags:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Export as the command line says."""
+    """Read the command line and export the weights."""
     flags = fields.read(
         ExportFlags, __doc__, argv, usual="layout out phase which selected record id"
     )
-    logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
+    logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines per checkpoint
     answer(_exported, flags, "nothing is written")
 
 

@@ -2,12 +2,12 @@
 
 SOURCE is a file (.safetensors, .pth, .pt, ...), a URL, hf://ORG/REPO[@REVISION][/FILE], a
 RobustBench id (Salman2020Do_R18), a timm id (convnext_tiny.fb_in1k), the workdir of a run, or a
-folder as the hub has it. DIR gets `weights.safetensors` with our names and `config.json`;
+folder in the hub's format. DIR gets `weights.safetensors` with jaxrobust's names and `config.json`;
 training takes it as `--config.init.weights=DIR`, evaluation as `--weights DIR`. The certificate
 next to them says how well they agree with the reference network (jaxrobust certificate).
 
-Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
-as no network; nothing is left under DIR then.
+Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason, which is printed,
+such as no network; then nothing is left under DIR.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from jaxrobust.weights.fetch.shipped import KINDS
 
 @dataclass(frozen=True, kw_only=True)
 class ImportFlags:
-    """What is imported, as which network, and where it goes."""
+    """The weights to import, their network, and the folder to write."""
 
     source: str = flag(f"Source of the weights: {KINDS}.", word=True, required=True)
     model: str | None = flag(
@@ -32,7 +32,7 @@ class ImportFlags:
         "says.",
         reads=READS["model"],
     )
-    out: Path = flag("Folder that is written.", required=True)
+    out: Path = flag("Folder to write.", required=True)
     image_size: int | None = flag(
         "Image size in pixels; position embeddings are resized to it; default: what the hub says, "
         "or 224."
@@ -45,8 +45,8 @@ class ImportFlags:
     )
     init_stem: bool = flag("Keep the body and initialise a new stem.", False)
     which: str | None = flag(
-        "Averaged or raw weights, of a file that says which its weights are; default: the averaged "
-        "ones where it says so, else those that there are.",
+        "Averaged or raw weights, if the file says which its weights are; default: the averaged "
+        "ones if it has them, else those it has.",
         choices=["ema", "raw"],
     )
     normalize: str = flag(
@@ -56,14 +56,14 @@ class ImportFlags:
         choices=["auto", "none", "imagenet"],
     )
     sha256: str | None = flag("Hash that SOURCE must have.")
-    cast: bool = flag("Round what is stored in other types to float32.", False)
-    seed: int = flag("Seed of what is drawn; default: 0.", 0)
+    cast: bool = flag("Round arrays of other types to float32.", False)
+    seed: int = flag("Seed of random draws; default: 0.", 0)
     nocertificate: bool = shared("nocertificate", False)
     json: bool = shared("json", False)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Import as the command line says."""
+    """Read the command line and import the weights."""
     flags = fields.read(
         ImportFlags, __doc__, argv, usual="model out image_size num_classes which normalize"
     )

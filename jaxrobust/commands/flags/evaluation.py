@@ -9,14 +9,14 @@ from jaxrobust.runtime.commandline.fields import flag
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateFlags(SubjectFlags):
-    """What is attacked, how, and where the record goes."""
+    """The network to attack, the attacks, and the folder for the record."""
 
     image_size: tuple[int, ...] = flag(  # type: ignore[assignment]
         "Side of the images in pixels, one record each; default: that of the run or data set.", ()
     )
     attack: str = flag(
         "Attack: clean, autoattack, attacks of it such as apgd-ce or apgd-ce,apgd-t, one of K "
-        "steps such as pgd-20, or yours: my_attack.py:attack (logits_fn, key, images, labels).",
+        "steps such as pgd-20, or your own my_attack.py:attack (logits_fn, key, images, labels).",
         "autoattack",
     )
     points: tuple[str, ...] = flag(
@@ -24,29 +24,28 @@ class EvaluateFlags(SubjectFlags):
     )
     version: str = flag(
         "Version of AutoAttack: standard, plus, rand, or custom for named attacks; or fast, whose "
-        "number is not AutoAttack's.",
+        "result is not AutoAttack's.",
         "standard",
     )
-    finish: bool = flag("Whether to make the standard evaluation of one by --version=fast.", False)
+    finish: bool = flag("Whether to complete an evaluation by --version=fast to standard.", False)
     rule: str | None = flag(
         "How --version=rand judges the draws of an image: majority (more than half are right; "
-        "the default), mean (of their softmax probabilities), or one-draw, as auto-attack judges; "
-        "its number is listed with that of the others."
+        "the default), mean (of their softmax probabilities), or one-draw, as in auto-attack; "
+        "the result of one-draw is always listed too."
     )
     draws: int | None = flag(
-        "Number of draws of an image that --version=rand judges by, or --certify; default: 20, or "
-        "100,000."
+        "Number of draws per image for --version=rand or --certify; default: 20 or 100,000."
     )
     threat: tuple[str, ...] = flag(
-        "Norm and radius, such as linf:4/255; give several for a record each and one of all.", ()
+        "Norm and radius, such as linf:4/255; several get a record each, and one of all.", ()
     )
     ladder: str | None = flag(
-        "Radii that share what they find, such as linf:0:16/255:9, the smallest first."
+        "Radii that share adversarial images, such as linf:0:16/255:9, the smallest first."
     )
     union_only: bool = flag(
-        "Whether to attack in each --threat, or part of --worst_case, only what survives the "
-        "ones before it: "
-        "cheaper, and the union or worst case is all that is known then.",
+        "Whether to attack in each --threat, or part of --worst_case, only the images that survive "
+        "the ones before it: "
+        "cheaper, but only the union or worst case is then known.",
         False,
     )
     worst_case: bool = flag(
@@ -84,33 +83,33 @@ class EvaluateFlags(SubjectFlags):
     frost: str | None = flag("Folder of the photographs of frost, frost1.png to frost5.jpg.")
     certify: float | None = flag(
         "Standard deviation of the noise of randomised smoothing, such as 0.25, which certifies an "
-        "l2 radius for each image and attacks nothing.", reads=number
+        "l2 radius for each image, without attacks.", reads=number
     )  # fmt: skip
     against: str | None = flag(
-        "Record to compare with, as jaxrobust compare takes it: FOLDER or FOLDER#NUMBER. Images go "
-        "through all attacks in a random order, and it stops once one network is ahead."
+        "Record to compare with, as for jaxrobust compare: FOLDER or FOLDER#NUMBER. Images go "
+        "through all attacks in random order, and the command stops once one network is ahead."
     )
     tie: float | None = flag(
-        "Points, such as 1.0: with --against, stop also once both differ by less.", reads=number
+        "Points, such as 1.0: with --against, also stop once both differ by less.", reads=number
     )
     until_width: float | None = flag(
         "Points, such as 2.0: stop once the robust accuracy's interval is narrower.", reads=number
     )
     alpha: float | None = flag(
-        "Probability of an error, over all looks together, of --against and --until_width; "
-        "default: 0.05; or that the certificate of an image by --certify is wrong; default: 0.001.",
+        "Probability of an error of --against and --until_width, over all looks together; "
+        "default: 0.05; or that a certificate of --certify is wrong; default: 0.001.",
         reads=number,
     )
-    n: int = flag("Number of images, of all classes of the split, or all.", "all", reads=how_many)
+    n: int = flag("Number of images, spread over the classes, or all.", "all", reads=how_many)
     batch: int | None = flag(
-        "Number of images at a time, for AutoAttack in each process; no verdict depends on it."
+        "Number of images at a time, for AutoAttack per process; verdicts do not depend on it."
     )
     seed: int = shared("seed", 0)
     replay: tuple[str, ...] = flag(
         "Folder of an evaluation of these images, whose adversarial images are tried first.", ()
     )
-    noreplay: bool = flag("Whether to attack without trying what was found at other radii.", False)
-    again: bool = flag("Whether to compute again what is done, as a second record.", False)
+    noreplay: bool = flag("Whether to attack without replaying results at other radii.", False)
+    again: bool = flag("Whether to repeat a finished evaluation, as a second record.", False)
     selected: bool = flag("Whether to evaluate the weights that jaxrobust select chose.", False)
     bundle: str | None = flag(
         "New folder for adversarial images, hashes and a program that checks the number."

@@ -1,4 +1,4 @@
-"""The help of `jaxrobust evaluate`: which flags are usual, their groups, and what there is."""
+"""The help of `jaxrobust evaluate`: the usual flags, groups, and lists of attacks and data sets."""
 
 from absl import flags
 
@@ -16,10 +16,10 @@ GROUPS = help.GROUPS | {  # of --help-all
 
 
 def describe_attacks() -> None:
-    """Write the attacks and data sets that there are into the help of their flags."""
+    """Add the available attacks and data sets to the help of their flags."""
     try:
-        from jaxrobust.attacks import registry  # which needs JAX: --help alone waits for it
-    except ImportError:  # without JAX there is help, too
+        from jaxrobust.attacks import registry  # needs JAX, so it is imported only for --help
+    except ImportError:  # help also works without JAX
         return
     from jaxrobust.data.source import KINDS
     from jaxrobust.data.sources.registry import written

@@ -1,4 +1,4 @@
-"""Flags that several commands have: their help is written here once, with the default of each."""
+"""Flags that several commands share: help texts and defaults, written once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +8,14 @@ from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import spelling
 from jaxrobust.weights.fetch.shipped import KINDS
 
-# A flag -> its help, and the default that the help names where a command names no other.
+# A flag -> its help, and the default that the help names unless a command overrides it.
 TEXTS: dict[str, tuple[str, str | None]] = {
     "workdir": ("Run to look at: its network, data, norm and radius.", None),
     "phase": ("Phase of the run, such as pretrain or train", "the last one that has weights"),
-    "model": ("Network of weights that are not run's: a name of models.available().", None),
+    "model": ("Architecture, if the weights are not a run: a name of models.available().", None),
     "weights": (f"Its weights: {KINDS}.", None),
     "options": (
-        "Fields of the row of --model that its weights do not say: {'stem_strides': (1,)}.",
+        "Options of --model that its weights do not store: {'stem_strides': (1,)}.",
         None,
     ),
     "num_classes": ("Number of classes of --model", "that of the data set"),
@@ -26,13 +26,13 @@ TEXTS: dict[str, tuple[str, str | None]] = {
         None,
     ),
     "torch": (
-        "Network in PyTorch instead: my_models.py:build or my_package.nets:build, a function that "
+        "PyTorch network instead: my_models.py:build or my_package.nets:build, a function that "
         "returns the module and whose code is run, or a file of torch.export.save or "
         "torch.jit.save.",
         None,
     ),
     "torch_args": ('Arguments of that function, as JSON: {"depth": 28}.', None),
-    "torch_output": ("Which of several results are the logits: a key or a place.", None),
+    "torch_output": ("Which of several results are the logits: a key or an index.", None),
     "dataset": (
         "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME, or cifar10-c:DIR",
         "that of the run",
@@ -42,7 +42,7 @@ TEXTS: dict[str, tuple[str, str | None]] = {
         "the test split of the run, or test, or of imagenet2012 validation@robustbench",
     ),
     "classes": (
-        "List of the classes that are kept, imagenet100 or a file of names",
+        "List of classes to keep, imagenet100 or a file of names",
         "that of the run",
     ),
     "data_dir": ("Folder of data sets", "that of the run, or $TFDS_DATA_DIR"),
@@ -50,7 +50,7 @@ TEXTS: dict[str, tuple[str, str | None]] = {
     "norm": ("Norm of the attacks: linf, l2, l1 or l0", "that of the run, or linf"),
     "epsilon": ("Radius, such as 4/255, in units of [0, 1] pixels", "that of the run"),
     "seed": ("Seed of all random draws", "0"),
-    "nocertificate": ("Compare with no reference network.", None),
+    "nocertificate": ("Do not compare with a reference network.", None),
     "json": ("Print one JSON object on the last line.", None),
     "out": ("Folder of both files", "RUN/analyses, or analyses"),
 }
@@ -60,10 +60,10 @@ READS |= {name: lambda _, text, spell=spell: spell(text) for name, spell in _NAM
 
 
 def shared(name: str, value: Any = None, *, default: str | None = None, **options: Any) -> Any:
-    """Build a field that is a flag of several commands; `name` is a key of `TEXTS`.
+    """Build a field for a flag of several commands; `name` is a key of `TEXTS`.
 
-    `value` counts where the flag is not given; `default`: the words for it, where it differs
-    from that of most commands; `options`: further arguments of `flag`.
+    `value`: the default if the flag is not given; `default`: its description, if it differs from
+    that of most commands; `options`: further arguments of `flag`.
     """
     text, usual = TEXTS[name]
     words = default or usual
@@ -98,7 +98,7 @@ class FunctionFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFlags:
-    """Flags that name images and how they are prepared."""
+    """Flags that name images and their preprocessing."""
 
     dataset: str | None = shared("dataset")
     split: str | None = shared("split")
@@ -117,4 +117,4 @@ class ThreatFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
-    """Flags that name any network, images for it, and the threat it should withstand."""
+    """Flags that name any network, its images, and the threat to withstand."""

@@ -1,1 +1,1 @@
-"""Commands that look at many results: figures of records, and the list of runs."""
+"""Commands on many results: boards of networks, and the list of runs."""

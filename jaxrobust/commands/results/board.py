@@ -1,23 +1,23 @@
-"""Make a page that ranks networks, from bundles that verified and from nothing else.
+"""Make a page that ranks networks, from verified bundles only.
 
-`jaxrobust board BUNDLES --out SITE`: every bundle, which `jaxrobust evaluate --bundle` wrote, is
-checked as `jaxrobust verify` does, which attacks images that it says survive: what that bounds is
-what ranks. SITE/index.html then has a board for each data set and threat,
-one for the union of three norms where a network has a bundle for each, and one for common
-corruptions. A file networks.toml
-next to the bundles says which network each is of; what it says is what verify is given:
+`jaxrobust board BUNDLES --out SITE`: every bundle, written by `jaxrobust evaluate --bundle`, is
+checked as by `jaxrobust verify`, which also attacks images that it says survive. The resulting
+bounds determine the ranks. SITE/index.html has a board for each data set and threat, one for the
+union of three norms if a network has a bundle for each, and one for common corruptions.
+A file networks.toml
+next to the bundles names the network of each, with the arguments for verify:
 
     [resnet18_linf]
     weights = "Salman2020Do_R18"
     name = "Salman et al. 2020, ResNet-18"
 
-Its keys are weights or function, dataset, split, classes, data_dir and frost, and, as the board is
-to write them, name (of the network) and data (of the data set). Paths start where the command does.
-A bundle that does not verify, or that names no network, is named with its reason, on stderr and on
-the page, and not ranked.
+Its keys are weights or function, dataset, split, classes, data_dir and frost, and the names to show
+on the board: name (of the network) and data (of the data set). Paths are relative to the current
+folder. Bundles that fail verification or have no network are listed with the reason, on stderr and
+on the page, and not ranked.
 
 Exit codes: 0 every bundle is on the page; 1 one is left out; 2 a mistake, with one sentence on
-stderr; 3 another reason that it names, such as a full disk; 130 interrupted.
+stderr; 3 another reason, which is printed, such as a full disk; 130 interrupted.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from jaxrobust.runtime.text import patience
 
 @dataclass(frozen=True, kw_only=True)
 class BoardFlags:
-    """Which bundles the page is of, which networks they are of, and where the page goes."""
+    """The bundles of the page, their networks, and the folder of the page."""
 
     bundles: tuple[Path, ...] = flag(
         "Bundles, or folders of several.", word=True, required=True, metavar="BUNDLES"
@@ -45,7 +45,7 @@ class BoardFlags:
     batch: int | None = flag("Images at a time.", least=1)
     sample: int = flag("Number of standing images of each bundle to attack.", 60, least=1)
     seed: int | None = flag(
-        "Seed of these samples and attacks; default: a random one of each bundle.", least=0
+        "Seed of these samples and attacks; default: a random one for each bundle.", least=0
     )
     json: bool = shared("json", False)
 

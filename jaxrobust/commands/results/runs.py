@@ -1,9 +1,9 @@
-"""List the trainings and evaluations below a folder with their numbers, newest first.
+"""List the trainings and evaluations below a folder with their results, newest first.
 
-`jaxrobust runs [FOLDER]`. A training is one line, with the numbers of its last phase, each
-evaluation another: date, accuracies, number of images, threats, attack, weights, and the pictures
-and reports next to it. Figures of `jaxrobust figure` in folders without records are below. What
-cannot be read is noted, and the rest is listed.
+`jaxrobust runs [FOLDER]`. A training is one line, with the results of its last phase, and so is
+each evaluation: date, accuracies, number of images, threats, attack, weights, and the pictures and
+reports next to it. Figures of `jaxrobust figure` in folders without records come last. Unreadable
+files are noted, and the rest is listed.
 
 Exit codes: 0 done; 2 a mistake in the command, or nothing to list, with one sentence on stderr; 3 a
 file cannot be read.
@@ -22,7 +22,7 @@ from jaxrobust.runtime.text import patience
 
 @dataclass(frozen=True, kw_only=True)
 class RunsFlags:
-    """Which folder is listed."""
+    """The folder to list."""
 
     folder: Path = flag(
         "Folder of runs and evaluations, at any depth; default: runs.",

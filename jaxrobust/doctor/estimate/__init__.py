@@ -1,1 +1,1 @@
-"""What a run will cost before it runs: hours, chip-hours, memory and money of every phase."""
+"""Estimates of a run's cost before it starts: time, chip-hours, memory and money per phase."""

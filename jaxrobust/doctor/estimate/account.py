@@ -1,4 +1,4 @@
-"""Hours, chip-hours and money of a config on some devices, phase by phase, as plain values."""
+"""Time, chip-hours and money for a config on given devices, phase by phase, as plain values."""
 
 import math
 from pathlib import Path
@@ -19,13 +19,13 @@ from jaxrobust.training.run import warnings
 from jaxrobust.training.update import objectives
 from jaxrobust.weights.trained import start_run
 
-# Images/s of one core: photographs of 110 kB to 224 px, `python tools/bench_data.py FOLDER`, the
+# Images/s of one core for photographs of 110 kB at 224 px, `python tools/bench_data.py FOLDER`,
 # table "Data" of docs/results/cpu.md; other augmentations and sizes were not measured.
 PER_CORE = {"basic": 546, "light": 452, "3-augment": 378, "heavy": 405}
 _PHOTOGRAPHS = 224  # px
-# Chips, as JAX counts them, and vCPUs of a host of each machine type for slices, as Google Cloud
-# lists them: those of v5e and of TPU7x were looked up, the others are from memory. The hosts of
-# GPUs are whatever people rent.
+# Chips, as JAX counts them, and vCPUs per host of the machine types for slices on Google Cloud.
+# The numbers for v5e and TPU7x were looked up, the others are from memory. Hosts of GPUs vary too
+# much to be listed.
 HOSTS = {
     "TPU v4": (4, 240),
     "TPU v5e": (4, 112),
@@ -49,12 +49,12 @@ def account(
     """Estimate the cost of a config.
 
     Args:
-      utilisation: the assumed share of the peak; not used for devices that are here.
-      seconds: for which the step of each phase is measured.
+      utilisation: the assumed share of the peak; not used for present devices.
+      seconds: how long to measure the step of each phase.
       chips: to compile for, see `elsewhere.computed`.
-      images: of the AutoAttack at the end; default: those of the test split; 0: no AutoAttack.
-      robust: the share of them that is assumed to be robust.
-      start: seconds until a command begins to work, as this one took.
+      images: for AutoAttack at the end; default: those of the test split; 0: no AutoAttack.
+      robust: the share of these images assumed to be robust.
+      start: seconds until a command begins to work, as measured for this one.
     """
     config, fitted = warnings.fitted_batches(config, target.chips)
     with patience.of("looking at the config and its data"):
@@ -97,12 +97,12 @@ def account(
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:
-    """Return hours and chip-hours of some seconds."""
+    """Convert seconds to hours and chip-hours."""
     return {"seconds": seconds, "hours": seconds / 3600, "chip_hours": chips * seconds / 3600}
 
 
 def priced(result: Any, price: float) -> Any:
-    """Add the money to every part of an account that has chip-hours."""
+    """Add the price to every part of an account with chip-hours."""
     if isinstance(result, list):
         return [priced(part, price) for part in result]
     if not isinstance(result, dict):
@@ -163,7 +163,7 @@ def _phase(
 
 
 def cores(work: PhaseWork, images_per_s: float) -> float | None:
-    """Count the cores that decode this many images/s; None: such images were not measured."""
+    """Count the cores needed to decode this many images/s; None if they were not measured."""
     data, source = work.config.data, work.train.source
     chains = {PRESETS[name].chain: name for name in PER_CORE}
     chain = PRESETS[data.augmentation].chain if data.augmentation in PRESETS else data.augmentation
@@ -177,9 +177,9 @@ def cores(work: PhaseWork, images_per_s: float) -> float | None:
 
 
 def decoding_line(work: PhaseWork, target: Target, images_per_s: float) -> str | None:
-    """Say what decoding takes, and warn where the hosts lack the cores; None: unknown."""
+    """Describe the cores needed for decoding, warning if hosts have too few; None if unknown."""
     wanted = cores(work, images_per_s)
-    if wanted is None or target.here:  # where a step is measured with its data
+    if wanted is None or target.here:  # present devices are measured with their data
         return None
     needs = (
         f"{work.name}: {images_per_s:,.0f} images/s keep {math.ceil(wanted):,} cores busy with "
@@ -204,7 +204,7 @@ def _known(
 ) -> list[str]:
     if target.here:
         return [
-            "Measured on this machine, for a moment each, times how often it happens: steps, "
+            "Measured briefly on this machine, and multiplied by the number of repetitions: steps, "
             "evaluations, compilation, checkpoints, the start of the program, memory.",
             f"Images are decoded by {workers or 'no'} other processes (data.workers).",
         ]
@@ -277,8 +277,8 @@ def _assumed(
 def start_costs(
     config: Config, workdir: Path, target: Target, *, utilisation: float, seconds: float = 3.0
 ) -> list[dict[str, Any]]:
-    """Estimate each run that a run in `workdir` starts from, the nearest first, up to a finished
-    one, which costs nothing.
+    """Estimate the runs that a run in `workdir` starts from, nearest first, up to a finished one,
+    which costs nothing.
     """
     rows: list[dict[str, Any]] = []
     for start in start_run.chain(config, workdir):
@@ -294,7 +294,7 @@ def start_costs(
 
 
 def start_sentence(row: dict[str, Any]) -> str:
-    """Say what a start costs."""
+    """Describe the cost of a run to start from."""
     if row["training"] is None:
         return f"It starts from {row['run']}, which is finished and costs nothing."
     begun = ", and was begun" if row["state"] == start_run.BEGUN else ""

@@ -1,4 +1,4 @@
-"""An account as lines for people, no wider than their terminal."""
+"""An account as lines for people, no wider than the terminal."""
 
 import itertools
 import textwrap
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 _GAP = 3  # columns between two phases
-_UNDER = "  "  # before a row that is a part of the one above
+_UNDER = "  "  # indent of a row that is part of the one above
 
 
 def page(result: dict[str, Any], *, width: int = 80) -> str:
-    """Lay out a column for each phase, the costs of all and what is assumed in `width` columns."""
+    """Lay out a column per phase, the total costs and the assumptions in `width` columns."""
     lines = [f"{result['model']} on {result['dataset']}, {result['device']} ({result['on']})"]
     columns = [_column(row, result) for row in result["phases"]]
     for group in _fitting(columns, width):
@@ -121,7 +121,7 @@ def _bytes(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds for people."""
+    """Format seconds for people."""
     if seconds < 1:
         return f"{1e3 * seconds:.0f} ms"
     if seconds < 120:

@@ -1,8 +1,8 @@
-"""What standard AutoAttack costs on the network that a config makes: passes, waves, seconds.
+"""The cost of standard AutoAttack on the network of a config: passes, waves, seconds.
 
-The engine keeps a fixed number of slots (`evaluation.engine`). A job is one run of an attack on an
-image: one target, one restart. So an attack on n images takes n x jobs / slots waves, rounded up,
-each of which costs all slots, full or empty.
+The engine has a fixed number of slots (`evaluation.engine`). A job is one run of an attack on an
+image: one target, one restart. So an attack on n images takes n x jobs / slots waves, rounded up.
+Each wave costs as much as all slots, full or empty.
 """
 
 import math
@@ -26,26 +26,26 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 from jaxrobust.types import Threat, threats
 
-_TINY = 1e-7  # a radius in which nothing is fooled
-# Of APGD-CE, what an image costs that is fooled or wrong as it is. In twelve evaluations of 1,000
+_TINY = 1e-7  # a radius at which no image is fooled
+# Share of APGD-CE that a fooled or misclassified image costs. In twelve evaluations of 1,000
 # CIFAR-10 images (tools/records/cifar_study) APGD-CE fooled in 2 of 101 steps, APGD-T in 16 to 55.
 FALLEN = 0.07
 
 
 class Attacked(NamedTuple):
-    """What each attack costs in the engine, by its name."""
+    """The cost of each attack in the engine, by its name."""
 
     slots: int  # on all devices together
-    jobs_per_image: dict[str, int]  # of one that is never fooled
-    passes_per_image: dict[str, int]  # of all its jobs
-    pass_s: dict[str, float]  # of one pass in one slot, all devices together
+    jobs_per_image: dict[str, int]  # for an image that is never fooled
+    passes_per_image: dict[str, int]  # in all its jobs
+    pass_s: dict[str, float]  # seconds of one pass in one slot, all devices together
     compile_s: float = 0.0  # of all programs
-    once_s: float = 0.0  # of all else that is done once, such as the checks of the network
+    once_s: float = 0.0  # of one-time work, such as the checks of the network
 
 
 def seconds_of(estimate: dict[str, Any], *, images: int, robust: float) -> float:
-    """Estimate AutoAttack's seconds on this many images, a share of which is robust, from the
-    figures of an account.
+    """Estimate AutoAttack's seconds on this many images with a `robust` share, from the figures
+    of an account.
     """
     standing, slots, total = round(robust * images), estimate["slots"], 0.0
     for name, passes in estimate["passes_per_image"].items():
@@ -58,8 +58,8 @@ def seconds_of(estimate: dict[str, Any], *, images: int, robust: float) -> float
 
 
 def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
-    """Estimate the time of chips that are not here, at an assumed share of their peak."""
-    # Backward to the image: the same.
+    """Estimate the time on chips that are not here, at an assumed share of their peak."""
+    # The backward pass to the image counts the same.
     seconds = build.forward_flops(config) / (target.float32 * utilisation)
     settings = _settings(config)
     slots = engine.device_slots(target.kind, config.model.image_size) * target.chips
@@ -67,9 +67,9 @@ def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
 
 
 def measured(config: Config, *, seconds: float) -> Attacked:
-    """Attack a network of random weights, each attack for `seconds`, with evaluation's programs.
+    """Run each attack for `seconds` on random weights, with the programs of evaluation.
 
-    The network's own answers are the labels and the radius is next to nothing: slots stay full.
+    The labels are the network's answers and the radius is tiny, so slots stay full.
     """
     net, model = network_of(config, dtype="float32"), config.model
     params, stats = jax.jit(net.init)(jax.random.key(config.seed))
@@ -95,7 +95,7 @@ def measured(config: Config, *, seconds: float) -> Attacked:
 
 
 def _once(logits_fn: Any, images: np.ndarray, labels: np.ndarray, config: Config) -> float:
-    """Time an evaluation without its attacks: the clean pass, the checks."""
+    """Time an evaluation without its attacks: the clean pass and the checks."""
     start = time.perf_counter()
     result = autoattack(
         logits_fn,

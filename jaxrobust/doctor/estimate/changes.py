@@ -1,4 +1,4 @@
-"""A config with its changes on the command line, of a command that has other flags too."""
+"""A config with changes on the command line, for a command that also has other flags."""
 
 import re
 import sys
@@ -10,12 +10,12 @@ from ml_collections import config_flags
 
 from jaxrobust.runtime.commandline import arguments
 
-if TYPE_CHECKING:  # it imports JAX, which reads the environment that `target.prepare` sets
+if TYPE_CHECKING:  # imports JAX, which reads the environment that `target.prepare` sets
     from jaxrobust.config import Config
 
 
 def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words of the command itself, and those that change the config.
+    """Split words into those of the command itself, and those that change the config.
 
     >>> divided(["quickstart", "--config.train.epochs=2", "--on", "cpu", "--config.seed", "1"])
     (['quickstart', '--on', 'cpu'], ['--config.train.epochs=2', '--config.seed', '1'])
@@ -35,10 +35,10 @@ def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def configured(file: str, changes: Sequence[str]) -> "Config":
-    """Read a config, `FILE[:ARGUMENTS]`, with changes, as `jaxrobust train` does; it is unlocked.
+    """Read a config, `FILE[:ARGUMENTS]`, with changes, as `jaxrobust train` does, and unlock it.
 
-    A mistake ends the process. To be called once: absl looks for the keys in `sys.argv`, which is
-    changed to hold nothing else.
+    A mistake ends the process. Call this only once: absl reads the keys from `sys.argv`, which is
+    overwritten.
     """
     if "config" not in flags.FLAGS:
         config_flags.DEFINE_config_file("config", lock_config=True)

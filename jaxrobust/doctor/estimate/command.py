@@ -1,4 +1,4 @@
-"""From what the command line names to an estimate: checked, computed, and printed as a page."""
+"""The estimate command: check the flags, compute the estimate, and print it as a page."""
 
 import shutil
 import tempfile
@@ -14,12 +14,12 @@ from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 from jaxrobust.training.update.value_checks import must_be
 
-UTILISATION = 0.2  # assumed where nothing is measured
+UTILISATION = 0.2  # assumed if nothing is measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateSettings:
-    """What is estimated, on which devices, and what is assumed."""
+    """The config to estimate, the devices, and the assumptions."""
 
     config: str = flag(
         "Config, as for training: its file, or FILE:ARGUMENTS.", word=True, required=True
@@ -44,15 +44,15 @@ class EstimateSettings:
     images: int | None = flag("Number of images of AutoAttack; 0: leave it out.")
     fast: bool = flag("Do not compile for TPUs that are not here.", False)
     target: float | None = flag(
-        "AutoAttack accuracy in percent, in place of a config: what reaches it, by a law of "
-        "others' published runs.",
+        "AutoAttack accuracy in percent, in place of a config: what reaches it, by a scaling law "
+        "of others' published runs.",
         reads=number,
     )
-    dataset: str | None = flag("Data set of --target; the law is of cifar10 alone.")
+    dataset: str | None = flag("Data set of --target; the law is for cifar10 only.")
 
 
 def check(settings: EstimateSettings) -> None:
-    """Refuse numbers out of range."""
+    """Raise if numbers are out of range."""
     price, utilisation, batch, images = (
         settings.price,
         settings.utilisation,
@@ -75,7 +75,7 @@ def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict
 
     Args:
       changed: words that change the config, `--config.key=value`.
-      begun: start of the process, by `time.perf_counter`.
+      begun: start time of the process, from `time.perf_counter`.
     """
     check(settings)
     with patience.of("loading JAX and looking for its devices"):
@@ -109,7 +109,7 @@ def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict
         config.mesh.fsdp = settings.fsdp
 
     with tempfile.TemporaryDirectory() as empty:
-        # As where nothing is cached yet: a later phase finds what an earlier one has compiled.
+        # An empty cache, as on a first run; later phases still reuse programs of earlier ones.
         jax.config.update("jax_compilation_cache_dir", empty)
         estimate = account.account(
             config,
@@ -132,6 +132,6 @@ def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict
     estimate = about | estimate
     if settings.price is not None:
         estimate = account.priced(estimate, settings.price)
-    width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is not a terminal
+    width = shutil.get_terminal_size((100, 24)).columns  # 100 if not in a terminal
     print(account_lines.page(estimate, width=max(width, 60)))
     return estimate

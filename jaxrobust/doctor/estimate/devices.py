@@ -1,4 +1,4 @@
-"""The devices that an estimate is for: present ones, or a number of chips by their name."""
+"""The devices of an estimate: present ones, or a number of chips by name."""
 
 import importlib.util
 import math
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from jaxrobust.doctor.programs import topology
 from jaxrobust.runtime.text.spelling import meant
 
-if TYPE_CHECKING:  # it imports JAX, which reads the environment that `prepare` sets
+if TYPE_CHECKING:  # imports JAX, which reads the environment that `prepare` sets
     from jaxrobust.runtime.devices.hardware import Chip
 
 HERE = ("cpu", "gpu", "tpu")
-# As people write them, and as JAX calls them. TPU v2 and v3 are not here: JAX counts half of such a
-# chip as a device, as it does of TPU7x (Ironwood).
+# Names as users write them -> device kinds of JAX. TPU v2 and v3 are missing: JAX counts half of
+# such a chip as a device, as for TPU7x (Ironwood).
 _KINDS = {
     "v4": "TPU v4",
     "v5e": "TPU v5e",
@@ -35,42 +35,42 @@ _KINDS = {
     "gh200": "NVIDIA GH200",
     "b200": "NVIDIA B200",
 }
-# Slices that Cloud TPU rents, where they lie in a plane; in space, small ones, and any whose sides
-# are multiples of 4, up to this many chips (cloud.google.com/tpu/docs, the page of each version).
+# Slices available on Cloud TPU: two-dimensional ones, small three-dimensional ones, and any with
+# sides that are multiples of 4 up to this many chips (cloud.google.com/tpu/docs, each version).
 _PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SPACE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _LARGEST = {"v4": 4096, "v5p": 6144, "v7x": 9216}
-_HALVED = {"TPU7x": 2}  # devices of a chip
+_HALVED = {"TPU7x": 2}  # devices per chip
 
 
 class Target(NamedTuple):
     """Devices, present or not."""
 
-    name: str  # as it was written
-    kind: str  # as JAX calls one of them
-    chips: int  # how many: what JAX calls devices, which of TPU7x are halves of chips
-    chip: "Chip | None"  # its peaks; None of a CPU, and of a device that is not listed
+    name: str  # as written by the user
+    kind: str  # JAX's device kind
+    chips: int  # number of JAX's devices, which for TPU7x are halves of chips
+    chip: "Chip | None"  # its peaks; None for a CPU or an unlisted device
     here: bool
-    compiles: bool  # whether a compiler for it is installed, though it is not here
+    compiles: bool  # whether a compiler for it is installed, even if it is not here
 
     @property
     def whole(self) -> int:
-        """Count the chips that are rented, by whose hours they are paid."""
+        """The number of chips that are rented and billed by the hour."""
         return self.chips // _HALVED.get(self.kind, 1)
 
     @property
     def float32(self) -> float:
-        """Return FLOP/s of all chips on float32, in which networks are tested and attacked.
+        """The FLOP/s of all chips in float32, the type of tests and attacks.
 
-        By default a TPU rounds what it multiplies to bfloat16, and a GPU to TF32, for which NVIDIA
-        quotes half of bfloat16's speed.
+        By default a TPU rounds the operands of products to bfloat16, and a GPU to TF32, for which
+        NVIDIA quotes half the speed of bfloat16.
         """
         assert self.chip is not None, "only listed chips have names"
         return self.chips * self.chip.flops / (2 if self.kind.startswith("NVIDIA") else 1)
 
 
 def prepare(name: str) -> None:
-    """Make JAX compute on the CPU where the devices are not present; before it is imported."""
+    """Make JAX compute on the CPU if the devices are not present; call before importing JAX."""
     if name == "cpu" or name not in HERE:
         os.environ["JAX_PLATFORMS"] = "cpu"
     if name.startswith("v"):
@@ -78,7 +78,7 @@ def prepare(name: str) -> None:
 
 
 def target(name: str) -> Target:
-    """Look up the devices that `--on` names; a `ValueError` says which names there are."""
+    """Look up the devices named by `--on`; a `ValueError` lists the known names."""
     if name in HERE:
         return _present(name)
     kind, _, shape = name.partition(":")
@@ -102,7 +102,7 @@ def target(name: str) -> Target:
 
     chip = hardware.chip(_KINDS[kind])
     chips = math.prod(sides) * _HALVED.get(_KINDS[kind], 1)
-    # It knows no slices smaller than a host of four chips.
+    # The compiler knows no slices smaller than a host of four chips.
     compiles = tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None
     return Target(name, _KINDS[kind], chips, chip, False, compiles)
 
@@ -119,7 +119,7 @@ def _present(name: str) -> Target:
             f"--on {name}: JAX finds no {name.upper()} on this machine; write cpu, gpu or tpu for "
             "the devices that are here, or chips such as v5e:8x8 or h100:8"
         ) from error
-    # `main` trains on one device of a CPU, which has all cores.
+    # Training uses one CPU device, which has all cores.
     count = 1 if name == "cpu" else len(devices)
     kind = devices[0].device_kind
     return Target(name, kind, count, hardware.chip(kind), True, True)

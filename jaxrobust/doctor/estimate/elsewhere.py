@@ -1,4 +1,4 @@
-"""What a phase takes on chips that are not here: operations over peaks, or what was compiled."""
+"""Cost of a phase on chips that are not here, from operations and peaks, or by compilation."""
 
 import json
 from functools import partial
@@ -18,16 +18,16 @@ from jaxrobust.training.update import objectives, optim
 from jaxrobust.training.update import step as training_step
 from jaxrobust.training.update.memory import remembering
 
-# Seconds that a step takes at least: its launch, and its batch on the way to the chips. Assumed.
+# Assumed minimum seconds of a step: its launch, and the transfer of its batch to the chips.
 SHORTEST = 5e-3
 
 
 def computed(
     work: PhaseWork, target: Target, *, utilisation: float, chips: list[Any] | None
 ) -> PhaseCost:
-    """Estimate a phase at a share of the chips' peak, or at the roofline where that takes longer.
+    """Estimate a phase at a share of the chips' peak, or at the roofline if that is slower.
 
-    `chips`: of `topology.devices`, to compile the step for; None: it is not compiled.
+    `chips`: from `topology.devices`, to compile the step for; None: do not compile.
     """
     assert target.chip is not None, "only listed chips have names"
     config, name = work.config, work.name
@@ -63,7 +63,7 @@ def computed(
     every = config.alarm.every_steps or 1
     return PhaseCost(
         step=step,
-        probe=step * every * 0.01,  # `alarm.check_cost` refuses more
+        probe=step * every * 0.01,  # the maximum that `alarm.check_cost` allows
         selection=evaluation_flops(work, "evaluation") / speed,
         test=evaluation_flops(work, "test") / (target.float32 * utilisation),
         memory=memory,
@@ -72,11 +72,11 @@ def computed(
 
 
 def kept(config: Config, name: str, *, images: int) -> int:
-    """Count the bytes that a phase's backward pass needs of the forward one, in the traced network:
-    about what an update takes in addition to the state.
+    """Count the bytes of activations that a phase's backward pass needs, in the traced network:
+    about the memory of an update besides the state.
 
-    A compiler keeps less where it fuses layers, and more where it copies; the attack's passes keep
-    no more than this. `images`: of a chip and step; what `microbatches` do in parts counts once.
+    A compiler keeps less if it fuses layers, and more if it copies; the attack's passes keep no
+    more than this. `images`: per chip and step; with `microbatches` only one part counts.
     """
     net, size = network_of(config), config.model.image_size
     shape = (images // config[name].microbatches, size, size, config.model.in_channels)
@@ -86,7 +86,7 @@ def kept(config: Config, name: str, *, images: int) -> int:
         def logits(params: Any) -> Any:
             return net.apply(params, stats, x, train=True, key=jax.random.key(0))[0]
 
-        return jax.vjp(logits, params)[1]  # a tree of all that it needs
+        return jax.vjp(logits, params)[1]  # a tree of the residuals
 
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     residuals = jax.tree.leaves(jax.eval_shape(backward, params, stats, x))
@@ -95,7 +95,7 @@ def kept(config: Config, name: str, *, images: int) -> int:
 
 
 def check(work: PhaseWork, chips: int) -> None:
-    """Refuse what training would refuse on this many chips, with training's message."""
+    """Raise training's errors for this many chips."""
     config, name, size = work.config, work.name, work.batch_size
     build.divides(size, chips, f"{name}.batch_size")
     for key in ("evaluation", "test"):
@@ -104,15 +104,15 @@ def check(work: PhaseWork, chips: int) -> None:
     if fsdp < 1 or chips % fsdp:
         fits = ", ".join(str(n) for n in range(1, chips + 1) if chips % n == 0)
         raise ValueError(f"mesh.fsdp={fsdp} does not divide the {chips} chips; one of {fits}")
-    # A chip's share, on the one device that is here: all that does not depend on their number.
+    # Build a chip's share on one present device, for checks that do not depend on the number.
     share = json.loads(json.dumps(plain(config)), object_hook=Values)
     share["mesh"]["fsdp"], share[name]["batch_size"] = 1, size // chips
     build.phase(share, name, work.rows, devices=jax.devices()[:1])
 
 
 def state_bytes(work: PhaseWork, shares: int) -> int:
-    """Count the bytes of parameters, their average and the optimiser's state on a device, with what
-    steps remember.
+    """Count the bytes of parameters, their average, the optimiser's state and the memory of steps
+    on a device.
 
     `shares`: how many devices share them.
     """

@@ -1,4 +1,4 @@
-"""What a phase takes on devices that are present: its programs compiled, and some of each run."""
+"""Cost of a phase on present devices: its programs are compiled and briefly run."""
 
 import contextlib
 import itertools
@@ -23,7 +23,7 @@ from jaxrobust.training.run.phase_progress import peak_memory
 from jaxrobust.types import Batch
 from jaxrobust.weights.store.checkpoint import Checkpoints
 
-MOST_STEPS = 50  # that are measured, or as many as fit in the seconds
+MOST_STEPS = 50  # measured, or fewer if time runs out
 
 
 def measured(work: PhaseWork, devices: list[Any], *, seconds: float) -> PhaseCost:
@@ -113,7 +113,7 @@ def _random(work: PhaseWork, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @contextlib.contextmanager
 def _batches(work: PhaseWork, phase: build.Phase) -> Iterator[Iterator[Batch]]:
-    """Yield batches on the devices: of the data set where it is here, else random ones."""
+    """Yield batches on the devices: from the data set if it is here, else random ones."""
     if work.train.source is None:
         batch = Batch(*sharding.global_arrays(phase.mesh, _random(work, work.batch_size)))
         yield itertools.repeat(batch)
@@ -126,8 +126,8 @@ def _batches(work: PhaseWork, phase: build.Phase) -> Iterator[Iterator[Batch]]:
 def _steps(
     step: Any, state: Any, batches: Iterator[Batch], control: Any, seconds: float
 ) -> tuple[int, float]:
-    """Count the steps of about `seconds`, and average the time of one; the next batch is made while
-    the device computes, as in training.
+    """Run steps for about `seconds`; return their number and mean time. As in training, the next
+    batch is prepared while the device computes.
     """
     batch, number = next(batches), -1  # the first step does not count
     start = end = time.perf_counter()
@@ -145,7 +145,7 @@ def _saved(state: Any) -> float:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
-        for number in (1, 2):  # the first one makes what the next ones use
+        for number in (1, 2):  # only the second counts: the first includes one-time setup
             start = time.perf_counter()
             checkpoints.save(number, state, {})
             checkpoints.wait()

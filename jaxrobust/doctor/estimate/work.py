@@ -1,4 +1,4 @@
-"""How much a config has to do: images, steps, evaluations of each phase; nothing is computed."""
+"""The amount of work in a config: images, steps and evaluations of each phase."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,28 +14,28 @@ from jaxrobust.types import threats
 
 
 class SizedSplit(NamedTuple):
-    """A split of a data set, open where it is here."""
+    """A split of a data set, opened if it is here."""
 
     images: int
-    source: Source | None  # None: `images` is what is known of the data set
+    source: Source | None  # None: `images` is the published number
 
 
 class PhaseWork(NamedTuple):
-    """What one phase has to do."""
+    """The work of one phase."""
 
     name: str
     config: Config  # as the phase sees it
     train: SizedSplit
-    rows: int  # of an epoch: images, each as often as it is seen
+    rows: int  # images per epoch, with repetitions
     steps: int  # of the whole phase
-    probes: int  # looks of the alarm
+    probes: int  # checks by the alarm
     selections: int  # evaluations on the selection split
     selection: SizedSplit
     test: SizedSplit
 
     @property
     def batch_size(self) -> int:
-        """Count the images of a step on all devices together."""
+        """The number of images per step on all devices together."""
         return self.config[self.name].batch_size
 
     def evaluated(self, key: str) -> int:
@@ -53,16 +53,16 @@ class PhaseCost(NamedTuple):
 
     step: float
     probe: float
-    selection: float  # of one evaluation, a whole one
+    selection: float  # of one complete evaluation
     test: float
-    memory: int  # bytes of a device
-    figures: dict[str, Any]  # what else is known of the step
+    memory: int  # bytes per device
+    figures: dict[str, Any]  # further facts about the step
     compile: float = 0.0  # of all programs
     save: float = 0.0  # of the weights and the state
 
 
 def work(config: Config) -> list[PhaseWork]:
-    """Count what the phases that happen have to do."""
+    """Count the work of all phases that run."""
     counted = []
     for name in phases(config):
         of = of_phase(config, name)
@@ -82,7 +82,7 @@ def work(config: Config) -> list[PhaseWork]:
 
 
 def _rows(config: Config, name: str, train: SizedSplit) -> int:
-    """Count the rows of an epoch, also where its sources are not here and it is known."""
+    """Count the rows of an epoch, using known sizes if its sources are not here."""
     data, here = config.data, train.source is not None
     counted = data.extra is not None and data.epoch_images is not None
     if here and counted:
@@ -99,7 +99,7 @@ def _rows(config: Config, name: str, train: SizedSplit) -> int:
 
 
 def split(config: Config, key: str) -> SizedSplit:
-    """Open a split of the config's data set, or look up its known size where it is not here."""
+    """Open a split of the config's data set, or look up its published size if it is not here."""
     try:
         source = splits.opened(config, key)
         return SizedSplit(len(source), source)
@@ -107,7 +107,7 @@ def split(config: Config, key: str) -> SizedSplit:
         is_here = "num_classes" in str(error) and "is whole" in str(error)
         images = (
             None if is_here else _published_size(config, key)
-        )  # here: not the one that is meant
+        )  # the data set is here but does not match the config
         if images is None:
             raise
         return SizedSplit(images, None)
@@ -127,16 +127,16 @@ def _published_size(config: Config, key: str) -> int | None:
         total = sizes.get(wanted.name)
     if total is None:
         return None
-    if data.classes is not None:  # classes of equal size, about
+    if data.classes is not None:  # assumes classes of equal size
         total = round(total * len(subsets.read_classes(data.classes)) / known_sizes.CLASSES[name])
     return len(grammar.rows(wanted.part, total, f"{data.name}, split {data[key]!r}"))
 
 
 def evaluation_flops(work: PhaseWork, key: str) -> float:
-    """Count the operations of one evaluation, of the model."""
+    """Count the model's operations in one evaluation."""
     attack = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
     apgd = 2 * work.evaluation(key).steps + 1
     per_norm = attack.forward + attack.backward if attack else apgd
     norms = len(threats(work.config.attack))
-    passes = 2 + norms * per_norm + norms - 1  # 2: answers before and after; others between norms
+    passes = 2 + norms * per_norm + norms - 1  # 2: verdicts before and after; one between norms
     return passes * build.forward_flops(work.config) * work.evaluated(key)

@@ -1,1 +1,1 @@
-"""Compiled programs, read from XLA's text: instructions, costs, parts, topologies."""
+"""Analysis of compiled programs from XLA's text: instructions, costs, topologies."""

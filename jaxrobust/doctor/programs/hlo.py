@@ -1,9 +1,9 @@
-"""What a compiled program sends between chips, read from the text of its optimised HLO module.
+"""The communication of a compiled program between chips, from its optimised HLO text.
 
-For programs of the CPU and the TPU compiler. What is not obvious in such a text:
+Supports programs of the CPU and the TPU compilers. Some properties of these texts are not obvious:
 - A collective that overlaps with other work appears several times: as `-start` and `-done`, as
   the body of an `async-start`, or, from the TPU compiler, in three fusions that share a `chain_id`.
-- `channel_id` says nothing: all collectives of a `shard_map` may have the same one.
+- `channel_id` is useless: all collectives of a `shard_map` may have the same one.
 - A gather may be written as an all-reduce of zeros into which each chip has put its part.
 """
 
@@ -22,12 +22,12 @@ KINDS = (
     "ragged-all-to-all",
     "collective-broadcast",
 )
-# In a fusion that is the start, or the end, of a chain.
+# Markers in a fusion that starts or ends a chain.
 STARTS, ENDS = (f'custom_call_target="AsyncCollective{end}"' for end in ("Start", "Done"))
-# Names under which a short loop that the compiler has unrolled still shows.
+# Names that still mark a short loop that the compiler has unrolled.
 _LOOP = re.compile(r"(^|/)(while/body|attack)(/|$)")
-_BITS = {"pred": 8, "token": 0}  # every other type's name says it
-# A value that goes through these is moved, split, joined or rounded: which operands it is made of.
+_BITS = {"pred": 8, "token": 0}  # the names of all other types contain their bits
+# Operations that move, split, join or round a value, with the operands that it comes from.
 _MOVES: dict[str, slice] = {
     **dict.fromkeys(("bitcast", "convert", "copy", "reshape", "transpose", "slice"), slice(1)),
     **dict.fromkeys(("copy-start", "copy-done", "slice-start", "slice-done"), slice(1)),
@@ -57,12 +57,12 @@ class Collective(NamedTuple):
 
     kind: str
     bytes: int  # of its result on one chip
-    sent: float  # bytes that one chip must send at least, for one time
-    arrays: int  # that it carries
-    times: int | None  # trip counts of the loops around it; None: not known
-    inside: bool  # of a loop, or of what was the attack's
+    sent: float  # minimum bytes that one chip sends per execution
+    arrays: int  # number of arrays it carries
+    times: int | None  # product of the trip counts of surrounding loops; None: unknown
+    inside: bool  # whether it is in a loop, or in an unrolled one of the attack
     op_name: str
-    parameters: tuple[str, ...]  # arguments of the program that it carries unchanged but for type
+    parameters: tuple[str, ...]  # program arguments it carries unchanged, except for their type
     key: str  # its chain, or the name of its instruction
     row: bool  # whether its messages stay in a part of the slice
 
@@ -73,7 +73,7 @@ class Frame(NamedTuple):
     function: str
     file: str
     line: int
-    parent: int  # the call around it; 0: none
+    parent: int  # the enclosing call; 0: none
 
 
 class Module(NamedTuple):
@@ -83,7 +83,7 @@ class Module(NamedTuple):
     entry: str
     roots: dict[str, str]
     callers: dict[str, list[Instruction]]
-    devices: int  # that run the program together
+    devices: int  # number that run the program together
     frames: dict[int, "Frame"]
 
     def stack(self, frame: int) -> Iterator["Frame"]:
@@ -93,13 +93,13 @@ class Module(NamedTuple):
             frame = self.frames[frame].parent
 
     def root(self, computation: str) -> Instruction:
-        """Find the instruction whose result a computation returns."""
+        """Return the root instruction of a computation."""
         return self.computations[computation][self.roots[computation]]
 
 
 def parse(text: str) -> Module:
-    """Read the text of `compiled.as_text()`."""
-    # The one attribute that is written on lines of its own: what a kernel declares.
+    """Parse the text of `compiled.as_text()`."""
+    # Kernel metadata is the only attribute that spans several lines.
     text = re.sub(r"kernel_metadata=\{\n(.*?)\n\}", r"kernel_metadata={\1}", text, flags=re.DOTALL)
     computations: dict[str, dict[str, Instruction]] = {}
     roots: dict[str, str] = {}
@@ -125,7 +125,7 @@ def parse(text: str) -> Module:
 
 
 def _frames(text: str) -> dict[int, Frame]:
-    """Read the tables of files, functions, places and calls at the beginning of a text."""
+    """Read the tables of files, functions, places and calls at the start of a text."""
     head = text.partition("\n%")[0]
 
     def table(name: str, pattern: str) -> dict[int, Any]:
@@ -136,7 +136,7 @@ def _frames(text: str) -> dict[int, Frame]:
     place_of = r".*file_name_id=(\d+) function_name_id=(\d+) line=(\d+)"
     places = table("FileLocations", r"(\d+) \{" + place_of)
     calls = table("StackFrames", r"(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
-    # The text counts parents from one, as if "none" were a call: the first call has itself.
+    # Parents are numbered from one, as if "none" were a call: the first call names itself.
     first = int(calls[1][1] or 0) if 1 in calls else 0
     frames = {}
     for number, (place, parent) in calls.items():
@@ -165,19 +165,19 @@ def _closing(text: str) -> int:
 
 
 def instructions(computations: dict[str, dict[str, Instruction]]) -> Iterator[Instruction]:
-    """All of them, in the order of the text."""
+    """Iterate over all instructions in the order of the text."""
     return (i for computation in computations.values() for i in computation.values())
 
 
 def called(instruction: Instruction) -> list[str]:
-    """List the computations that an instruction runs."""
+    """List the computations that an instruction calls."""
     keys = "calls|to_apply|condition|body|branch_computations|true_computation|false_computation"
     groups = re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|%?[\w.\-]+)", instruction.attributes)
     return re.findall(r"[\w.\-]+", " ".join(groups))
 
 
 def collectives(module: Module) -> list[Collective]:
-    """Each one once, in the order of the text."""
+    """List the collectives, each once, in the order of the text."""
     times = runs(module)
     by_key: dict[object, tuple[tuple[bool, int], Collective]] = {}
     for i in instructions(module.computations):
@@ -200,8 +200,8 @@ def collectives(module: Module) -> list[Collective]:
             key=chain or i.name,
             row=chips < module.devices,
         )
-        # A chain has three parts, and the compiler may put the one between, while other work
-        # runs, into a loop of that work: where the chain starts, it is sent, once.
+        # A chain has three parts, and the compiler may put the middle one into a loop of other
+        # work that runs meanwhile. The message is sent only once, at the start of the chain.
         key = (kind, chain) if chain else i
         neighbours = module.computations[i.computation].values()
         starts = any(
@@ -214,13 +214,13 @@ def collectives(module: Module) -> list[Collective]:
 
 
 def chain_of(i: Instruction) -> str:
-    """Name the chain that the parts of one asynchronous collective share; "": it has none."""
+    """Name the chain shared by the parts of an asynchronous collective; "" if it has none."""
     match = re.search(r'chain_id="(\d+)"', i.attributes)
     return f"chain {match[1]}" if match else ""
 
 
 def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:
-    """Yield parameters of the program that an operand is made of, unless it only adds them up."""
+    """Yield program parameters that an operand carries, except those it only sums."""
     sums = i.opcode.startswith(("all-reduce", "reduce-scatter"))
     type_ = module.computations[i.computation][operand].type
     for leaf in _leaves(module, i.computation, operand) or ():
@@ -229,8 +229,8 @@ def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:
 
 
 def _result(module: Module, i: Instruction, kind: str) -> tuple[str, str]:
-    """(kind, type of the true result) of a collective."""
-    if i.computation.startswith("all-reduce-scatter"):  # the TPU compiler's own fusion of the two
+    """Return (kind, type of the actual result) of a collective."""
+    if i.computation.startswith("all-reduce-scatter"):  # the TPU compiler's fusion of the two
         return "reduce-scatter", module.root(i.computation).type
     if i.opcode in ("all-gather-start", "collective-permute-start"):
         return kind, elements(i.type)[1]  # (operands, results, ...)
@@ -238,7 +238,7 @@ def _result(module: Module, i: Instruction, kind: str) -> tuple[str, str]:
 
 
 def elements(type_: str) -> list[str]:
-    """Split a tuple's type."""
+    """Split a tuple's type into its elements."""
     inner, parts, depth = type_[1:-1], [""], 0
     for character in inner:
         depth += (character in "([{") - (character in ")]}")
@@ -256,7 +256,7 @@ def count(type_: str) -> int:
 
 
 def size(type_: str) -> int:
-    """Bytes of an array's or a tuple's type."""
+    """Return the bytes of an array's or a tuple's type."""
     bits = 0
     for kind, dims in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", type_):
         bits += _width(kind) * math.prod(map(int, dims.split(",") if dims else []))
@@ -268,10 +268,10 @@ def _width(kind: str) -> int:
 
 
 def padded_size(type_: str) -> int:
-    """Bytes of an array's type with the padding of its tiles.
+    """Return the bytes of an array's type with the padding of its tiles.
 
-    A TPU keeps an array in tiles of, say, 8 x 128 values of its two innermost axes, `T(8,128)`, and
-    a row of 197 values in two of them.
+    A TPU stores an array in tiles of, say, 8 x 128 values along its two innermost axes, `T(8,128)`.
+    A row of 197 values then takes two tiles.
     """
     match = re.search(r"\b([a-z]\w*)\[([\d,]+)\]\{([\d,]+):T\(([\d,]+)\)", type_)
     if not match:
@@ -283,7 +283,7 @@ def padded_size(type_: str) -> int:
 
 
 def _sent(kind: str, size: int, chips: int) -> float:
-    """Bytes that a chip must send for a collective among `chips` whose result has `size` bytes."""
+    """Return the bytes each of `chips` must send for a collective with a result of `size` bytes."""
     others = chips - 1
     factors = {
         "all-reduce": 2 * others / chips,
@@ -295,7 +295,7 @@ def _sent(kind: str, size: int, chips: int) -> float:
 
 
 def _group(attributes: str) -> int | None:
-    """How many chips take part; None where the text leaves it out: all of them."""
+    """Return the number of chips that take part; None if the text omits it, meaning all."""
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return len(match[1].split(","))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
@@ -307,7 +307,7 @@ def _group(attributes: str) -> int | None:
 
 
 def op_name(i: Instruction) -> str:
-    """Read JAX's transformations and the operation that an instruction comes from."""
+    """Read the JAX transformations and operation behind an instruction."""
     match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', i.attributes)
     return re.sub(r"\\(.)", r"\1", match[1]) if match else ""
 
@@ -316,9 +316,9 @@ def op_name(i: Instruction) -> str:
 
 
 def runs(module: Module, unknown: int | None = None) -> dict[str, tuple[int | None, bool]]:
-    """How often the program runs each computation, and whether a loop is around it.
+    """Count the runs of each computation, and tell whether it is inside a loop.
 
-    A loop whose trip count is not in the text counts `unknown` times; None: its body neither.
+    A loop whose trip count is not in the text counts `unknown` times; None: as unknown.
     """
 
     @functools.cache
@@ -346,7 +346,7 @@ def executed(module: Module) -> Iterator[tuple[Instruction, int]]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """Of a `while` that counts up by one, as JAX's do; None where its ends are not constants."""
+    """Return the trip count of a `while` that counts up by one, as in JAX; None if unknown."""
     if match := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
         return int(match[1])
     compare = module.root(_attribute(loop, "condition"))
@@ -364,21 +364,21 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
     return max(ends[1] - ends[0], 0) if len(ends) == 2 else None
 
 
-# --- Where a value comes from ---
+# --- Origins of values ---
 
-_DEEPEST = 16  # tuples in each other; more are a way round through calls that were mixed up
+_DEEPEST = 16  # nested tuples; more indicate a cycle through mixed-up calls
 
 
-_Place = tuple[str, str, tuple[int, ...]]  # computation, name in it, way to an element of a tuple
+_Place = tuple[str, str, tuple[int, ...]]  # computation, name in it, path to a tuple's element
 
 
 def _leaves(
     module: Module, computation: str, name: str, *, start: bool = False
 ) -> frozenset[Instruction] | None:
-    """Return the constants and parameters that a value is made of; None: it was computed.
+    """Return the constants and parameters that a value is made of; None if it was computed.
 
-    What a loop changes was computed, or with `start` is what it was before the loop. A computation
-    that several instructions call leads from each of them to all, so every place is met once.
+    A value that a loop changes counts as computed; with `start`, as its value before the loop. A
+    computation called by several instructions leads to all of them, so each place is visited once.
     """
     leaves: set[Instruction] = set()
     todo: list[_Place] = [(computation, name, ())]
@@ -399,7 +399,7 @@ def _leaves(
 def _sources(
     module: Module, computation: str, name: str, path: tuple[int, ...], *, start: bool
 ) -> list[_Place] | None:
-    """List where a value was before it came to a place; none: it begins here; None: computed."""
+    """List the places a value came from; empty if it originates here, None if computed."""
     i = module.computations[computation][name]
     if i.opcode == "parameter":
         calls = [] if computation == module.entry else module.callers[computation]
@@ -431,7 +431,7 @@ def _sources(
 
 
 def _unchanged(module: Module, loop: Instruction, path: tuple[int, ...]) -> bool:
-    """Whether the element `path` of what a loop carries is the same in all its rounds."""
+    """Tell whether the element `path` of a loop's carry is the same in all iterations."""
     root = module.root(_attribute(loop, "body"))
     if not path or root.opcode != "tuple":
         return False

@@ -1,6 +1,6 @@
-"""What a compiled program computes and moves on one chip, loops with their trip counts.
+"""Operations and memory traffic of a compiled program on one chip, with loops' trip counts.
 
-XLA's own `cost_analysis` counts the body of a loop once.
+XLA's own `cost_analysis` counts the body of a loop only once.
 """
 
 import functools
@@ -12,7 +12,7 @@ from jaxrobust.doctor.programs import hlo
 
 
 def flops(module: hlo.Module) -> float:
-    """Of all convolutions and products of matrices on one chip, and of kernels, as they declare.
+    """Count the FLOPs of all convolutions, matrix products and declared kernels on one chip.
 
     A loop whose trip count is not in the text counts once, here and in `traffic`.
     """
@@ -37,7 +37,7 @@ def _dot(i: hlo.Instruction, lhs: str, rhs: str) -> int:
 
 
 def _convolution(i: hlo.Instruction, image: str, kernel: str) -> int:
-    """Multiply-adds with what is not padding or dilation, by XLA's own rule."""
+    """Count multiply-adds without padding and dilation, by XLA's rule."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     assert labels, i
     sides = [
@@ -62,7 +62,7 @@ def _convolution(i: hlo.Instruction, image: str, kernel: str) -> int:
 def _valid(
     image: int, kernel: int, out: int, stride: int, pad: int, spread: int, apart: int
 ) -> int:
-    """How many pairs of a position of the result and one of the kernel meet a value."""
+    """Count pairs of a result position and a kernel position that hit an input value."""
     positions = (o * stride + k * apart - pad for o in range(out) for k in range(kernel))
     return sum(0 <= p <= (image - 1) * spread and p % spread == 0 for p in positions)
 
@@ -72,19 +72,19 @@ _FREE |= {"while", "conditional", "call"}
 
 
 class InstructionCost(NamedTuple):
-    """What one instruction costs in all its runs."""
+    """The cost of an instruction over all its executions."""
 
     instruction: hlo.Instruction
     bytes: int  # between HBM and the chip's units, with the padding of tiles
-    cycles: int  # by the compiler's estimate; of a kernel, as its file declares them
+    cycles: int  # by the compiler's estimate; for a kernel, as its file declares
 
 
 def works(module: hlo.Module) -> list[InstructionCost]:
-    """List the instructions that take time, with what each reads and writes in HBM.
+    """List the instructions that take time, with their reads and writes in HBM.
 
-    Arrays in a TPU's fast memory (`S(1)` in their layout) do not count, the padding of tiles does.
-    Of an array of which an instruction takes or replaces a part, such as a loop over a network's
-    blocks, the part counts. A loop whose trip count is not in the text counts once.
+    Arrays in a TPU's fast memory (`S(1)` in their layout) do not count; the padding of tiles does.
+    If an instruction reads or replaces only a part of an array, as in a loop over a network's
+    blocks, only that part counts. A loop whose trip count is not in the text counts once.
     """
     rows = []
     inner = {
@@ -103,7 +103,7 @@ def works(module: hlo.Module) -> list[InstructionCost]:
 
 
 def traffic(module: hlo.Module) -> float:
-    """Add up the bytes between HBM and a chip's units; see `works`."""
+    """Sum the bytes moved between HBM and a chip's units; see `works`."""
     return sum(work.bytes for work in works(module))
 
 
@@ -119,7 +119,7 @@ def _moved(i: hlo.Instruction, operands: list[str]) -> int:
 
 
 def _of_fusion(module: hlo.Module, i: hlo.Instruction, operands: list[str]) -> int:
-    """Count the bytes of a fusion, whose parameters are its operands and whose root it returns."""
+    """Count the bytes that a fusion reads as parameters and writes as its root."""
     (callee, *_) = hlo.called(i)
     inside, root = module.computations[callee], module.root(callee)
     several = root.opcode == "tuple"
@@ -137,7 +137,7 @@ def _of_fusion(module: hlo.Module, i: hlo.Instruction, operands: list[str]) -> i
 
 
 def _taken(inside: dict[str, hlo.Instruction], of: hlo.Instruction) -> list[str] | None:
-    """List the types of the parts that a fusion reads of a value in it; None: it reads all."""
+    """List the types of the parts that a fusion reads of a value; None if it reads all."""
     parts: list[str] = []
     for user in inside.values():
         if of.name not in user.operands:
@@ -154,7 +154,7 @@ def _taken(inside: dict[str, hlo.Instruction], of: hlo.Instruction) -> list[str]
 
 
 def _returned(inside: dict[str, hlo.Instruction], of: hlo.Instruction) -> bool:
-    """Tell whether a fusion only returns a value: what computes with it would read all of it."""
+    """Tell whether a fusion only returns a value; computing with it would read all of it."""
     users = (user for user in inside.values() if of.name in user.operands)
     return all(
         u.opcode == "tuple" or (u.opcode == "bitcast" and _returned(inside, u)) for u in users
@@ -162,7 +162,7 @@ def _returned(inside: dict[str, hlo.Instruction], of: hlo.Instruction) -> bool:
 
 
 def _placed(inside: dict[str, hlo.Instruction], end: hlo.Instruction) -> list[str] | None:
-    """Give the type of the part that a fusion replaces in an operand; None: it writes all."""
+    """Return the type of the part that a fusion replaces in an operand; None if it writes all."""
 
     def source(of: hlo.Instruction) -> hlo.Instruction:
         return source(inside[of.operands[0]]) if of.opcode == "bitcast" else of
@@ -180,7 +180,7 @@ def _in_hbm(type_: str) -> list[str]:
 
 
 class KernelCalls(NamedTuple):
-    """One of Pallas' kernels; the figures of one call are those that its file declares."""
+    """A Pallas kernel; figures are per call, as declared in its file."""
 
     name: str
     calls: int
@@ -190,16 +190,16 @@ class KernelCalls(NamedTuple):
 
 
 def cycles(module: hlo.Module) -> int:
-    """Add up the compiler's own estimate of cycles, which most operations of a TPU program carry.
+    """Sum the compiler's cycle estimates, which most operations of a TPU program carry.
 
-    It alone knows vector units, copies into another layout and the padding of tiles. A kernel of
-    Pallas has none: see `kernels`.
+    Only this estimate covers vector units, copies to other layouts and the padding of tiles. Pallas
+    kernels have none: see `kernels`.
     """
     return sum(n * _estimate(i) for i, n in hlo.executed(module))
 
 
 def cycles_of(i: hlo.Instruction) -> int:
-    """Read what one run of an instruction takes; of a kernel, what its file declares."""
+    """Return the cycles of one execution of an instruction; for a kernel, as declared."""
     kernel = _declared(i)
     return kernel.cycles if kernel else _estimate(i)
 
@@ -210,7 +210,7 @@ def _estimate(i: hlo.Instruction) -> int:
 
 
 def kernels(module: hlo.Module) -> list[KernelCalls]:
-    """List the kernels that a TPU program calls, each with how often it does so."""
+    """List the kernels that a TPU program calls, with the number of calls."""
     calls_of: dict[KernelCalls, int] = {}
     for i, n in hlo.executed(module):
         if kernel := _declared(i):
@@ -219,7 +219,7 @@ def kernels(module: hlo.Module) -> list[KernelCalls]:
 
 
 def _declared(i: hlo.Instruction) -> KernelCalls | None:
-    """Read what a kernel's call declares, in its metadata and in `pl.CostEstimate`."""
+    """Read the figures that a kernel's call declares in its metadata and `pl.CostEstimate`."""
     if 'custom_call_target="tpu_custom_call"' not in i.attributes:
         return None
     number = r'"?(\d+)'

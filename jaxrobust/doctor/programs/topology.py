@@ -1,6 +1,6 @@
-"""Programs compiled for TPUs that are not here, and what the executables say about themselves.
+"""Compile programs for TPUs that are not here, and read costs from the executables.
 
-The compiler is the one inside the wheel `libtpu`; nothing runs.
+The compiler comes from the wheel `libtpu`; nothing is executed.
 """
 
 import contextlib
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxrobust.doctor.programs import hlo, hlo_costs
 
-if TYPE_CHECKING:  # it imports JAX, which reads the environment that `devices` sets
+if TYPE_CHECKING:  # imports JAX, which reads the environment that `devices` sets
     from jaxrobust.runtime.devices import hardware
 
 ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",  # where JAX computes: libtpu then is a compiler and nothing else
+    "JAX_PLATFORMS": "cpu",  # JAX computes here, so libtpu serves only as a compiler
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes, or a stale lock file, do no harm
-    "TPU_WORKER_HOSTNAMES": "localhost",  # these two: no complaints; any host and type will do
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes or a stale lock file are harmless
+    "TPU_WORKER_HOSTNAMES": "localhost",  # this and the next avoid warnings; any value works
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
 }
-# What an executable's arithmetic, memory, cycles and messages take, each as if it were alone.
+# Seconds of an executable's arithmetic, memory, cycles and messages, each on its own.
 SECONDS = ("flops_s", "hbm_s", "cycles_s", "ici_s")
 PARTS = ("argument", "output", "temporary", "code")
 EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4, v7x:2x2x1"
@@ -31,11 +31,11 @@ EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4, v7x:2x2x1"
 def devices(name: str, *, flag: str = "--topology") -> list[Any]:
     """Describe the chips of a slice such as "v5e:8x8", as JAX would see them there.
 
-    Call it before anything imports JAX. `flag` is the flag that named the slice.
+    Call this before anything imports JAX. `flag` is the flag that named the slice.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"{flag} {name} needs the TPU compiler", name="libtpu")
-    if "0" in re.split("[:x]", name)[1:]:  # by which newer compilers divide, and end the process
+    if "0" in re.split("[:x]", name)[1:]:  # newer compilers divide by zero and crash
         raise ValueError(f"{flag} {name}: a side has no chips; write one such as {EXAMPLES}")
     os.environ.update(ENVIRONMENT)
     import jax
@@ -43,12 +43,12 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
     from jax.experimental import topologies
     from jax.experimental.compilation_cache import compilation_cache
 
-    # A compiler without chips writes to the cache on disk what it then fails to read.
+    # A compiler without chips cannot read back what it writes to the cache on disk.
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # JAX may have looked at the setting already
+    compilation_cache.reset_cache()  # JAX may have read the setting already
     slice_name = (
         f"tpu{name.removeprefix('v')}" if name.startswith("v7x:") else name
-    )  # as libtpu has it
+    )  # libtpu's name
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}  # as on Cloud TPU
     try:
         return topologies.get_topology_desc(
@@ -60,7 +60,7 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
 
 
 class Compiled(NamedTuple):
-    """What a compiled program says about itself; figures are per chip."""
+    """A compiled program and its figures, per chip."""
 
     figures: dict[str, Any]
     module: hlo.Module
@@ -76,7 +76,7 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
     start = time.perf_counter()
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments))
     meshes = (s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding))
-    mesh: Any = next(meshes, None)  # kernels ask for the chip that they are traced for
+    mesh: Any = next(meshes, None)  # kernels query the chip that they are traced for
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         lowered = function.lower(*arguments)
     traced = time.perf_counter()
@@ -98,7 +98,7 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
 
 
 def sizes(executable: Any) -> dict[str, int]:
-    """Read the bytes that an executable takes on each device, by what they hold."""
+    """Read the bytes that an executable takes on each device, by category."""
     memory = executable.memory_analysis()
     return {
         "argument_bytes": memory.argument_size_in_bytes,
@@ -109,7 +109,7 @@ def sizes(executable: Any) -> dict[str, int]:
 
 
 def too_large(error: str, remedy: str) -> str:
-    """Shorten the compiler's pages about memory to one sentence."""
+    """Condense the compiler's long message about memory to one sentence."""
     sizes = re.findall(r"\b[\d.]+[KMGT]\b", error)
     needed, there = sizes[:2] if len(sizes) > 1 else ("more", "less")
     return (
@@ -118,7 +118,7 @@ def too_large(error: str, remedy: str) -> str:
 
 
 def costs(module: hlo.Module) -> dict[str, Any]:
-    """Read what one run of a program costs on a chip.
+    """Return the costs of one run of a program on a chip.
 
     A loop of unknown length counts once.
     """
@@ -136,17 +136,17 @@ def costs(module: hlo.Module) -> dict[str, Any]:
 def roofline(
     figures: dict[str, Any], chip: "hardware.Chip", *, flops: float, images: float
 ) -> dict[str, Any]:
-    """Compute the time of a run that a chip's peaks allow.
+    """Compute the minimum time of a run from a chip's peaks.
 
-    `flops` are those of the model on one chip in one run, which takes that many `images`.
+    `flops` are those of the model on one chip in one run, which processes this many `images`.
     """
-    # The compiler's own, which alone know vector units and copies, and what kernels declare.
+    # Only the compiler's estimate covers vector units and copies; kernels declare their cycles.
     cycles = figures["cycles"] + sum(k["calls"] * k["cycles"] for k in figures["kernels"])
-    seconds = {  # each as if it were alone
+    seconds = {  # each on its own
         "flops": flops / chip.flops,
         "hbm": figures["hbm_bytes"] / chip.bandwidth,
         **({"cycles": cycles / chip.clock} if chip.clock else {}),
-        # What stays in a row of the slice has half of a chip's links.
+        # Messages within a row of the slice can use only half of a chip's links.
         "ici": (figures["sent_bytes"] + figures["row_bytes"]) / chip.interconnect,
     }
     bound = max(seconds, key=lambda key: seconds[key])
@@ -159,5 +159,5 @@ def roofline(
 
 
 def memory_of(figures: dict[str, Any]) -> int:
-    """Add up the bytes of a chip that a program takes; `figures` are those of `compiled`."""
+    """Sum the bytes that a program takes on a chip; `figures` are those of `compiled`."""
     return sum(figures[f"{part}_bytes"] for part in PARTS)

@@ -1,1 +1,1 @@
-"""Bundles: a claim on a network's robustness, and its proof by one pass an image."""
+"""Bundles: a claim about a network's robustness, provable with one pass per image."""

@@ -1,10 +1,10 @@
 """Write a bundle: what anyone needs to check an accuracy with one forward pass per image.
 
-The adversarial images that an evaluation keeps are stored as differences from the clean ones, which
-are not stored. A perturbation is rounded to a few levels on either side of 0 and scaled to the
-radius; `claims` restores and checks just that. Where the network no longer misclassifies what comes
-out, more levels are taken. Corrupted images are not stored at all: the verifier of a bundle has the
-files of the data set, or computes them from the seed of the record.
+A bundle stores each adversarial image as its difference from the clean image, which is not stored.
+The perturbation is rounded to a few levels on either side of 0 and scaled to the radius; `claims`
+restores and checks this rounded image. If the network no longer misclassifies it, more levels are
+used. Corrupted images are not stored at all: the verifier has the data set's files, or computes
+the images from the record's seed.
 """
 
 import ast
@@ -39,7 +39,7 @@ from jaxrobust.types import Threat
 
 PROGRAM = "verify.py"
 LEVELS = (1, 2, 4, 8, 32, 127)  # of a difference, on either side of 0, tried in this order
-_PART_BYTES = 64 * 2**20  # of a file of differences, after which the next begins
+_PART_BYTES = 64 * 2**20  # maximum size of a file of differences
 _ENCODING = (
     "images.jsonl has a line for each image: its place in the split, label, verdict ('': it "
     "stands, 'clean': misclassified as it is, else the attack) and the sha256 of the clean image, "
@@ -57,12 +57,12 @@ _CORRUPTED_ENCODING = (
 
 
 def check(flags: Any, count: int) -> None:
-    """Refuse flags of `count` threats and image sizes that no bundle can be made of."""
+    """Raise if no bundle can be written for these flags with `count` threats and image sizes."""
     if not flags.bundle:
         return
     if count > 1:
         raise ValueError(
-            "--bundle is of one threat at one image size; make one for each, from the same --out"
+            "--bundle takes one threat at one image size; make one for each, from the same --out"
         )
     if flags.attack != ALONE and not is_cascade(flags.attack) and flags.corruptions is None:
         raise ValueError(
@@ -75,9 +75,9 @@ def check(flags: Any, count: int) -> None:
 
 
 def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
-    """Record a ball, and write its bundle in the first process; refuse a `place` that is taken."""
+    """Record a threat and write its bundle in the first process; raise if `place` is taken."""
     number, question = evaluation.number(subject), evaluation.question
-    if not question.noreplay:  # which takes an equal record of another number too
+    if not question.noreplay:  # replay also accepts an equal record with another number
         hosts.together(lambda: jax.process_index() or check_place(place, number))
     record = evaluation.record(subject)
     more: Any = {}
@@ -106,9 +106,9 @@ def of_record(
     split_images: int | None = None,
     ledger: Path | None = None,
 ) -> None:
-    """Write the bundle of an evaluation under one threat, unless it is there.
+    """Write the bundle of an evaluation under one threat, unless it exists.
 
-    `ledger` is that of the evaluation's number by default.
+    `ledger` defaults to the file named after the evaluation's number.
     """
     if check_place(place, str(record.evaluation)):
         say(f"the bundle {place} is there already; nothing is written")
@@ -116,12 +116,12 @@ def of_record(
     if record.fast:
         raise ValueError(
             f"the record {record.evaluation} is of the fast version, whose verdicts are not "
-            "AutoAttack's; make the standard evaluation of it by --finish, and a bundle of that"
+            "AutoAttack's; complete the standard evaluation with --finish, and bundle that"
         )
     if not record.verdicts:
         raise ValueError(
-            f"the record {record.evaluation} has no verdicts image by image, as those of an "
-            "older version; evaluate again with --out DIR"
+            f"the record {record.evaluation} has no verdicts image by image, like records of "
+            "older versions; evaluate again with --out DIR"
         )
     verdicts = checked.verdicts(record, out / "results.jsonl")
     points = _stored_points(ledger or out / f"ledger-{record.evaluation}.jsonl", verdicts)
@@ -183,15 +183,15 @@ def of_corruptions(
     split_images: int,
     batch: int = 64,
 ) -> None:
-    """Write the bundle of an evaluation under common corruptions, unless it is there.
+    """Write the bundle of an evaluation under common corruptions, unless it exists.
 
     Args:
-      images, right: for each corruption by its name, and for `clean` where that was measured, the
-        images, and bool[N], which of them the network classifies correctly.
+      images, right: the images and bool[N], whether the network classifies each correctly, by the
+        name of the corruption, or `clean` if that was measured.
       labels, ids: i[N]; ids are the images' places in the split.
-      split_images: images of the split.
+      split_images: number of images in the split.
     Raises:
-      ValueError: the folder is taken.
+      ValueError: the folder holds another bundle.
     """
     if check_place(place, str(record.evaluation)):
         say(f"the bundle {place} is there already; nothing is written")
@@ -240,9 +240,9 @@ def _announce(place: Path, content: str, remark: str = "") -> None:
 
 @contextlib.contextmanager
 def _written(place: Path) -> Iterator[Path]:
-    """Give a folder for the files of a bundle, which becomes `place` with program and hashes."""
+    """Yield a folder for a bundle's files; add program and hashes, then rename it to `place`."""
     part = place.with_name(f".{place.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed process
     part.mkdir(parents=True)
     try:
         with whole.explained(place):
@@ -260,7 +260,7 @@ def _written(place: Path) -> Iterator[Path]:
 
 
 def check_place(place: Path, evaluation: str) -> bool:
-    """Look for the bundle of an evaluation in a folder, and refuse one that holds another's."""
+    """Tell whether a folder holds the evaluation's bundle; raise if it holds a different bundle."""
     if not place.exists() or _empty(place):
         return False
     there = claims.read(place).record["evaluation"]
@@ -277,7 +277,7 @@ def _empty(place: Path) -> bool:
 
 
 def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) -> Logits:
-    """Make a network, as verdicts see it, one program for any number of arrays f32[n,H,W,C]."""
+    """Compile a network, at the precision of verdicts, into one program for f32[n,H,W,C], any n."""
     runner = engine.make(logits_fn, slots=batch, image_size=max(image[:2]))
     with jax.set_mesh(runner.mesh):
         runner = engine.trace(runner, image)
@@ -295,16 +295,16 @@ class Coded(NamedTuple):
     levels: int  # 0: it is exact
     step: float
     code: bytes
-    sure: bool  # misclassified by `claims.MARGIN` at least
+    sure: bool  # misclassified by at least `claims.MARGIN`
 
 
 def encoded(
     adversarial: np.ndarray, images: np.ndarray, labels: np.ndarray, logits: Logits, threat: Threat
 ) -> list[Coded]:
-    """Make the differences of n images, each with the fewest levels that keep it adversarial.
+    """Encode the differences of n images, each with the fewest levels that keep it adversarial.
 
-    With fewest levels among those that the network misclassifies by `claims.MARGIN`; where none
-    does so, exact, or among those that it misclassifies at all. Images are f32[n,H,W,C].
+    Prefers the fewest levels at which the margin of error is `claims.MARGIN`; failing that, the
+    fewest at which the network errs at all, else the exact difference. Images are f32[n,H,W,C].
     """
     best: list[Coded | None] = [None] * len(images)
     for levels in (*LEVELS, 0):
@@ -330,7 +330,7 @@ def encoded(
 def _coded(
     adversarial: np.ndarray, image: np.ndarray, levels: int, threat: Threat
 ) -> tuple[float, bytes]:
-    """Return the length of a step and the compressed steps; of 0 levels the exact difference."""
+    """Return the length of a step and the compressed steps; with 0 levels the exact difference."""
     if not levels:
         bits = [np.ascontiguousarray(a, "<f4").view("<u4") for a in (adversarial, image)]
         planes = (bits[0] - bits[1]).ravel().view(np.uint8).reshape(-1, 4).T
@@ -351,7 +351,7 @@ def _coded_points(
     logits: Logits,
     threat: Threat,
 ) -> dict[int, Coded]:
-    """Encode the adversarial images at some places, whose clean images are given."""
+    """Encode the adversarial images at `places`; `clean` holds the clean images there."""
     hit = np.flatnonzero(verdicts.clean[places] & ~verdicts.robust[places])
     size, adversarial = clean[0].size, np.array(clean[hit])
     for at, place in enumerate(places[hit].tolist()):
@@ -365,7 +365,7 @@ def _coded_points(
 
 
 def _stored_points(ledger: Path, verdicts: Verdicts) -> dict[int, tuple[Path, int]]:
-    """Find the adversarial images of an evaluation: place -> file, number of the image in it."""
+    """Locate the adversarial images of an evaluation: place -> (file, index of the image in it)."""
     wanted = {
         (int(verdicts.image_ids[place]), str(verdicts.fooled_by[place])): place
         for place in np.flatnonzero(verdicts.clean & ~verdicts.robust).tolist()
@@ -386,7 +386,7 @@ def _stored_points(ledger: Path, verdicts: Verdicts) -> dict[int, tuple[Path, in
 
 
 def program() -> str:
-    """Make the program in every bundle: the text of `claims_torch`, with what that needs."""
+    """Return the text of each bundle's program: `claims_torch` and the modules it needs."""
     doc, last = _parted(claims_torch)
     needed = {"Contradictions": contradictions, "Claims": claims, "Findings": findings}
     parts = [
@@ -396,7 +396,7 @@ def program() -> str:
 
 
 def _parted(module: ModuleType) -> tuple[str, str]:
-    """Split a module's text into its docstring and the rest, without what it imports of ours."""
+    """Split a module's text into its docstring and the rest, without imports of `jaxrobust`."""
     text = Path(module.__file__ or "").read_text()
     tree, rows = ast.parse(text), text.splitlines(keepends=True)
     for node in reversed(tree.body):

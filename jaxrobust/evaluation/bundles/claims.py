@@ -1,11 +1,11 @@
-"""What a bundle claims of a network, read and judged with NumPy alone.
+"""What a bundle claims about a network, read and judged with NumPy alone.
 
-A bundle of attacks says of N images which ones a network misclassifies as they are, and has
-adversarial images of others. Forward passes of all of these, and of the images that it says
-survive, confirm its clean accuracy, and that the robust accuracy on the N images is at most what
-its record says. A bundle of common corruptions says under which corruptions the network classifies
-each image correctly. Anyone with the corrupted images can try the network on all of them, so that
-this is confirmed exactly. The text of this module is a part of the program in every bundle.
+A bundle of attacks lists which of N clean images a network misclassifies, and holds adversarial
+images of others. Forward passes on all of these, and on the images that it lists as surviving,
+confirm its clean accuracy. They also confirm that the robust accuracy on the N images is at most
+what its record says. A bundle of common corruptions lists the corruptions under which the network
+classifies each image correctly. Anyone with the corrupted images can confirm this exactly by
+running the network on them. The text of this module is part of the program in every bundle.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ from jaxrobust.evaluation.bundles.contradictions import (
 
 SCHEMA = 2  # of a bundle of attacks
 ABOUT, ROWS, SUMS = "bundle.json", "images.jsonl", "SHA256SUMS"
-BOUNDARY = 1e-4  # of the spread of the logits: what float32 sums in another order can move
-MARGIN = 10 * BOUNDARY  # by which the author of a bundle wants its images to be misclassified
+BOUNDARY = 1e-4  # of the spread of the logits: how far another order of float32 sums moves them
+MARGIN = 10 * BOUNDARY  # by which the images of a bundle should be misclassified
 _FILES = re.compile(r"bundle\.json|images\.jsonl|verify\.py|differences-\d+\.bin")
 Logits = Callable[[np.ndarray], np.ndarray]  # f32[n,H,W,C] -> f[n,K]
 
 
 class Bundle(NamedTuple):
-    """What a bundle claims, after its hashes were checked."""
+    """The claims of a bundle whose hashes have been checked."""
 
     folder: Path
     about: BundleFacts  # bundle.json
@@ -48,12 +48,12 @@ class Bundle(NamedTuple):
 
     @property
     def record(self) -> RecordJson:
-        """The record of the evaluation, as JSON has it."""
+        """The record of the evaluation, as parsed JSON."""
         return self.about["record"]
 
     @property
     def corrupted(self) -> bool:
-        """True of a bundle of common corruptions, which has no adversarial images."""
+        """Whether this is a bundle of common corruptions, without adversarial images."""
         return self.about["schema"] == CORRUPTED_SCHEMA
 
     @property
@@ -63,7 +63,7 @@ class Bundle(NamedTuple):
 
 
 def read(folder: Path) -> Bundle:
-    """Read a bundle; refuse one whose files are not what they were when it was written."""
+    """Read a bundle; raise if its files have changed since it was written."""
     if not (folder / SUMS).is_file():
         raise ValueError(
             f"{folder} is not a bundle, it has no {SUMS}; give a folder that "
@@ -113,7 +113,7 @@ def _sums(path: Path) -> dict[str, str]:
 
 def _parsed(path: Path, text: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """Refuse what one reader takes for the first value and another for the last."""
+        """Reject duplicate names: some readers take the first value, others the last."""
         if len(dict(pairs)) < len(pairs):
             raise ValueError("a name appears twice in one object")
         return dict(pairs)
@@ -139,22 +139,22 @@ def image_sha256(image: np.ndarray) -> str:
 
 
 def restored(code: bytes, image: np.ndarray, levels: int, step: float) -> np.ndarray:
-    """Make the adversarial image f32[H,W,C] of a clean one.
+    """Restore the adversarial image f32[H,W,C] from a clean one.
 
     Args:
-      code: its difference, compressed (zlib). With levels: the steps, i8[H,W,C]. Without: what the
-        bit patterns of the floats differ by, modulo 2^32, first the lowest bytes of all.
-      levels: the largest number of steps; 0: there are none.
+      code: its difference, compressed with zlib. With levels: the steps, i8[H,W,C]. Without: the
+        difference of the floats' bit patterns modulo 2^32, the lowest bytes of all values first.
+      levels: the largest number of steps; 0 if the difference is exact.
       step: length of a step in [0, 1] pixels.
     """
     return _moved(code, image, levels, step)[0]
 
 
 def _moved(code: bytes, image: np.ndarray, levels: int, step: float) -> tuple[np.ndarray, Any]:
-    """Make the adversarial image of a clean one, and its difference before it is clipped."""
+    """Restore the adversarial image from a clean one; also return the unclipped difference."""
     count, stream = image.size * (1 if levels else 4), zlib.decompressobj()
     try:
-        raw = stream.decompress(code, count + 1)  # no more, however much it would become
+        raw = stream.decompress(code, count + 1)  # bounds the memory of a malicious file
     except zlib.error as error:
         raise ValueError(f"a difference cannot be decompressed ({error})") from error
     if len(raw) != count or not stream.eof or stream.unused_data:
@@ -171,9 +171,9 @@ def _moved(code: bytes, image: np.ndarray, levels: int, step: float) -> tuple[np
 
 
 def point_of(bundle: Bundle, row: ImageRow, image: np.ndarray) -> tuple[np.ndarray, float]:
-    """Make the adversarial image f32[H,W,C] of a row, and measure its share of the radius.
+    """Restore the adversarial image f32[H,W,C] of a row, and measure its share of the radius.
 
-    What pixels would leave [0, 1] by counts, as no point can go further there.
+    The length is taken before clipping to [0, 1], because no point can go further there.
     """
     with (bundle.folder / row["file"]).open("rb") as file:
         file.seek(row["offset"])
@@ -188,11 +188,11 @@ def point_of(bundle: Bundle, row: ImageRow, image: np.ndarray) -> tuple[np.ndarr
 
 
 def outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float) -> str | None:
-    """Say in what an adversarial image breaks its bounds; None: in nothing.
+    """Describe how an adversarial image breaks its bounds, or return None.
 
-    Its norm may exceed the radius by rounding: 1e-5 of it, and 1e-6.
+    For rounding, its norm may exceed the radius by 1e-5 of it plus 1e-6.
     """
-    if not ((point >= 0) & (point <= 1)).all():  # NaN neither
+    if not ((point >= 0) & (point <= 1)).all():  # also True for NaN
         return "outside the range"
     delta = point.astype(np.float64) - image.astype(np.float64)
     length = np.linalg.norm(delta.ravel(), ORDER[norm])
@@ -200,12 +200,12 @@ def outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float) 
 
 
 def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mark images whose label has the largest of logits f[n,K], all finite, bool[n]."""
+    """Mark images whose label has the largest logit of f[n,K] and whose logits are finite."""
     return (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
 
 
 def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Compute the label's margin to all other logits, as a share of their spread; f64[n] or NaN."""
+    """Compute the label's margin over all other logits as a share of their spread, f64[n]."""
     logits = np.asarray(logits, np.float64)
     is_label = np.arange(logits.shape[1]) == np.asarray(labels)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -214,7 +214,7 @@ def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _unmasked(logits: np.ndarray) -> np.ndarray:
-    """Find the classes that no large negative constant masks, bool[K], as `types.unmasked`."""
+    """Find the classes not masked by a large negative constant, bool[K], as `types.unmasked`."""
     logits = np.asarray(logits, np.float64)[np.isfinite(logits).all(axis=1)]
     if not len(logits):
         return np.ones(logits.shape[1], bool)
@@ -226,11 +226,11 @@ def _unmasked(logits: np.ndarray) -> np.ndarray:
 
 
 def pixels(image: np.ndarray) -> bytes:
-    """Return the bytes of an image f32[H,W,C] of uint8 / 255, a byte for each number."""
+    """Return the uint8 bytes of an image f32[H,W,C] of uint8 / 255, one per value."""
     return np.rint(np.asarray(image, np.float32) * np.float32(255)).astype(np.uint8).tobytes()
 
 
 def withstood(bundle: Bundle) -> np.ndarray:
-    """Return the share of corruptions under which each image is right, f64[N], without `clean`."""
+    """Return the share of corruptions, without `clean`, under which each image is right, f64[N]."""
     corrupted = [name != CLEAN for name in bundle.about["corruptions"]]
     return rights(bundle.rows)[:, corrupted].mean(axis=1)

@@ -1,23 +1,23 @@
 """Check a bundle: `python verify.py --images X.npy --labels Y.npy --module net.py:load`.
 
-A bundle says of N images which ones a network misclassifies as they are, and has adversarial images
-of others. With the images and the network, forward passes of all of them confirm the clean
-accuracy, and that the robust accuracy on the N images is at most what the record in bundle.json
-says. It cannot confirm that nothing else fools the network: robust accuracy may be lower.
+A bundle lists which of N clean images a network misclassifies, and holds adversarial images of
+others. Given the images and the network, forward passes on all of them confirm the clean accuracy.
+They also confirm that the robust accuracy on the N images is at most what the record in bundle.json
+says. They cannot confirm that nothing else fools the network: robust accuracy may be lower.
 `jaxrobust verify` attacks some of the images that survive.
 
-A bundle of common corruptions says of N images under which corruptions the network classifies them
-correctly. There --images is a folder in the layout of CIFAR-10-C, with its labels.npy, and all
-answers are tried: the accuracies are confirmed, not only a bound.
+A bundle of common corruptions lists the corruptions under which the network classifies each of N
+images correctly. Pass as --images a folder in the layout of CIFAR-10-C, with its labels.npy. All
+answers are checked, which confirms the accuracies and not only a bound.
 
-This program lies in every bundle, and needs nothing but NumPy and PyTorch, and Python 3.10.
-The bundle has no images: pass your own, as they were prepared for the evaluation (bundle.json says
-how); their hashes are compared. SHA256SUMS has the hashes of all files (`sha256sum -c`), and its
-own is the bundle's number.
+This program is part of every bundle. It needs only Python 3.10, NumPy and PyTorch.
+The bundle has no images: pass your own, prepared as for the evaluation (bundle.json says how);
+their hashes are compared. SHA256SUMS lists the hashes of all files (`sha256sum -c`); its own hash
+is the bundle's number.
 
-Labels are a claim too: pass those of the data set, --labels labels.npy. Without them nothing is
-confirmed, unless --trust-labels says that the bundle's own are to be taken. The person who gave you
-the bundle may have changed this program: that of the same version of jaxrobust is the same text.
+Labels are a claim too: pass the data set's with --labels labels.npy. Without them nothing is
+confirmed, unless --trust-labels accepts the bundle's own labels. Whoever gave you the bundle may
+have changed this program: compare it with the one written by the same version of jaxrobust.
 
 Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one sentence on stderr.
 """
@@ -37,11 +37,11 @@ from jaxrobust.evaluation.bundles.contradictions import CLEAN
 from jaxrobust.evaluation.bundles.findings import Images, judge, lines
 
 BATCH = 50
-SEVERITIES = 5  # of each kind of corruption, one after the other in its file
+SEVERITIES = 5  # per kind of corruption, one after the other in its file
 
 
 def network(name: str, device: str | None) -> Logits:
-    """Make a PyTorch network a function of arrays.
+    """Wrap a PyTorch network as a function of arrays.
 
     `name`: FILE.py:NAME or package.module:NAME; NAME is a torch.nn.Module from f32[B,C,H,W] in
     [0, 1] to logits, or a function without arguments that returns one.
@@ -52,7 +52,7 @@ def network(name: str, device: str | None) -> Logits:
 
     file, colon, attribute = name.rpartition(":")
     if not (file and colon and attribute):
-        raise ValueError(f"--module {name} is not a FILE.py:NAME, such as net.py:load")
+        raise ValueError(f"--module {name} is not of the form FILE.py:NAME, such as net.py:load")
     net = getattr(_module(file), attribute, None)
     if callable(net) and not isinstance(net, torch.nn.Module):
         net = net()
@@ -79,7 +79,7 @@ def _module(file: str) -> Any:
         path = Path(file).resolve()
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
-        sys.path.insert(0, str(path.parent))  # of what it imports
+        sys.path.insert(0, str(path.parent))  # the module may import its neighbours
         module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, FileNotFoundError) as error:
@@ -88,9 +88,9 @@ def _module(file: str) -> Any:
 
 
 def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
-    """Open a .npy of uint8[N,H,W,C], or of f32[N,H,W,C] in [0, 1], which may be larger than memory.
+    """Open a .npy of uint8[N,H,W,C] or f32[N,H,W,C] in [0, 1], which may be larger than memory.
 
-    Image k has id k; returns the images by id, and how many there are.
+    Image k has id k. Return a function from ids to images, and the number of images.
     """
     stored = _array(path, "images")
     if stored.shape[1:] != tuple(shape) or stored.dtype not in (np.uint8, np.float32):
@@ -113,8 +113,8 @@ def stored_corruptions(
 ) -> tuple[Images, int, np.ndarray]:
     """Open a folder of corrupted images; return them by corruption and id, with N and labels.
 
-    It holds KIND.npy, uint8[5*N,H,W,3], of which the first N images are of severity 1, clean.npy,
-    uint8[N,H,W,3], where the bundle has clean images, and labels.npy, as CIFAR-10-C has them.
+    As in CIFAR-10-C, it holds labels.npy and KIND.npy, uint8[5*N,H,W,3], the N images of severity 1
+    first. If the bundle has clean images, it also holds clean.npy, uint8[N,H,W,3].
     """
     if not folder.is_dir():
         raise ValueError(
@@ -153,13 +153,11 @@ def _array(path: Path, flag: str) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--{flag} {path} is not a .npy file that can be read ({error})"
-        ) from error
+        raise ValueError(f"--{flag} {path} cannot be read as a .npy file ({error})") from error
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check the bundle that this file lies in, and print what was found; return the exit code."""
+    """Check the bundle in this file's folder, and print the findings; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -168,14 +166,14 @@ def main(argv: list[str] | None = None) -> int:
         "--images",
         type=Path,
         required=True,
-        help="The clean images, .npy: uint8[N,H,W,C]; of common corruptions their folder.",
+        help="The clean images, .npy: uint8[N,H,W,C]; for common corruptions, their folder.",
     )
     flag("--module", required=True, help="The network: FILE.py:NAME or package.module:NAME.")
     flag("--labels", type=Path, help="Labels of the data set, .npy: int[N].")
     flag("--trust-labels", action="store_true", help="Take the labels of the bundle unchecked.")
     flag("--bundle", type=Path, default=Path(__file__).parent, help="Default: this folder.")
     flag("--batch", type=int, default=BATCH, help="Images at a time.")
-    flag("--device", help="Such as cpu or cuda; default: cuda where there is one.")
+    flag("--device", help="Such as cpu or cuda; default: cuda if available.")
     args = parser.parse_args(argv)
     try:
         bundle = read(args.bundle)
@@ -195,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"verify: {error}", file=sys.stderr)
         return 2
     print("\n".join(lines(bundle, findings)))
-    print("Whether these are the weights of the record, this program cannot know: compare files.")
+    print("This program cannot tell whether these are the record's weights: compare the files.")
     if not bundle.corrupted:
         print("Images that stand were not attacked here: jaxrobust verify attacks some of them.")
     if findings.labels == "unchecked":
@@ -204,12 +202,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _opened(bundle: Bundle, args: argparse.Namespace) -> tuple[Images, int, np.ndarray | None]:
-    """Open the images that a bundle is of: they, how many there are, and labels."""
+    """Open the images of a bundle; return them, their number and their labels."""
     about = bundle.about
     if bundle.corrupted:
         if args.labels is not None:
             raise ValueError(
-                "--labels has no effect on common corruptions, whose folder has labels"
+                "--labels has no effect on common corruptions: their folder has labels"
             )
         return stored_corruptions(args.images, about["corruptions"], about["image"])
     images, count = stored_images(args.images, about["image"])

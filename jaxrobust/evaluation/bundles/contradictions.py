@@ -1,8 +1,8 @@
-"""Where a bundle contradicts itself: every check that needs neither images nor a network.
+"""Contradictions within a bundle: every check that needs neither images nor a network.
 
-Every number of its record that follows from its rows is computed again from them, so that whoever
-changes one number has to change the adversarial images. The text of this module is a part of the
-program in every bundle.
+Every number of the record that follows from the rows is recomputed, so no number can change
+without a change of the adversarial images. The text of this module is part of the program in every
+bundle.
 """
 
 import bisect
@@ -14,22 +14,22 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-RecordJson = dict[str, Any]  # as JSON has it: this program is self-contained
+RecordJson = dict[str, Any]  # parsed JSON, because this program is self-contained
 
 
 class ImageRow(TypedDict, total=False):
-    """A line of images.jsonl; the keys after `sha256` are those of an image that was fooled."""
+    """A line of images.jsonl; only fooled images have the keys after `sha256`."""
 
     image: int  # its place in the split
     label: int
-    verdict: str  # "": it stands; "clean": misclassified as it is; else the attack
+    verdict: str  # "": robust; "clean": misclassified without an attack; else the attack
     sha256: str  # of the clean image
     levels: int  # of the difference; 0: it is exact
     step: float
     file: str
     offset: int
     bytes: int
-    right: str  # of common corruptions alone, which have no verdict: a 0 or 1 for each
+    right: str  # common corruptions only, which have no verdict: a 0 or 1 for each
 
 
 class BundleFacts(TypedDict, total=False):
@@ -42,20 +42,20 @@ class BundleFacts(TypedDict, total=False):
     near_the_boundary: int  # images
     record: RecordJson
     split_images: int
-    corruptions: list[str]  # of a bundle of common corruptions alone: "clean", "fog-1", ...
+    corruptions: list[str]  # only in a bundle of common corruptions: "clean", "fog-1", ...
 
 
 Rows = list[ImageRow]
 CORRUPTED_SCHEMA = 3  # of a bundle of common corruptions, which older programs cannot read
-CLEAN = "clean"  # the images as they are, in the place of a corruption
+CLEAN = "clean"  # in place of a corruption's name: the clean images
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 LEVELS = 127  # of a difference, at most
-_REPLAY, _FULL = "replay", "full"  # what was tried before the attacks, and once more after them
-_OFF = 1e-6  # of shares and their intervals, whatever computed them
+_REPLAY, _FULL = "replay", "full"  # stages before the attacks and after them
+_OFF = 1e-6  # tolerance of shares and their intervals
 _TYPES = {"image": int, "label": int, "verdict": str, "sha256": str}
 _STORED = {"file": str, "offset": int, "bytes": int, "levels": int, "step": float}
 _CORRUPTED_TYPES = {"image": int, "label": int, "sha256": str, "right": str}
-# What older bundles lack, for people; where a record has nothing there is nothing to compare.
+# Facts that older bundles lack, worded for people; a missing fact is not compared.
 _LACKING = {
     "split_images": "how many images its split has",
     "interval": "the interval of its accuracies",
@@ -66,12 +66,12 @@ _LACKING = {
 
 
 def fault(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
-    """Describe the first contradiction, as "has ..." or "says ..."; None: there is none."""
+    """Describe the first contradiction as "has ..." or "says ...", or return None."""
     return next(_faults(about, rows, sizes), None)
 
 
 def lacking(about: BundleFacts) -> list[str]:
-    """List for people what a bundle does not say, as those of an older version do not."""
+    """List the facts, worded for people, that a bundle of an older version lacks."""
     facts: dict[str, Any] = {**about, **about["record"]}
     return [words for key, words in _LACKING.items() if facts.get(key) is None]
 
@@ -82,14 +82,14 @@ def kind(row: ImageRow) -> str:
 
 
 def is_a(value: Any, wanted: type) -> bool:
-    """Tell whether a value of JSON has a type; true, false and NaN are not numbers."""
+    """Tell whether a JSON value has a type; true, false and NaN are not numbers."""
     if wanted is float:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is wanted
 
 
 def rights(rows: Rows) -> np.ndarray:
-    """Read which images of a bundle are right under which of its corruptions, bool[N,C]."""
+    """Read whether each image is classified correctly under each corruption, bool[N,C]."""
     return np.array([[mark == "1" for mark in row["right"]] for row in rows])
 
 
@@ -102,7 +102,7 @@ def _faults(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> Iterator[s
     if len(shape) != 3 or not all(is_a(length, int) and length > 0 for length in shape):
         yield f"has images of the invalid shape {shape!r:.40}"
     if side is not None and list(shape[:2]) != [side, side]:
-        yield f"has images of the shape {shape}, and its record is of {side} pixels"
+        yield f"has images of shape {shape}, but its record says {side} pixels"
     yield from _rows(about, rows, is_corrupted)
     if is_corrupted:
         yield from _corrupted_accuracies(about, rows)
@@ -126,7 +126,7 @@ def _types(rows: Rows, is_corrupted: bool) -> Iterator[str]:
 
 
 def _ids(about: BundleFacts, ids: list[int]) -> Iterator[str]:
-    """Say how the rows are not of the images of the record, each once."""
+    """Report if the rows are not exactly the images of the record."""
     if min(ids) < 0:
         yield f"has the image {min(ids)}, and images are numbered from 0"
     if repeated := sorted(image for image, count in Counter(ids).items() if count > 1):
@@ -150,7 +150,7 @@ def _ids(about: BundleFacts, ids: list[int]) -> Iterator[str]:
 
 
 def _runs(listed: str) -> list[range]:
-    """Read places such as `0..99` or `3, 7..9`, which rise; empty: they cannot be read."""
+    """Parse ascending places such as `0..99` or `3, 7..9`; return [] if they are invalid."""
     runs: list[range] = []
     for run in listed.split(", "):
         match = re.fullmatch(r"(\d{1,12})(?:\.\.(\d{1,12}))?", run)
@@ -183,7 +183,7 @@ def _corruptions(about: BundleFacts) -> Iterator[str]:
 
 
 def _stated(record: RecordJson) -> list[tuple[str, Any]]:
-    """List the accuracies of a record by the names of their corruptions, in their order."""
+    """List a record's (corruption, accuracy) pairs, in order."""
     table = record["corruptions"]["accuracy"]
     listed = [(f"{name}-{level}", row[level]) for name, row in table.items() for level in row]
     return [*([] if record["clean"] is None else [(CLEAN, record["clean"])]), *listed]
@@ -244,7 +244,7 @@ def _accuracies(record: RecordJson, rows: Rows) -> Iterator[str]:
 
 
 def _attacks(record: RecordJson, rows: Rows, standing: int) -> Iterator[str]:
-    """Say which attack left or fooled other numbers of images, of `standing` before the first."""
+    """Report attacks whose counts differ from the rows; `standing` images faced the first."""
     stages = _stages(record)
     fooled = dict.fromkeys(stages, 0)
     for row in (row for row in rows if kind(row) == "fooled"):
@@ -286,7 +286,7 @@ def _corrupted_accuracies(about: BundleFacts, rows: Rows) -> Iterator[str]:
 
 
 def _interval(stated: Any, key: str, share: float, n: int) -> Iterator[str]:
-    """Say how a stated 95% interval is not that of a share of n images."""
+    """Report if a stated 95% interval is not the interval of this share of n images."""
     ends = interval(round(share * n), n)
     pair = isinstance(stated, Sequence) and len(stated) == 2
     sound = pair and all(is_a(end, float) for end in stated)

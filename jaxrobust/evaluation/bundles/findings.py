@@ -1,9 +1,9 @@
-"""What forward passes say of the claims of a bundle, judged with NumPy alone.
+"""What forward passes say about the claims of a bundle, judged with NumPy alone.
 
-Those of all images that a bundle of attacks says are misclassified, fooled or standing confirm its
-clean accuracy, and that the robust accuracy on these images is at most what its record says. Of
-common corruptions all answers are tried, which confirms the accuracies exactly. The text of this
-module is a part of the program in every bundle.
+For a bundle of attacks, passes on all misclassified, fooled and standing images confirm its clean
+accuracy. They also confirm that the robust accuracy on these images is at most what its record
+says. For common corruptions all answers are checked, which confirms the accuracies exactly. The
+text of this module is part of the program in every bundle.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from jaxrobust.evaluation.bundles.contradictions import (
 )
 
 SHOWN = 8  # images that a line names
-# Why an image is not confirmed, for people; the keys are those of `unconfirmed` of the findings.
+# Why an image is not confirmed, worded for people; the keys are those of `unconfirmed`.
 WHY = {
     "missing": "not among the images that were given",
     "other image": "not the image that was evaluated",
@@ -53,8 +53,8 @@ _KINDS_OF_ROWS = {
     "fooled": "fooled",
     "standing": "that survive, classified correctly as they are",
 }
-_REACH = 0.9  # of the radius, which half of the points of an attack come to at least
-_TURNED = 1e-4  # share of answers that float32 sums in another order may turn
+_REACH = 0.9  # of the radius: at least half of an attack's points lie beyond
+_TURNED = 1e-4  # share of answers that another order of float32 sums may change
 _Z = 1.959963984540054  # of 95%, two-sided
 
 
@@ -63,16 +63,16 @@ Images = Callable[[str, Sequence[int]], np.ndarray]
 
 
 class ClaimFindings(NamedTuple):
-    """What the forward passes said of the images of a bundle of attacks."""
+    """The result of forward passes on the images of a bundle of attacks."""
 
     images: int  # of the claim
-    claimed: dict[str, int]  # "misclassified" as they are, "fooled", "standing"
-    confirmed: dict[str, int]  # those that survive are right as they are: no attack was tried
+    claimed: dict[str, int]  # counts of "misclassified", "fooled" and "standing"
+    confirmed: dict[str, int]  # standing: classified correctly without an attack
     unconfirmed: dict[str, list[int]]  # why -> ids
-    fallen: int  # images that the network misclassifies, as they are or in the ball
+    fallen: int  # images that the network misclassifies, clean or in the ball
     reach: list[float]  # distances of the points, as shares of the radius
-    split_images: int  # of the split, as far as the verifier knows
-    labels: str  # "compared" with the data set's; "trusted", as was asked; "unchecked"
+    split_images: int  # images of the split that the verifier has
+    labels: str  # "compared" with the data set's; "trusted" on request; "unchecked"
 
     @property
     def standing(self) -> int:
@@ -81,7 +81,7 @@ class ClaimFindings(NamedTuple):
 
     @property
     def short(self) -> str | None:
-        """Say that the points do not use the radius; None: they do, or there are none."""
+        """Report that the points do not use the radius; None if they do, or without points."""
         near = [share for share in self.reach if share < _REACH]
         if 2 * len(near) <= len(self.reach):
             return None
@@ -102,7 +102,7 @@ class ClaimFindings(NamedTuple):
         return self.every and self.labels != "unchecked"
 
     def plain(self) -> dict[str, Any]:
-        """List it all for JSON, with the bound that was confirmed and its exact interval."""
+        """Return all facts for JSON, with the confirmed bound and its exact interval."""
         return {
             **self._asdict(),
             "reach": max(self.reach, default=None),
@@ -113,16 +113,16 @@ class ClaimFindings(NamedTuple):
 
 
 class CorruptionFindings(NamedTuple):
-    """What the forward passes said of the answers that a bundle of corruptions claims."""
+    """The result of forward passes on the answers that a bundle of corruptions claims."""
 
     images: int  # of the claim
     answers: int  # of these images under all corruptions
     confirmed: int  # answers that are right, or wrong, here too
-    undecided: int  # answers that differ here, by no more than float32 rounding
+    undecided: int  # answers that differ here by no more than float32 rounding
     unconfirmed: dict[str, list[int]]  # why -> ids of images
-    split_images: int  # of the split, as far as the verifier knows
-    labels: str  # as of `ClaimFindings`
-    mean: float  # accuracy of all corruptions, as the bundle has it
+    split_images: int  # images of the split that the verifier has
+    labels: str  # as in `ClaimFindings`
+    mean: float  # accuracy over all corruptions, according to the bundle
     interval: tuple[float, float]  # of `mean`, 95%, over images
 
     @property
@@ -136,7 +136,7 @@ class CorruptionFindings(NamedTuple):
         return self.every and self.labels != "unchecked"
 
     def plain(self) -> dict[str, Any]:
-        """List it all for JSON."""
+        """Return all facts for JSON."""
         return {**self._asdict(), "whole": self.whole}
 
 
@@ -154,12 +154,12 @@ def judge(
     batch: int = 50,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Findings:
-    """Compute the logits of all images that a bundle claims something of, and compare.
+    """Compute the logits of all images in a bundle, and compare them with its claims.
 
     Args:
-      count: images of the split, whose ids are 0 to `count` - 1.
+      count: number of images in the split; their ids are 0 to `count` - 1.
       labels: of the data set, i[count]; None: they are not compared.
-      tell: gets a line about every ten seconds.
+      tell: called with a line of progress about every ten seconds.
     """
     reasons = {row["image"]: "missing" for row in bundle.rows if not 0 <= row["image"] < count}
     if labels is not None:
@@ -193,7 +193,7 @@ def judge(
 def _compared_points(
     bundle: Bundle, images: Images, logits: Logits, batches: Iterator[Rows], reasons: dict[int, str]
 ) -> dict[str, Any]:
-    """Try images as they are and as an attack leaves them; add to `reasons` what is wrong."""
+    """Check clean and adversarial images; add to `reasons` why any are not confirmed."""
     fallen, reach = 0, []
     for rows in batches:
         clean = np.asarray(images(CLEAN, [row["image"] for row in rows]), np.float32)
@@ -232,9 +232,9 @@ def _compared_points(
 def _compared_answers(
     bundle: Bundle, images: Images, logits: Logits, batches: Iterator[Rows], reasons: dict[int, str]
 ) -> dict[str, Any]:
-    """Try images under all corruptions; add to `reasons` what is wrong."""
+    """Check images under all corruptions; add to `reasons` why any are not confirmed."""
     names, confirmed = bundle.about["corruptions"], 0
-    turned: dict[int, int] = {}  # image -> answers that differ here, all of them near
+    turned: dict[int, int] = {}  # image -> answers that differ here, all near the boundary
     for rows in batches:
         ids, labels = [row["image"] for row in rows], np.array([row["label"] for row in rows])
         sums = [hashlib.sha256() for _ in rows]
@@ -284,9 +284,9 @@ def _answered(
     points: np.ndarray,
     logits: Logits,
 ) -> np.ndarray:
-    """Add to `reasons` where answers are not right or wrong as claimed; mark wrong ones, bool[n].
+    """Add to `reasons` images whose answers are not as claimed; mark wrong answers, bool[n].
 
-    Images that have a reason already are not marked.
+    Images that already have a reason are not marked.
     """
     answers = _answers(logits, points, labels)
     right, finite = is_right(answers, labels), np.isfinite(answers).all(axis=1)
@@ -303,9 +303,9 @@ def _answered(
 
 
 def mean_interval(shares: np.ndarray) -> tuple[float, float]:
-    """Compute the 95% interval of a mean over images f64[N], by their standard error.
+    """Compute the 95% interval of a mean over images f64[N] from their standard error.
 
-    The corruptions of one image are not independent draws, so images are what is counted.
+    The sampling unit is the image: corruptions of one image are not independent draws.
     """
     error = float(shares.std(ddof=1)) / len(shares) ** 0.5 if len(shares) > 1 else np.inf
     mean = float(shares.mean())
@@ -313,7 +313,7 @@ def mean_interval(shares: np.ndarray) -> tuple[float, float]:
 
 
 def lines(bundle: Bundle, findings: Findings) -> list[str]:
-    """Write the claim of a bundle and the findings, for people."""
+    """Format the claim of a bundle and the findings for people."""
     record, noted = bundle.record, bundle.about.get("split_images")
     split = noted or findings.split_images
     if isinstance(findings, CorruptionFindings):
@@ -324,7 +324,7 @@ def lines(bundle: Bundle, findings: Findings) -> list[str]:
     rows = [f"{name}{head[0]}, preprocessing {record['preprocessing']}", f"claim: {head[1]}"]
     if noted not in (None, findings.split_images):
         rows.append(
-            f"  the split has {noted:,} images by the bundle, and there are "
+            f"  the bundle says that the split has {noted:,} images, and there are "
             f"{findings.split_images:,} here: pass all of them to count"
         )
     rows += counts
@@ -334,10 +334,10 @@ def lines(bundle: Bundle, findings: Findings) -> list[str]:
     if isinstance(findings, ClaimFindings) and findings.short:
         rows.append(f"  {findings.short}")
     if missing := lacking(bundle.about):
-        rows.append(f"  it does not say {', nor '.join(missing)}, as bundles of an older version")
+        rows.append(f"  it does not say {', nor '.join(missing)}, like bundles of older versions")
     if findings.labels != "compared":
         asked = findings.labels == "trusted"
-        trusted = "taken on trust, as was asked" if asked else "not confirmed"
+        trusted = "taken on trust, as requested" if asked else "not confirmed"
         rows.append(f"  the labels are the bundle's own, and {trusted}")
     but = "Confirmed but for the labels" if findings.every else "Not confirmed"
     return [*rows, f"{'Confirmed' if findings.whole else but}: {last}"]
@@ -394,7 +394,7 @@ def _lines_of_answers(
 
 
 def why_not(findings: Findings) -> list[str]:
-    """List why a claim is not confirmed, a reason each."""
+    """List the reasons why a claim is not confirmed."""
     reasons = [_not_confirmed(why, ids) for why, ids in findings.unconfirmed.items()]
     short = findings.short if isinstance(findings, ClaimFindings) else None
     return [*reasons, short] if short else reasons

@@ -1,6 +1,6 @@
-"""Attack a sample of the images that a bundle says survive, which none of its rows can show.
+"""Attack a sample of the images that a bundle says survive, which its rows cannot prove.
 
-The author of the bundle knows neither the images nor the draws: both are of the verifier's seed.
+The author of the bundle cannot know the sample or the draws: both come from the verifier's seed.
 """
 
 from typing import Any, NamedTuple
@@ -17,36 +17,36 @@ from jaxrobust.evaluation.records import stopping
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 
-IMAGES = 60  # after none of which falls at most 5% of all that survive would
+IMAGES = 60  # if none of them falls, at most 5% of all survivors would
 ATTACKS = ("apgd-ce", "apgd-t")
-_CHANCE = 0.01  # probability that another seed of the same attacks fools an image that stood
+_CHANCE = 0.01  # probability that the same attacks with another seed fool a surviving image
 
 
 class StandingSample(NamedTuple):
-    """Which of the images that a bundle says survive fell to attacks of the verifier."""
+    """The verifier's attacks on images that a bundle says survive."""
 
     images: int  # of the claim
-    standing: int  # by the bundle; all of them are right as they are
+    standing: int  # according to the bundle; all are classified correctly without an attack
     attacked: int
     fallen: dict[int, str]  # id -> attack
-    refuted: int  # of these, by an attack that the record says they withstand
+    refuted: int  # of these, fooled by an attack that the record says they withstand
     seed: int
-    flags: dict[str, str]  # what makes the network's numbers doubtful, as was seen here
+    flags: dict[str, str]  # reasons found here to doubt the network's numbers
 
     @property
     def most(self) -> int:
-        """Bound from above how many of those that survive would fall, with 95% confidence."""
+        """Bound from above how many survivors would fall, with 95% confidence."""
         return stopping.most_fooled(len(self.fallen), self.attacked, self.standing)
 
     @property
     def least(self) -> int:
-        """Bound from below how many of those that survive would fall, with 95% confidence."""
+        """Bound from below how many survivors would fall, with 95% confidence."""
         stood = self.attacked - len(self.fallen)
         return self.standing - stopping.most_fooled(stood, self.attacked, self.standing)
 
     @property
     def contradicts(self) -> str | None:
-        """Say that more images fall to attacks of the record than by chance; None: they do not."""
+        """Report that the record's attacks fool more images than chance allows, else None."""
         if checks.binomial_interval(self.refuted, self.attacked, 0.9)[0] <= _CHANCE:
             return None
         return (
@@ -56,17 +56,17 @@ class StandingSample(NamedTuple):
         )
 
     def bounds(self, at_most: int) -> tuple[float, float]:
-        """Bound the robust accuracy, where forward passes leave `at_most` images."""
+        """Bound the robust accuracy if `at_most` images survive the forward passes."""
         return (self.standing - self.most) / self.images, (at_most - self.least) / self.images
 
     def plain(self, at_most: int) -> dict[str, Any]:
-        """List it all for JSON."""
+        """Return all facts for JSON."""
         about = {key: getattr(self, key) for key in ("standing", "attacked", "refuted", "seed")}
         ends = {"would_fall": [self.least, self.most], "robust_within": [*self.bounds(at_most)]}
         return about | {"fell": len(self.fallen), "fallen": self.fallen, **ends}
 
     def lines(self, at_most: int) -> list[str]:
-        """Write it for people."""
+        """Format the result for people."""
         fell, (low, high) = len(self.fallen), self.bounds(at_most)
         least, most = (count / max(self.standing, 1) for count in (self.least, self.most))
         of = "all " if self.attacked == self.standing else ""
@@ -120,7 +120,7 @@ def attacked(
         )
     by_image = zip(ids, result.fooled_by.tolist(), strict=True)
     fallen = {image: name for image, name in by_image if name}
-    # Attacks that the record claims with at least these steps, restarts and targets.
+    # Attacks that the record claims to have run with at least these steps, restarts and targets.
     claimed = {
         attack["name"]
         for attack in result.attacks

@@ -27,9 +27,9 @@ from jaxrobust.runtime.text.panel import PanelRow
 from jaxrobust.runtime.text.progress import LinePart, say, watched
 
 Counter = Callable[..., dict[str, t.Array]]
-_COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # those that have met a batch
+_COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # counters that have run a batch
 _AT_ONCE = 512  # images of the program of `clean_share`
-# It runs once: what XLA leaves undone costs less than doing it (CPU, quickstart: 0.9 s, not 2.1 s).
+# The program runs once, so optimising it does not pay (CPU, quickstart: 0.9 s instead of 2.1 s).
 _FAST = {"xla_backend_optimization_level": 0}
 
 
@@ -42,9 +42,9 @@ class EvaluatedImages:
     batch_size: int  # of all devices together
     limit: int = 0  # at most this many, spread over the classes; 0: all
     seed: int = 0  # of the attack's draws
-    preprocessing: str | None = None  # an id of `evaluation_transform`; None: as training tests
-    workers: int = 0  # processes that decode; 0: threads of this one
-    meets: Damage | None = None  # is told of damaged images, which are left out; None: an error
+    preprocessing: str | None = None  # an id of `evaluation_transform`; None: that of training
+    workers: int = 0  # processes that decode; 0: threads of this process
+    meets: Damage | None = None  # collects damaged images, which are skipped; None: they raise
     places: tuple[int, ...] | None = None  # only the images there; None: as `limit` says
 
     def __len__(self) -> int:
@@ -62,10 +62,10 @@ def count(
     bar: str = "",
     between: Callable[[], None] = lambda: None,
 ) -> dict:
-    """Measure clean and robust accuracy, and on how many images; `bar` names a progress bar.
+    """Measure clean and robust accuracy and the number of images; `bar` names a progress bar.
 
-    With a counter of the top 5, `clean_top5` too; and what `found` says. After each batch `between`
-    is called, and what it raises ends the count.
+    A counter of the top 5 adds `clean_top5`, and `found` adds its facts. `between` is called after
+    each batch; an exception from it ends the count.
     """
     totals = dict.fromkeys(("count", "clean", "robust"), 0)
     parts: list[np.ndarray] = []  # answers and labels
@@ -81,7 +81,7 @@ def count(
 
 
 def found(images: EvaluatedImages, answers: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """List what else answers to clean images show: `collapse`; `doubts`, flags of the labels."""
+    """Derive further facts from clean answers: `collapse`, and `doubts`, flags of the labels."""
     choice = spread.choice(images.source, images.limit)
     doubts = label_checks.check_answers(answers, labels, images.source.num_classes)
     doubts |= spread.choice_flags(images.source, labels, choice)
@@ -98,7 +98,7 @@ def each(
     *,
     bar: str = "",
 ) -> dict[str, np.ndarray]:
-    """Run a counter made with `norm` on every image; its arrays are [N], in the split's order."""
+    """Run a counter made with `norm` on every image; return arrays [N] in the split's order."""
     parts: list[dict[str, np.ndarray]] = []
     for judged in _judgements(counter, weights, images, mesh, bar):
         is_image = judged.pop("count")
@@ -132,7 +132,7 @@ def _judgements(
     ):
         for b in batches:
             meter.show([PanelRow("batches", [LinePart(f"{done} of {steps}")])], done, steps)
-            if watched():  # which shows by itself how far it is
+            if watched():  # the panel already shows progress
                 wait.again()
             if images.meets is not None:
                 images.meets.add(b.damaged)
@@ -152,8 +152,8 @@ def _compiling(counter: Counter, bar: str, arguments: Any) -> contextlib.Abstrac
 
 
 def apgd_ce(threat: t.Threat, *, steps: int) -> t.Attack:
-    """Make AutoAttack's APGD-CE from one random start, to the last misclassified iterate."""
-    attacks.apgd(**threat.settings(), steps=steps)  # refuses now, not while compiling
+    """Make AutoAttack's APGD-CE from one random start, with the last misclassified iterate."""
+    attacks.apgd(**threat.settings(), steps=steps)  # raises now, not while compiling
 
     def attack(
         logits_fn: t.LogitsFn, keys: t.Array | None, images: t.Images, labels: t.Labels
@@ -166,9 +166,9 @@ def apgd_ce(threat: t.Threat, *, steps: int) -> t.Attack:
 
 
 def of_union(searches: Sequence[t.Attack]) -> t.Attack:
-    """Make one attack of several: of each image the first point that fools, else the last point.
+    """Combine attacks into one: for each image the first point that fools, else the last point.
 
-    It costs their sum, and a forward pass for each but the last.
+    It costs as much as all of them, plus a forward pass for each but the last.
     """
     first, *others = searches
     if not others:
@@ -193,15 +193,15 @@ def of_union(searches: Sequence[t.Attack]) -> t.Attack:
 class Judging:
     """How images are judged, and what else is measured.
 
-    `top5`: clean images whose label is among the five largest logits, if there are more. `moved`:
-    what the attack did to the outputs, see `judged`, and whether all clean logits are finite.
+    `top5`: whether the label is among the five largest clean logits, given more than five classes.
+    `moved`: how the attack changed the outputs (see `judged`), and whether clean logits are finite.
     """
 
     net: t.Classifier
     attack: t.Attack
     dtype: str  # the network's compute type
     top5: bool = False
-    norm: str = "linf"  # in which the perturbations' `norms` are
+    norm: str = "linf"  # of the perturbations' `norms`
     moved: bool = False
 
 
@@ -214,9 +214,9 @@ def counter(
     top5: bool = False,
     norm: str | None = None,
 ) -> Counter:
-    """Make `counts` of a network of that compute type, jitted for all devices of a mesh.
+    """Jit `counts` for a network with this compute type, on all devices of a mesh.
 
-    With `norm`, in which perturbations are measured, make `judged`: facts of each image.
+    With `norm`, which measures the perturbations, jit `judged` instead: facts of each image.
     """
     replicated, split = sharding.replicated(mesh), sharding.by_image(mesh)
     judging = Judging(net, attack, dtype, top5, norm=norm or "linf", moved=bool(norm))
@@ -228,10 +228,10 @@ def counter(
 
 
 def clean_share(net: t.Classifier, weights: t.Weights, images: Prepared) -> float:
-    """Compute the share of images, f32[N,H,W,C], whose label has the largest of finite logits.
+    """Compute the clean accuracy on images f32[N,H,W,C]; logits that are not finite are wrong.
 
-    One small program of up to 512 images at once, announced with the seconds that it took the last
-    time on this machine, unless these were few.
+    Runs one small program on up to 512 images at once. Its compilation is announced with the
+    seconds that it last took on this machine, unless these were few.
     """
     labels, right = images.labels(), np.zeros(len(images), bool)
     forward = jax.jit(
@@ -250,7 +250,7 @@ def clean_share(net: t.Classifier, weights: t.Weights, images: Prepared) -> floa
 
 
 def counts(*batch: Any, judging: Judging) -> dict[str, t.Array]:
-    """Count images of a padded batch that are right, clean and after the attack."""
+    """Count the images of a padded batch classified correctly, clean and after the attack."""
     results = judged(*batch, judging=judging)
     sums = {name: results[name].sum() for name in results if results[name].dtype == bool}
     answers = {name: results[name] for name in ("answers", "labels")}
@@ -268,18 +268,18 @@ def judged(
     *,
     judging: Judging,
 ) -> dict[str, t.Array]:
-    """Tell which images of a padded batch are right clean, and which still after the attack.
+    """Tell which images of a padded batch are classified correctly, clean and after the attack.
 
-    The attack multiplies as training does, the verdicts at full precision.
+    The attack uses training's matmul precision, the verdicts full precision.
 
     Args:
       images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
       key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
     Returns:
-      bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`; and
-      `norms` f32[B], of what the attack did, in `norm`, and i32[B] the labels, the classes of the
-      clean images, `answers`, and those `reached` under the attack, -1 for no answer. With `moved`
-      too: `stable` (the class stays, right or wrong) and `local_lipschitz`, f32[B],
+      bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`. f32[B]:
+      `norms` of the perturbations in `norm`. i32[B]: `labels`, and the predicted classes of the
+      clean images, `answers`, and under the attack, `reached`; -1 for no answer. With `moved`
+      also `stable` (the class stays, right or wrong) and `local_lipschitz`, f32[B],
       |z(x) - z(x')|_1 / |x - x' + 1e-6|_inf.
     Source of the latter two: Huang et al. 2022 (arXiv 2212.11005), whose evaluation adds 1e-6 to
       every pixel; parity: tests/evaluation/engine/test_cifar_attacks.py.
@@ -292,7 +292,7 @@ def judged(
     def verdict(x: t.Images) -> tuple[t.Mask, t.Logits]:
         with jax.default_matmul_precision(t.VERDICT_PRECISION):
             logits = logits_fn(x)
-        # `argmax` calls NaN the largest, and no answer counts as wrong.
+        # `argmax` takes NaN as the largest; an answer with NaN counts as wrong.
         return (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1), logits
 
     images = unit_range(images)

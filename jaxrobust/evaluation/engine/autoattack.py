@@ -1,12 +1,11 @@
-"""AutoAttack: an ensemble of parameter-free attacks, one after the other on the images that
-survive.
+"""AutoAttack: an ensemble of parameter-free attacks, each run on the images that survive so far.
 
 Source: Croce & Hein 2020 (arXiv 2003.01690), Croce & Hein 2021 (arXiv 2103.01208) for L1. The
 verdicts are those of auto-attack a392200 (parity: tests/evaluation/engine/test_autoattack.py),
-with three differences: an image stops as soon as it is fooled, so its adversarial image is the
-first that an attack finds, not the latest (version "rand" runs to its end); draws belong to the
-image, not to its place in a batch; an image is fooled only if a last forward pass and its norm in
-float64 confirm it.
+with three differences. An image stops as soon as it is fooled, so its adversarial image is the
+first that an attack finds, not the latest (version "rand" runs to its end). Random draws depend on
+the image, not on its place in a batch. An image counts as fooled only if a last forward pass and
+its norm in float64 confirm it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +59,7 @@ class _Evaluation(NamedTuple):
     threat: Threat
     seed: int
     settings: list[Setting]
-    full: list[Setting]  # those of its ledger: "fast" does a part of "standard"
+    full: list[Setting]  # settings of its ledger: "fast" does a part of "standard"
     rule: randomised.VerdictRule | None
     sources: Sequence[replays.LedgerSource]
     robust_beyond: np.ndarray  # bool[N]
@@ -72,7 +71,7 @@ class _Evaluation(NamedTuple):
     hashes: np.ndarray = np.zeros(0, str)  # of the images
 
     def waiting(self, text: str) -> AbstractContextManager[Any]:
-        """Show what is waited for."""
+        """Show that a long operation is running."""
         return patience.of(text, here=self.verbose and jax.process_index() == 0)
 
 
@@ -103,63 +102,63 @@ def autoattack(
 ) -> AutoAttackResult:
     """Return the robust accuracy of a network under AutoAttack.
 
-    In a program of several processes each of them calls this, with the same arguments: they divide
-    the images that survive before each attack, and all return the same verdicts.
+    In a multi-process program every process calls this with the same arguments. They share the
+    surviving images before each attack, and all return the same verdicts.
 
     Args:
       logits_fn: f32[B,H,W,C] in [0, 1] -> f[B,K], not softmax; normalises inside. A function, an
-        NNX module or `(linen_module, variables)`; best a `jax.tree_util.Partial(apply, params,
-        stats)`: its arrays are arguments of the compiled programs, so another checkpoint compiles
-        nothing; all else is part of the programs, which live as long as the function. With version
-        "rand" it takes one key per image, [B], as a second argument.
-      images: f32[N,H,W,C] in [0, 1], or an `evaluation.ImageSet`, of which few are in memory at a
-        time; `images_adv` is one then too, and with a `ledger` stays on disk. Pixels up to 1e-6
-        outside are clipped, and the record says so.
+        NNX module or `(linen_module, variables)`; preferably a `jax.tree_util.Partial(apply,
+        params, stats)`: its arrays are arguments of the compiled programs, so another checkpoint
+        needs no compilation. All else is part of the programs, which live as long as the function.
+        With version "rand" it takes a second argument, one key per image, [B].
+      images: f32[N,H,W,C] in [0, 1], or an `evaluation.ImageSet`, which loads a few at a time; then
+        `images_adv` is one too, and with a `ledger` stays on disk. Pixels up to 1e-6 outside are
+        clipped, and the record says so.
       labels: i[N]; with a `task` its targets, arrays [N, ...].
       norm: "linf", "l2", "l1" or "l0". In l0, version "standard" is Sparse-AutoAttack (Zhong et al.
         2024): Sparse-PGD with unprojected and with projected gradients, then Sparse-RS.
       epsilon: radius, in units of pixels in [0, 1] (8/255); in l0 the number of pixels.
       version: "standard"; "plus" (more restarts, untargeted FAB); "rand" (randomised defences,
-        averaged gradients); "custom" (`attacks`, 5 restarts); "fast" (a part of the jobs of
-        "standard" on all images, the others on a sample of what survives; `about["fast"]` bounds
-        what they would still fool, and the same call with "standard" continues its ledger).
-      attacks: names to run, those of the version by default.
+        averaged gradients); "custom" (`attacks`, 5 restarts); "fast" (some jobs of "standard" on
+        all images, the others on a sample of the survivors; `about["fast"]` bounds what they would
+        still fool, and the same call with "standard" continues its ledger).
+      attacks: names to run; by default those of the version.
       overrides: changes of an attack's `steps`, `restarts`, `targets` or `eot`, by name.
       seed: of all random draws.
-      batch_size: slots on all devices of a process together; see `engine.make`.
-      image_ids: N different ints below 2^32; an image's draws derive from its id, so a part of a
-        dataset gets the verdicts it has in the whole. Default 0..N-1.
-      ledger: a file (.jsonl) of verdicts; the same call continues with it, on any number of
-        processes. Each writes a file next to it, in a folder that all of them see.
-      identity: a name of the network, for readers of the ledger. What tells it from others is
-        its fingerprint: the traced programs of its logits and input gradient and all its arrays. A
-        caller who has that fingerprint already passes it here.
-      search_fn: the same network in lower precision, to search with; `logits_fn` decides.
-      replay: ledgers of other evaluations of these images (radius, norm, seed, epoch, network),
-        whose adversarial images are tried before any attack, one forward pass each.
+      batch_size: total number of slots on all devices of a process; see `engine.make`.
+      image_ids: N different ints below 2^32; an image's draws derive from its id, so a subset of a
+        dataset gets the same verdicts as in the full set. Default 0..N-1.
+      ledger: a file (.jsonl) of verdicts; the same call resumes from it, on any number of
+        processes. Each writes a file next to it, in a folder shared by all of them.
+      identity: the network's name, for readers of the ledger. The network is identified by its
+        fingerprint: the traced programs of its logits and input gradient and all its arrays. A
+        caller who already has the fingerprint passes it here.
+      search_fn: the same network in lower precision, used for the search; `logits_fn` decides.
+      replay: ledgers of other evaluations of these images (radius, norm, seed, epoch, network);
+        their adversarial images are tried before any attack, one forward pass each.
       robust_beyond: bool[N], images that such an evaluation has found robust at a larger radius of
-        the same norm: of these, only the first attack is run. None: no image.
-      rule: of the verdicts of version "rand": "majority" (an image is right if more than half of
+        the same norm: only the first attack is run on these. None: no image.
+      rule: how version "rand" reaches verdicts: "majority" (an image is right if more than half of
         its draws are; the default), "mean" (if the label has the largest mean of their softmax
-        probabilities) or "one-draw" (if the only draw is, as auto-attack judges). The number of
-        "one-draw" is listed with that of the others.
-      draws: answers to an image that a rule judges by, 20 by default.
-      stop: a rule that ends the evaluation once it is decided (`records.stopping.StopRule`): the
-        images go through all attacks lot by lot, in an order fixed by the seed and their ids, and
-        the result is of those that were met; `about["stopped"]` says what it knows of all. The same
-        call without it continues the ledger to the standard result. Not with `replay`,
-        `robust_beyond`, `search_fn` or version "rand", whose verdicts may still change at the end.
-      users: points or functions of yours (`network.user_attacks`), tried last on what survives;
-        with `attacks=()` alone. Not with `stop` or versions "rand" and "fast".
-      task: what to ask of a network that returns anything but logits (`jaxrobust.tasks`). APGD
-        with five restarts and Square climb its loss, "apgd-task" and "square-task" of `attacks`;
+        probabilities) or "one-draw" (if its only draw is right, as in auto-attack). The result of
+        "one-draw" is always listed too.
+      draws: number of draws per image for the rule, 20 by default.
+      stop: a rule that ends the evaluation once it is decided (`records.stopping.StopRule`). The
+        images go through all attacks in lots, in an order fixed by the seed and their ids. The
+        result covers the images attacked; `about["stopped"]` bounds that of all. The same call
+        without it continues the ledger to the standard result. Not with `replay`, `robust_beyond`,
+        `search_fn` or version "rand", where verdicts may still change at the end.
+      users: your own points or functions (`network.user_attacks`), tried last on the survivors, or
+        alone with `attacks=()`. Not with `stop` or versions "rand" and "fast".
+      task: the task of a network that returns anything but logits (`jaxrobust.tasks`). APGD with
+        five restarts and Square maximise its loss, as "apgd-task" and "square-task" of `attacks`;
         `clean` and `robust` say whether the score holds. Only with version "standard".
-      verbose: progress and a table on stderr.
+      verbose: print progress and a table on stderr.
     Returns:
       `AutoAttackResult`.
     Raises:
-      ValueError: settings or inputs that cannot be meant, a network whose logits are finite for
-        no image, a ledger of another evaluation, or one that another process has open.
+      ValueError: invalid settings or inputs, a network whose logits are finite for no image, a
+        ledger of another evaluation, or one that another process has open.
 
     >>> weights = np.eye(4, dtype=np.float32)
     >>> logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
@@ -249,7 +248,7 @@ def _plan(
     users: Sequence[UserAttack],
     stop: StopRule | None,
 ) -> list[Setting]:
-    """List the attacks to run; with those of a user there may be none."""
+    """List the attacks to run; the list may be empty if the user brings some."""
     if users and (stop is not None or version in ("rand", ensembles.FAST)):
         raise ValueError("users go with neither stop nor version 'rand' or 'fast'; leave them out")
     if users and attacks is not None and not len(attacks):
@@ -355,9 +354,9 @@ def _prepare(call: _Evaluation, network: Fingerprint | None) -> _Evaluation:
 def _run(
     call: _Evaluation, book: Ledger, *, fast: bool
 ) -> tuple[AttackContext, turns.AttackedImages, tuple[np.ndarray, np.ndarray]]:
-    """Run what is replayed, the attacks and the user's, each on what those before left standing.
+    """Run replays, attacks and the user's attacks, each on the images that survive so far.
 
-    Return the classes of the clean images, too, and whether their logits are finite.
+    Also return the predicted classes of the clean images, and whether their logits are finite.
     """
     runner, images, labels, ids = call.runner, call.images, call.labels, call.ids
     count = max([1, *(setting.targets for setting in call.full)])
@@ -365,7 +364,7 @@ def _run(
         clean, once, finite, sure, likely = classified(
             runner, images, labels, ids, seed=call.seed, count=count, rule=call.rule
         )
-    reliability.check_answers(finite)  # refuses what answers nothing
+    reliability.check_answers(finite)  # raises if no logits are finite
     answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class
     answers = np.where(finite, answers, -1)
     hosts.together(lambda: book.confirm(answers, clean, sure, call.hashes))
@@ -382,7 +381,7 @@ def _run(
             )
             for others in hosts.everyone(
                 seen_here
-            ):  # what any process saw; all look at the same images
+            ):  # flags raised in any process; all check the same images
                 flags |= others
     outcome = Outcome.of(clean, call.settings, flags, once if call.rule else None)
     evaluation = AttackContext(runner, sample, outcome, book, call.rule)
@@ -444,7 +443,7 @@ def _described(
     answers: tuple[np.ndarray, np.ndarray],
     complete: bool,
 ) -> AutoAttackResult:
-    """Gather verdicts, flags and facts of the images that were met."""
+    """Gather verdicts, flags and facts of the attacked images."""
     _, sample, outcome, book, _ = evaluation
     met, n = attacked.met, len(sample.ids)
     fooled_by = np.array(outcome.names)[outcome.fooled_by]

@@ -19,26 +19,26 @@ from jaxrobust.runtime.processes import hosts
 
 
 def ordering(setting: Setting, full: Setting) -> tuple[int, int]:
-    """Count the forward and backward passes of an image whose targets are put in order."""
+    """Count the forward and backward passes that ordering an image's targets takes."""
     count = full.targets if setting.targets < full.targets else 0
     return min(count, 1), count
 
 
 class Judged(NamedTuple):
-    """What the draws have said so far of an image of a randomised network."""
+    """The verdicts so far of a randomised network's draws on an image."""
 
     once: bool | None = None  # fooled by one draw, as the reference judges; None: not judged yet
-    point: np.ndarray | None = None  # f32[H,W,C], that fools it by the rule
+    point: np.ndarray | None = None  # f32[H,W,C], adversarial by the rule
     norm: float = 0.0
     reached: int = -1
 
 
 class Attack:
-    """One attack on all images that survive, from the ledger as far as it knows them.
+    """One attack on all surviving images; verdicts in the ledger are reused.
 
-    With a `setting` of fewer targets or restarts than `full`, the first jobs of that attack, at the
-    nearest of its targets: an image that they fool has the attack's verdict; of one that they do
-    not fool the ledger notes which jobs were done.
+    If `setting` has fewer targets or restarts than `full`, only the first jobs of that attack run,
+    at its nearest targets. An image that they fool has the attack's verdict; for other images the
+    ledger notes which jobs were done.
     """
 
     def __init__(
@@ -52,20 +52,20 @@ class Attack:
         self.evaluation, self.setting, self.meter, self.suffix = evaluation, setting, meter, suffix
         self.full, self.in_parts = full or setting, full is not None
         self.runner, self.sample, self.outcome, self.book, self.rule = evaluation
-        self.judged: dict[int, Judged] = {}  # images by some of their draws, while others are due
+        self.judged: dict[int, Judged] = {}  # images judged by some draws, with others pending
         self.name, self.classes = setting.name + suffix, self.sample.classes
-        # Of all processes after `join`; `ordered`: images whose targets were put in order.
+        # Summed over processes by `join`; `ordered`: images whose targets were put in order.
         self.steps = self.idle = self.unconfirmed = self.ordered = 0
-        self.waiting: list[ImageVerdict] = []  # for a last word, since `confirmed`
+        self.waiting: list[ImageVerdict] = []  # to be confirmed, since the time `confirmed`
         self.confirmed = time.perf_counter()
         self.doubtful: set[int] = set()  # images with an adversarial example that did not hold
-        self.doubted = 0  # of those that the ledger knows
-        self.targets: dict[int, list[int]] = {}  # of each image, if these are a part
+        self.doubted = 0  # doubtful images recorded in the ledger
+        self.targets: dict[int, list[int]] = {}  # of each image, when only some are attacked
         self.compile_seconds = 0.0
         self.flat: list[bool] = []
 
     def run(self, later: int) -> Cost:
-        """Decide every image; `later` passes are needed for one that survives this attack."""
+        """Decide every image; one that survives this attack needs `later` more passes."""
         start, met = time.perf_counter(), int(self.outcome.standing.sum())
         pending = self.recall()
         mine, decided = hosts.share(pending), met - len(pending)
@@ -106,9 +106,9 @@ class Attack:
         )
 
     def aims(self, places: np.ndarray) -> Aims:
-        """Select what to aim at on some images; jobs that a part of this attack has done stay out.
+        """Choose the targets of some images, without jobs that a part of this attack has done.
 
-        Their draws are those of their target and restart, so nothing is lost by that.
+        Skipping them is exact, because draws depend only on the target and the restart.
         """
         targets = ensembles.targets(self.full, self.sample.ranks[places])
         count = max(self.setting.targets, 1)
@@ -131,9 +131,9 @@ class Attack:
         return Aims(targets, done)
 
     def recall(self) -> np.ndarray:
-        """Take over what the ledger knows; return the other images.
+        """Reuse the verdicts in the ledger; return the other images.
 
-        An image that only later jobs of the attack have fooled has survived the jobs of a part.
+        An image fooled only by later jobs of the attack counts as surviving a part of it.
         """
         rows, part = self.book.rows(self.name), self.book.rows(self.name + PART)
         survived = np.zeros(len(rows), bool)
@@ -154,9 +154,9 @@ class Attack:
         return pending
 
     def confirm(self, verdicts: list[ImageVerdict], last: bool) -> list[ImageVerdict]:
-        """Write what holds, and return what does not, once a batch is full.
+        """Write the verdicts that hold and return the others, once a batch is full.
 
-        Nothing waits for long, because a kill would lose it; with `last` nothing waits at all.
+        No verdict waits for long, because a kill would lose it; with `last` none waits at all.
         """
         for verdict in verdicts:
             if verdict.fooled:
@@ -172,7 +172,7 @@ class Attack:
         return [v for i in parts for v in last_word(waiting[i : i + self.runner.slots])]
 
     def refuted(self, part: list[ImageVerdict]) -> list[ImageVerdict]:
-        """Say the last word by one more forward pass, and the norm in float64."""
+        """Confirm verdicts by one more forward pass and the norm in float64; return the rest."""
         places = np.array([v.image for v in part], int)
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
         confirmed, wrong = outcome.confirmed(self.evaluation, points, places, self.draw()), []
@@ -185,10 +185,10 @@ class Attack:
         return wrong
 
     def undecided(self, part: list[ImageVerdict]) -> list[ImageVerdict]:
-        """Judge points by draws, and return the verdicts of which a later job may still say more.
+        """Judge points by draws, and return the verdicts that a later job may still change.
 
-        By one draw, it is over with the first point that one draw called wrong, as in the
-        reference; by the rule, once its draws call the strongest point wrong.
+        The one-draw verdict is final at the first point that one draw misclassifies, as in the
+        reference; the rule's, once its draws misclassify the strongest point.
         """
         assert self.rule is not None and self.outcome.once is not None
         images, labels, ids = self.sample.rows(np.array([v.image for v in part], int))
@@ -227,7 +227,7 @@ class Attack:
         return int(self.outcome.standing.sum()) + self.outcome.aside
 
     def draw(self) -> int:
-        """Derive the number of the draw of a last forward pass; 0 is that of the clean images."""
+        """Return the draw number of the last forward pass; clean images use 0."""
         return 1 + ensembles.named(self.setting.name).number
 
     def write(
@@ -237,14 +237,14 @@ class Attack:
         norm: float = 0.0,
         other: int = -1,
     ) -> None:
-        """Write a verdict into the ledger: `other` was reached, or what draws have judged."""
+        """Write a verdict to the ledger: class `other` was reached, or as the draws judged."""
         by_one: dict[str, bool] = {}
         if self.outcome.once is not None:
             judged = self.judged.pop(verdict.image, Judged())
             by_one = {"once": bool(judged.once)}
             adversarial, norm, other = judged.point, judged.norm, judged.reached
             self.outcome.once[verdict.image] &= not judged.once
-        part = self.book.rows(self.name + PART)[verdict.image]  # which may have the first job
+        part = self.book.rows(self.name + PART)[verdict.image]  # may hold the first job
         flat = verdict.flat or part["flat"]
         if part["doubtful"]:
             self.doubtful.add(verdict.image)
@@ -275,7 +275,7 @@ class Attack:
         self.meter.decided(self.standing(), passes, fooled=fooled)
 
     def join(self, mine: np.ndarray, decided: int) -> None:
-        """Take over what the other processes found, and add up what all of them took."""
+        """Adopt the other processes' verdicts, and sum the costs of all."""
         rows = self.book.rows(self.name)
         fallen, once = mine[rows["fooled"][mine]], mine[rows["once"][mine]]
         unconfirmed = sum(self.outcome.standing[list(self.doubtful)])
@@ -297,7 +297,7 @@ class Attack:
         self.unconfirmed += self.doubted
 
     def flag(self) -> None:
-        """Flag what this attack makes doubtful."""
+        """Flag reasons for doubt that this attack has shown."""
         flags = self.outcome.flags
         untargeted = not (self.setting.targets or self.suffix)
         if untargeted and MACHINES[self.setting.machine].flat:
@@ -315,6 +315,6 @@ class Attack:
                 )
             flags[f"unconfirmed by {self.name}"] = (
                 f"{self.unconfirmed} images were fooled in the search but not in a last forward "
-                "pass, or left the ball, nor was anything else found in the steps after; they "
+                "pass, or left the ball, and later steps found nothing else; they "
                 f"count as robust. {why}"
             )

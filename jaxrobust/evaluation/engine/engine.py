@@ -1,11 +1,11 @@
-"""The evaluator's engine: a fixed number of slots, each of which takes one image through a job.
+"""The evaluator's engine: a fixed number of slots, each running one job on one image.
 
 A job is one run of an attack on one image: one target, one restart. The engine alone calls the
 network: it asks the machines of all slots for their points, runs one forward pass (and one
-backward pass) over them, and tells them. A slot is free as soon as its image is fooled or its
-machine has finished, and the host gives it the next job. Shapes do not change, so that a program
-serves any number of images, any radius, seed, target and restart; but where slots are idle
-at the end of a long attack, what is left continues in fewer, by another program.
+backward pass) over them, and tells them the result. A slot is free as soon as its image is fooled
+or its machine has finished; the host then assigns the next job. Shapes never change, so one program
+serves any number of images, any radius, seed, target and restart. When slots fall idle at the end
+of a long attack, the remaining jobs move to fewer slots and another program.
 """
 
 import functools
@@ -27,18 +27,18 @@ from jaxrobust.evaluation.network import tracing
 from jaxrobust.types import Array, LogitsFn
 
 Confirm = Callable[[list[ImageVerdict], bool], list[ImageVerdict]]
-_DRAWS = 1000  # numbers from here on are draws of forward passes outside the attacks
-CALL_SECONDS = 0.5  # between two looks of the host at its slots
-WORTH = 20.0  # seconds that fewer slots save, for which another program is compiled
+_DRAWS = 1000  # from this number on, draws are of forward passes outside the attacks
+CALL_SECONDS = 0.5  # between two checks of the slots by the host
+WORTH = 20.0  # seconds that fewer slots must save to justify compiling another program
 COMPILE_ONLY = 0  # steps of the first call of a program
 
 
 class Engine(NamedTuple):
     """A network on slots: `logits_fn` decides, `search_fn` (None: the same) guides the search.
 
-    With `operand` "keys" both take the images and one key for each of them, with "ids" the id of
-    each, and then they return [stands, loss] of a task. `tally` is a row of `attacks.TALLIES`, by
-    which points are judged in the search, in addition to one draw; "": by that alone.
+    With `operand` "keys" both also take one key per image; with "ids" one id per image, and they
+    return [stands, loss] of a task. `tally` names a row of `attacks.TALLIES` that judges points in
+    the search in addition to one draw; with "" one draw judges alone.
     """
 
     mesh: Mesh
@@ -46,9 +46,9 @@ class Engine(NamedTuple):
     logits_fn: LogitsFn
     search_fn: LogitsFn | None
     operand: str  # "", "keys" or "ids"
-    functions: dict[str, LogitsFn]  # the user's own: programs hold them weakly
-    compiled: Callable[..., Any]  # what makes a program, and its arguments -> the program
-    traces: tuple[tracing.TracedNetwork, ...] = ()  # of one or both, after `trace`
+    functions: dict[str, LogitsFn]  # the user's functions; programs hold them weakly
+    compiled: Callable[..., Any]  # (a function that makes a program, its arguments) -> the program
+    traces: tuple[tracing.TracedNetwork, ...] = ()  # of one or both networks, after `trace`
     tally: str = ""
 
     @property
@@ -58,7 +58,7 @@ class Engine(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What one call of a program did."""
+    """The work of one call of a program."""
 
     slot_steps: int  # idle slots included
     useful_steps: int
@@ -77,7 +77,7 @@ def make(
 ) -> Engine:
     """Make an engine on all devices of this process.
 
-    `slots` is rounded up to what the devices divide; default: `device_slots` on each.
+    `slots` is rounded up to a multiple of the devices; default: `device_slots` on each.
     """
     if slots is not None and not (isinstance(slots, int | np.integer) and slots >= 1):
         raise ValueError(f"batch_size={slots!r} must be an int >= 1, or None")
@@ -97,13 +97,13 @@ def make(
 def device_slots(platform: str, image_size: int) -> int:
     """Return the default number of slots on a device.
 
-    On a CPU, more than 8 do not make a pass cheaper; elsewhere small images get more.
+    On a CPU, more than 8 slots do not make a pass cheaper; elsewhere small images get more.
     """
     return 8 if platform == "cpu" else 512 if image_size <= 64 else 64
 
 
 def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
-    """Add the `traces` of its networks for images H, W, C, and what was compiled before."""
+    """Trace the networks for images of shape (H, W, C); reuse their compiled programs."""
     per_device = engine.slots // engine.mesh.size
     networks = [engine.logits_fn, engine.search_fn][: len(engine.functions)]
     traces = [
@@ -121,7 +121,7 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
 
 
 def _compiled() -> Callable[..., Any]:
-    """Make a memory of the programs of one network, by what makes them and of what."""
+    """Make a cache of a network's programs, keyed by their factory and its arguments."""
     return functools.cache(lambda make, mesh, *settings: make(mesh, *settings))
 
 
@@ -133,10 +133,10 @@ def forward(
     seed: int = 0,
     draw: int = 0,
 ) -> np.ndarray:
-    """Compute logits f32[n, K] of n images, by one program for any n.
+    """Compute logits f32[n, K] of n images with one program for any n.
 
-    A randomised network gets keys made of the seed, the image's id and `draw`. Those of a task are
-    of two classes: the image stands, or it does not.
+    A randomised network gets keys derived from the seed, the image's id and `draw`. A task's logits
+    have two classes: the image stands, or it does not.
     """
     if not len(images):
         return np.zeros((0, engine.traces[0].classes), np.float32)
@@ -149,7 +149,7 @@ def forward(
 def nearness(
     engine: Engine, norm: str, images: np.ndarray, labels: np.ndarray, targets: np.ndarray
 ) -> np.ndarray:
-    """Estimate how far away the boundaries to the targets i32[n, T] of n images are, f32[n, T]."""
+    """Estimate the distances f32[n, T] of n images to the boundaries of targets i32[n, T]."""
     if not len(images):
         return np.zeros((0, targets.shape[1]), np.float32)
     program = engine.compiled(devices.nearness_program, engine.mesh, norm)
@@ -158,7 +158,7 @@ def nearness(
 
 
 def _by_parts(engine: Engine, program: Callable[..., Array], *arrays: np.ndarray) -> np.ndarray:
-    """Call a program on arrays of n >= 1 rows, as many at a time as there are slots."""
+    """Call a program on arrays of n >= 1 rows, one row per slot at a time."""
     sharding, results = NamedSharding(engine.mesh, PartitionSpec("slots")), []
     for start in range(0, len(arrays[0]), engine.slots):
         rows = tuple(padded(a[start : start + engine.slots], engine.slots) for a in arrays)
@@ -167,14 +167,14 @@ def _by_parts(engine: Engine, program: Callable[..., Array], *arrays: np.ndarray
 
 
 def settled(engine: Engine, norm: str, points: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Free up to `engine.slots` points of the rounding residue of an L1 iterate."""
+    """Remove the rounding residue of an L1 iterate from up to `engine.slots` points."""
     program = devices.settle_program(norm)
     rows = (padded(points, engine.slots), padded(images, engine.slots))
     return np.asarray(program(*rows))[: len(points)]
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:
-    """Append rows of zeros to an array, up to `length` rows in all."""
+    """Pad an array with rows of zeros to `length` rows."""
     return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
 
 
@@ -191,14 +191,14 @@ def decide(
     *,
     confirm: Confirm,
 ) -> Iterator[Call]:
-    """Run one attack; yield what each call of its program did.
+    """Run one attack; yield the work of each call of its program.
 
     Args:
-      sample: its images, labels, ids, radius and seed; all randomness of an image is of its id.
+      sample: images, labels, ids, radius and seed; an image's draws derive from its id.
       places: i[n], the images to attack; all of them are classified correctly.
-      aims: of these images, the classes to aim at in turn, and the jobs to leave out.
-      confirm: is told the new verdicts, and whether these are the last; returns those, of them or
-        of earlier ones, that do not hold. Such an image is attacked further.
+      aims: the classes to target on each of these images, in order, and the jobs to skip.
+      confirm: called with the new verdicts and whether they are the last; returns the verdicts,
+        new or earlier, that do not hold. Such images are attacked further.
     """
     programs = _Programs(engine, setting, sample.threat.epsilon, sample.seed)
     jobs = Jobs(engine.slots, engine.mesh.size, places, aims, setting.restarts, not engine.keyed)
@@ -226,14 +226,14 @@ def decide(
 
 
 def next_call_length(length: int, step_seconds: float) -> int:
-    """Choose the steps of the next call: about `CALL_SECONDS` of them, at most 4 times as many."""
+    """Choose the next call's steps: about `CALL_SECONDS` worth, at most 4 times the last."""
     if length == COMPILE_ONLY:
         return 8
     return int(min(max(CALL_SECONDS / step_seconds, 4), 4 * length, 10_000))
 
 
 def should_narrow(engine: Engine, jobs: Jobs, image: tuple[int, ...], seconds: float) -> bool:
-    """Tell whether fewer slots would save more than `WORTH` of the `seconds` to come."""
+    """Tell whether fewer slots would save more than `WORTH` of the `seconds` left."""
     fewer = jobs.needed()
     if seconds * (1 - fewer / jobs.width) <= WORTH:
         return False
@@ -242,14 +242,14 @@ def should_narrow(engine: Engine, jobs: Jobs, image: tuple[int, ...], seconds: f
 
 
 def confirm_and_requeue(jobs: Jobs, confirm: Confirm, *, last: bool) -> list[ImageVerdict]:
-    """Have the new verdicts confirmed; return those that do not hold, whose jobs continue."""
+    """Confirm the new verdicts; return the ones that do not hold and continue their jobs."""
     refuted = confirm(list(jobs.verdicts()), last)
     jobs.refute(refuted)
     return refuted
 
 
 class _Programs:
-    """The programs of one attack, and what they are given in addition to the slots."""
+    """The programs of one attack, and their arguments besides the slots."""
 
     def __init__(self, engine: Engine, setting: Setting, epsilon: float, seed: int) -> None:
         self.engine, self.program_setting = engine, devices.program_of(setting)
@@ -266,7 +266,7 @@ class _Programs:
         self._prepared: list[Array] = []
 
     def load(self, slots: Slots | None, rows: SlotRows | None) -> Slots:
-        """Begin the jobs of `rows` in their slots, at first in slots that are empty."""
+        """Begin the jobs of `rows` in their slots; without `slots`, create empty ones."""
         if slots is None:
             kind: Any = {"operand": self.engine.operand, "tally": self.engine.tally}
             empty = functools.partial(begin, self.program_setting, **kind)
@@ -278,7 +278,7 @@ class _Programs:
         return slots
 
     def advance(self, slots: Slots, length: int, floor: np.ndarray) -> tuple[Slots, np.ndarray]:
-        """Make up to `length` steps in all slots; return them and the steps of each device."""
+        """Take up to `length` steps in all slots; return the slots and each device's steps."""
         if length == COMPILE_ONLY:
             self._prepared = self._prepare(*self._networks, slots.adversarial, slots.keys)
         slots, count = self._proceed(
@@ -288,7 +288,7 @@ class _Programs:
         return slots, np.asarray(count)
 
     def moved(self, slots: Slots, places: np.ndarray) -> Slots:
-        """Gather the slots that were in `places`, i[S]; -1 is one without a job."""
+        """Gather the slots at `places`, i[S]; -1 makes a slot without a job."""
         moved: Slots = jax.tree.map(lambda a: a[np.maximum(places, 0)], slots)
         moved = moved._replace(live=moved.live & (places >= 0))
         return Slots(*jax.device_put(moved, self._sharding))
@@ -305,8 +305,8 @@ def _host_arrays(slots: Slots) -> tuple[np.ndarray, ...]:
 def _points(slots: Slots) -> np.ndarray:
     """Fetch the points that may be adversarial, f32[S,H,W,C].
 
-    Where draws are tallied, f32[S,2,H,W,C]: the latest that one draw called wrong and the strongest
-    by the tally, NaN where there is none.
+    With a tally, f32[S,2,H,W,C]: the latest point that one draw misclassified and the strongest
+    point by the tally, NaN if there is none.
     """
     latest = np.asarray(slots.adversarial)
     if slots.excess is None:

@@ -1,4 +1,4 @@
-"""Progress of an evaluation: images decided, robust accuracy at most, time left."""
+"""Progress of an evaluation: images decided, an upper bound on robust accuracy, time left."""
 
 import contextlib
 import math
@@ -15,31 +15,30 @@ from jaxrobust.runtime.text.progress import LinePart, clock, columns, joined, sa
 
 T = TypeVar("T")
 
-_SHORT = 5.0  # seconds: a first call below is mostly overhead
+_SHORT = 5.0  # seconds: a shorter first call is mostly overhead
 _SLOW = "minutes for a large network"  # to compile
 _INTERVAL = 8.0  # seconds between two lines in a log
 
 
 class Counts(NamedTuple):
-    """What an attack did so far, in this process."""
+    """An attack's counts so far in this process."""
 
     undecided: int
     passes: int = 0  # made on all images
     survived: int = 0
     fooled: int = 0
-    of_fooled: int = 0  # passes made on those
+    of_fooled: int = 0  # passes made on the fooled images
     of_survived: int = 0
 
     def passes_left(
         self, *, slots: int, most: int, later: float, standing: int
     ) -> tuple[float, float]:
-        """Estimate the passes to come, of this attack and of those after it.
+        """Estimate the passes left of this attack and of the attacks after it.
 
-        The estimate begins as the bound, and sinks as images are fooled. An image at work counts as
-        one that survives as far as it has been attacked for as long as twice what a fooled one
-        takes: else the quick ones would make all look fooled. `slots` images are at work at a time,
-        an image that this attack does not fool takes `most` passes, and `later` by all attacks
-        after it.
+        The estimate starts at the upper bound, and falls as images are fooled. An image under
+        attack counts as a survivor in proportion to its passes, fully at twice what a fooled image
+        takes. Otherwise the quick ones would make all look fooled. `slots` images are attacked at a
+        time; a survivor takes `most` passes of this attack, and `later` of those after it.
         """
         under_way = self.passes - self.of_fooled - self.of_survived
         cheap = min(self.of_fooled / max(self.fooled, 1), most)
@@ -52,7 +51,7 @@ class Counts(NamedTuple):
 
 
 class Decisions:
-    """Images decided, an upper bound of the robust accuracy, and time left of an evaluation."""
+    """Shows images decided, an upper bound on robust accuracy, and time left."""
 
     def __init__(
         self,
@@ -62,20 +61,18 @@ class Decisions:
         enabled: bool,
         attacks: Sequence[str] = (),
     ) -> None:
-        """Show nothing yet; `attacks` are planned, in this order; `interval` is that of k of n."""
+        """Show nothing yet; `attacks` are planned in this order; `interval(k, n)` is of a share."""
         self._images, self._attacks, self._interval = images, attacks, interval
         self._enabled = enabled and jax.process_index() == 0
         self._in_terminal = self._enabled and watched()
         self._shown, self._text = 0.0, ""
-        self._begun: set[str] = set()  # attacks, of which one begins with each lot of images
+        self._begun: set[str] = set()  # attacks; each begins again with every lot of images
         self._aside = 0  # images that survive and are not attacked any more
         self._meter = panel.Meter()
         self._shows = contextlib.ExitStack()
 
     def widen(self, images: int, aside: int) -> None:
-        """Continue with more images, `images` in all, of which `aside` survived all attacks
-        before.
-        """
+        """Continue with `images` in total, of which `aside` have survived all attacks."""
         self._images, self._aside = images, aside
 
     def begin(
@@ -87,7 +84,7 @@ class Decisions:
         slots: int,
         compiling: str = _SLOW,
     ) -> None:
-        """Begin an attack on `images`, some `decided`, some not fooled yet (`standing`)."""
+        """Begin an attack on `images`, of which `decided` are in the ledger and `standing` hold."""
         self._attack, self._of, self._standing, self._slots = attack, images, standing, slots
         self._counts, self._compiling = Counts(images - decided), compiling
         self._passes, self._seconds, self._calls = 0, 0.0, 0
@@ -96,7 +93,7 @@ class Decisions:
         if decided and not again:
             self._say(f"{attack}: {decided} of {images} images are in the ledger")
         if decided == images or again:
-            return  # nothing compiles
+            return  # no compilation
         if self._in_terminal:
             self._show([self._robust()], 0, 1)
             self._meter.waits(f"compiling ({compiling})")
@@ -104,7 +101,7 @@ class Decisions:
             self._say(f"{attack}: compiling ({compiling})")
 
     def awaited(self, calls: Iterator[T]) -> Iterator[T]:
-        """Yield calls of the attack's program; where one takes long, that is shown meanwhile."""
+        """Yield calls of the attack's program; show progress while one takes long."""
         while True:
             activity = "attacking" if self._calls else "compiling"
             text = (
@@ -118,7 +115,7 @@ class Decisions:
             yield call
 
     def decided(self, standing: int, passes: int, *, fooled: bool) -> None:
-        """Count one image more as decided, by `passes`; `standing` are not fooled yet."""
+        """Count one more image as decided after `passes`; `standing` are not fooled yet."""
         c, self._standing = self._counts, standing
         c = c._replace(undecided=c.undecided - 1)
         if fooled:
@@ -127,14 +124,14 @@ class Decisions:
             self._counts = c._replace(survived=c.survived + 1, of_survived=c.of_survived + passes)
 
     def advance(self, passes: int, seconds: float, compiles: bool, most: int, later: int) -> None:
-        """Show how it goes after `passes` forward and backward passes of images in `seconds`."""
+        """Show progress after `passes` more forward and backward passes in `seconds`."""
         if compiles:
             if seconds > 1:
                 self._say(f"{self._attack}: compiled in {seconds:.1f} s")
             return
         self._calls += 1
         self._counts = self._counts._replace(passes=self._counts.passes + passes)
-        if self._calls == 2:  # the first call is a short one, which says little about the pace
+        if self._calls == 2:  # the first call is short and says little about the pace
             self._passes, self._seconds = 0, 0.0
         self._passes, self._seconds = self._passes + passes, self._seconds + seconds
         if self._calls == 1 and seconds < _SHORT:
@@ -143,8 +140,8 @@ class Decisions:
             slots=self._slots, most=most, later=later, standing=self._standing - self._aside
         )
         done, total = self._counts.passes, self._counts.passes + math.ceil(here)
-        # Until an image is fooled, all that is known is a bound, and that of the attacks after this
-        # one may be a hundred times too long.
+        # Until an image is fooled, only a bound is known; for the later attacks it may be a hundred
+        # times too long.
         bound = "" if self._counts.fooled else "at most "
         time_left = (here if bound else here + after) * self._seconds / max(self._passes, 1)
         of_this = f" for {self._attack}" if bound and after else ""
@@ -172,7 +169,7 @@ class Decisions:
                     print(text, file=sys.stderr, flush=True)
 
     def _robust(self) -> PanelRow:
-        """Bound the robust accuracy by what survives, with the interval of that share."""
+        """Bound the robust accuracy by the share that survives, with its interval."""
         low, high = self._interval(self._standing, self._images)
         share = self._standing / max(self._images, 1)
         return PanelRow(

@@ -1,4 +1,4 @@
-"""Verdicts on disk, one by one, so that an evaluation continues where it was killed."""
+"""Verdicts stored on disk one by one, so that a killed evaluation can resume."""
 
 import contextlib
 import glob
@@ -18,55 +18,55 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 
 _SHARE = "put the ledger into a folder that all hosts share"
-# What is in memory of an attack on an image; other fields of a record are on disk alone.
+# Fields kept in memory per attack and image; the others of a record are only on disk.
 ROW = np.dtype(
     [
         ("known", "?"),
         ("fooled", "?"),
-        ("once", "?"),  # fooled by one draw; of a network that is not randomised, as `fooled`
+        ("once", "?"),  # fooled by one draw; same as `fooled` unless the network is randomised
         ("flat", "?"),
-        ("doubtful", "?"),  # something was found that a last pass did not confirm
-        ("file", "u2"),  # of its adversarial image, by number
+        ("doubtful", "?"),  # a point was found that the last pass did not confirm
+        ("file", "u2"),  # number of the file with its adversarial image
         ("stored", "i4"),  # its place there
         ("norm", "f8"),  # of the perturbation
-        ("reached", "i4"),  # class that the network gives then; -1: none, or an older version's
-        ("steps", "i4"),  # of all its jobs up to the one that fooled; 0: an older version's
+        ("reached", "i4"),  # predicted class there; -1: none, or written by an older version
+        ("steps", "i4"),  # of all jobs up to the one that fooled; 0: written by an older version
     ]
 )
 
 
-PART = " (part)"  # after an attack's name: the verdict is of some of its jobs, which found nothing
+PART = " (part)"  # suffix of an attack's name: only some of its jobs ran, and found nothing
 
 
 class TriedJobs(NamedTuple):
-    """The jobs of a part of an attack: these targets, each with the first restarts."""
+    """The jobs of a part of an attack: its targets, and the number of first restarts of each."""
 
     targets: list[int]
     restarts: int
 
 
-Results = tuple[np.ndarray, list[np.ndarray]]  # ROW[n], and points that are in no file
+Results = tuple[np.ndarray, list[np.ndarray]]  # ROW[n], and points not stored in a file
 
 
 class Ledger:
     """An append-only file of JSON lines next to a file of the adversarial images.
 
-    The first line says which evaluation it belongs to, each other one is the verdict of an attack
-    on an image. A process of a pod appends to its file; at the start, each reads all,
-    whatever number of processes wrote them. Without a path, everything stays in memory.
-    No other process can open the file to append to it until `close`.
+    The first line identifies the evaluation; each other line is the verdict of an attack on an
+    image. Each process of a pod appends to its own file; at the start it reads all files, however
+    many processes wrote them. Without a path, everything stays in memory.
+    Until `close`, no other process can open the file for appending.
     """
 
     def __init__(self, path: str | Path | None, identity: dict[str, Any], ids: np.ndarray) -> None:
-        """Open or begin a ledger of images with these ids, u32[N]; a place is one of 0 to N - 1."""
+        """Open or create a ledger of images with these ids, u32[N]; places are 0 to N - 1."""
         self._ids, self._path = ids, None if path is None else Path(path)
         self._rows: dict[str, np.ndarray] = {}  # attack -> ROW[N]
         self._tried: dict[tuple[int, str], TriedJobs] = {}  # of verdicts of parts
         self._files: list[Path] = []  # of adversarial images
         self._points: dict[tuple[int, str], np.ndarray] = {}  # those without a file
-        self.begun_by: dict[str, str] | None = None  # versions, if they are others than today's
+        self.begun_by: dict[str, str] | None = None  # versions, if different from today's
         self._lock = contextlib.ExitStack()
-        self._unwritten: dict[str, Any] | None = None  # the first line, until there is a second
+        self._unwritten: dict[str, Any] | None = None  # the first line, until a second is written
         self._noted: dict[str, Any] = {}  # other facts in that line
         self._read_from: list[tuple[Path, np.ndarray | None]] = []  # files, and clean answers there
         if self._path is None:
@@ -104,8 +104,8 @@ class Ledger:
                 raise ValueError(f"{file}, line {number} is not a verdict; remove that line")
             if record["image"] not in places:
                 raise ValueError(
-                    f"{file}, line {number} is of image {record['image']}, which is not among "
-                    "these; remove that line"
+                    f"{file}, line {number} is of image {record['image']}, which is not evaluated "
+                    "here; remove that line"
                 )
             self._keep(places[record["image"]], file, record)
 
@@ -121,14 +121,14 @@ class Ledger:
     def confirm(
         self, answers: np.ndarray, right: np.ndarray, sure: np.ndarray, hashes: np.ndarray
     ) -> None:
-        """Refuse verdicts of a network that answers clean images otherwise, and note the answers.
+        """Raise if the ledger's network answers clean images differently, and note the answers.
 
-        An older version noted no answers; but what it attacked was right.
+        Older versions noted no answers, but the images that they attacked were classified right.
 
         Args:
-          answers: i[N], the class of each image; -1: none.
+          answers: i[N], the predicted class of each image; -1: none.
           right: bool[N], whether it is the label.
-          sure: bool[N], where rounding cannot change the answer.
+          sure: bool[N], whether rounding cannot change the answer.
           hashes: str[N], of the images, for evaluations that replay the ledger.
         """
         self._noted = {
@@ -145,14 +145,14 @@ class Ledger:
             if others:
                 raise ValueError(
                     f"ledger {file} belongs to another evaluation: its network answers {others:,} "
-                    f"of {len(answers):,} clean images otherwise. Pass another ledger, or the "
-                    "network of that one"
+                    f"of {len(answers):,} clean images otherwise. Pass another ledger, or its "
+                    "network"
                 )
             if older:
                 say(
-                    f"WARNING: {file} is of an older version, which noted no answers: only a few "
-                    f"noisy images show that it is of this network, and the "
-                    f"{int(attacked.sum()):,} of {len(answers):,} that it attacked and that are "
+                    f"WARNING: {file} is of an older version, which noted no answers. That it is "
+                    f"of this network is shown only by a few noisy images, and by the "
+                    f"{int(attacked.sum()):,} of {len(answers):,} that it attacked, which are "
                     "right here too"
                 )
 
@@ -165,7 +165,7 @@ class Ledger:
         return self._files.index(images)
 
     def check_files(self) -> None:
-        """Raise ValueError if a process's file, which must be there by now, is not seen here."""
+        """Raise ValueError if this process cannot see the file of every process."""
         files = [_of_process(self._first, k) for k in range(jax.process_count())]
         if missing := [str(file) for file in files if not file.exists()]:
             raise ValueError(
@@ -174,7 +174,7 @@ class Ledger:
             )
 
     def known(self) -> tuple[int, str]:
-        """Count the verdicts that were read, and hash them."""
+        """Return the number of verdicts read, and their hash."""
         digest, count = hashlib.sha256(repr(sorted(self._rows)).encode()), 0
         for _, rows in sorted(self._rows.items()):
             digest.update(rows["known"].tobytes())
@@ -182,7 +182,7 @@ class Ledger:
         return count, digest.hexdigest()
 
     def rows(self, attack: str) -> np.ndarray:
-        """Look up the verdicts of an attack on each image, ROW[N]; of parts of it, to be read."""
+        """Look up an attack's verdicts on each image, ROW[N]; those of parts are read-only."""
         if attack.endswith(PART) and attack not in self._rows:  # most attacks have none
             return np.broadcast_to(np.zeros((), ROW), len(self._ids))
         return self._rows_of(attack)
@@ -191,7 +191,7 @@ class Ledger:
         return self._rows.setdefault(attack, np.zeros(len(self._ids), ROW))
 
     def tried(self, place: int, attack: str) -> TriedJobs:
-        """Look up which jobs of an attack a verdict of a part of it is of."""
+        """Look up the jobs behind the verdict of a part of an attack."""
         return self._tried[place, attack + PART]
 
     def adversarial(self, place: int, attack: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -208,7 +208,7 @@ class Ledger:
         return np.fromfile(file, np.float32, count, offset=start).reshape(shape)
 
     def add(self, place: int, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
-        """Append a record, after its image; a process that is killed later does not lose it."""
+        """Append a record after its image, so that a kill from then on does not lose it."""
         self.write_identity()
         record = {"image": int(self._ids[place])} | record
         if adversarial is not None and self._path is None:
@@ -217,20 +217,20 @@ class Ledger:
             file, point = self._path.with_suffix(".images"), np.asarray(adversarial, np.float32)
             with whole.explained(file), file.open("ab") as images:
                 stored = images.tell() // point.nbytes
-                images.truncate(stored * point.nbytes)  # one that a kill cut off
+                images.truncate(stored * point.nbytes)  # drop an image that a kill cut off
                 images.write(point.tobytes())
             record = record | {"stored": stored}
         self._keep(place, self._path, record)
         self._append(record)
 
     def results(self, places: np.ndarray, attack: str) -> Results:
-        """Gather the results of this process for images that the attack fooled, for `take_over`."""
+        """Gather this process's results on images that the attack fooled, for `take_over`."""
         keys = [(place, attack) for place in places.tolist()]
         points = [self._points[key] for key in keys if key in self._points]
         return self.rows(attack)[places], points
 
     def take_over(self, process: int, places: np.ndarray, attack: str, results: Results) -> None:
-        """Learn what another process has found on these images, and where it stored that."""
+        """Adopt another process's results on these images, and where it stored them."""
         new_rows, points = results
         if process == jax.process_index() or not len(places):
             return
@@ -245,7 +245,7 @@ class Ledger:
     def survived(
         self, places: np.ndarray, attacks: Sequence[str]
     ) -> list[tuple[int, dict[str, Any]]]:
-        """Gather what some attacks, or parts of them, did not fool, for `take_over_survived`."""
+        """Gather the images that attacks, or parts of them, did not fool, for the next method."""
         survivors = []
         for attack in attacks:
             rows = self.rows(attack)
@@ -258,16 +258,16 @@ class Ledger:
         return survivors
 
     def take_over_survived(self, process: int, survivors: list[tuple[int, dict[str, Any]]]) -> None:
-        """Learn what another process has attacked in vain."""
+        """Adopt the records of images that another process did not fool."""
         for place, record in survivors if process != jax.process_index() else ():
             self._keep(place, None, record)
 
     def close(self) -> None:
-        """Let another process append; what is in memory stays."""
+        """Let another process append; the contents stay in memory."""
         self._lock.close()
 
     def write_identity(self) -> None:
-        """Write of which evaluation the ledger is, which waits for its fingerprint."""
+        """Write the line that identifies the evaluation, waiting for its fingerprint."""
         identity, self._unwritten = self._unwritten, None
         if identity is not None:
             network = fingerprint.resolved(identity["fingerprint"])
@@ -283,8 +283,8 @@ class Ledger:
 def open_ledger(
     path: str | Path | None, identity: dict[str, Any], ids: np.ndarray
 ) -> Iterator[Ledger]:
-    """Yield the ledger, opened by all processes of a pod: none adds a line before all have read."""
-    network = identity["fingerprint"]  # of which each rounds the probe, and has versions
+    """Yield the ledger, opened by all processes: none adds a line before all have read."""
+    network = identity["fingerprint"]  # its probe and versions may differ between processes
     same = {key: network[key] for key in (*fingerprint.EXACT, "images")}
     hosts.agree({key: identity[key] for key in identity if key != "fingerprint"} | same)
     with contextlib.ExitStack() as opened:
@@ -292,7 +292,7 @@ def open_ledger(
         def opens() -> Ledger:
             return opened.enter_context(contextlib.closing(Ledger(path, identity, ids)))
 
-        # Process 0 goes first: a network file system may remember that a file was not there.
+        # Process 0 goes first: a network file system may cache that a file does not exist.
         book = hosts.together(lambda: None if jax.process_index() else opens())
         book = hosts.together(lambda: book or opens())
         if path is not None:
@@ -302,20 +302,20 @@ def open_ledger(
                 counts = ", ".join(str(count) for count, _ in verdicts)
                 raise ValueError(f"processes see different verdicts ({counts}) in {path}; {_SHARE}")
         yield book
-        book.write_identity()  # also of an evaluation that has nothing to decide
+        book.write_identity()  # even if there was nothing to decide
 
 
 def _begun_by(path: Path, old: Any, new: dict[str, Any]) -> dict[str, str] | None:
-    """Read the versions that began a ledger of this evaluation, if they are others than today's."""
+    """Read the versions that began this evaluation's ledger, if different from today's."""
     old = old if isinstance(old, dict) else {}
     old_network, network = old.get("fingerprint"), new["fingerprint"]
     if old.get("version") == "rand":  # an older version's verdicts were those of one draw
         old = {"verdict": randomised.verdict(randomised.ONE)._asdict()} | old
     if not isinstance(old_network, dict):
         raise ValueError(
-            f"ledger {path} is of an older version, which noted neither what its network computes "
-            "nor its gradient, so nothing shows that it is this one: it is not continued. Pass "
-            "another ledger; replay=[...] tries this one's adversarial images first"
+            f"ledger {path} is of an older version, which did not fingerprint its network, so it "
+            "cannot be shown to be of this one and is not continued. Pass another ledger; "
+            "replay=[...] tries this one's adversarial images first"
         )
     none = {"fingerprint": None, "network": None, "search": None}
     words = [hosts.differences(old | none, json.loads(json.dumps(new | none)))]
@@ -334,7 +334,7 @@ def _begun_by(path: Path, old: Any, new: dict[str, Any]) -> dict[str, str] | Non
     if text := "; ".join(filter(None, words)):
         raise ValueError(
             f"ledger {path} belongs to another evaluation: {text}. "
-            "Pass another ledger, or the settings of that one"
+            "Pass another ledger, or its settings"
         )
     return old_network["versions"] if older else None
 

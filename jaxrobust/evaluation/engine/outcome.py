@@ -1,4 +1,4 @@
-"""An evaluation under way: its images, what the attacks have found, the passes that decide."""
+"""A running evaluation: its images, what the attacks have found, the passes that decide."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from jaxrobust.evaluation.records.verdicts import REPLAY
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.types import unmasked
 
-_APART = 1000  # between the numbers of an image's draws; each of them counts from less
+_APART = 1000  # between the numbers of an image's draws; `draw` itself is smaller
 
 
 class Cost(NamedTuple):
-    """What an attack took; a pass is that of one image."""
+    """The cost of an attack; a pass is of one image."""
 
     attack: str
     fooled: int
@@ -31,20 +31,20 @@ class Cost(NamedTuple):
     compile_seconds: float
 
     def plus(self, other: "Cost") -> "Cost":
-        """Add what the same attack took on other images."""
+        """Add the cost of the same attack on other images."""
         counts: Any = (a + b for a, b in zip(self[1:], other[1:], strict=True))
         return Cost(self.attack, *counts)
 
 
 class Outcome(NamedTuple):
-    """What the attacks have found so far; they write into it."""
+    """The attacks' verdicts so far, updated in place."""
 
     standing: np.ndarray  # bool[N]
     fooled_by: np.ndarray  # i8[N], a place in `names`
     names: list[str]  # "", "clean", then the attacks
     flags: dict[str, str]
-    aside: int = 0  # other images that survive and are not attacked
-    once: np.ndarray | None = None  # bool[N], standing by one draw; None: draws decide nothing
+    aside: int = 0  # other survivors, which are not attacked
+    once: np.ndarray | None = None  # bool[N], standing by one draw; None: not randomised
 
     @classmethod
     def of(
@@ -54,16 +54,14 @@ class Outcome(NamedTuple):
         flags: dict[str, str],
         once: np.ndarray | None,
     ) -> "Outcome":
-        """Begin with the verdicts before any attack: an image survives if it is classified
-        correctly.
-        """
+        """Start with the verdicts before any attack: correctly classified images survive."""
         names = ["", "clean", *(s.name for s in settings), *(f"{s.name} (full)" for s in settings)]
         fooled_by = np.where(clean, 0, 1).astype(np.int8)
         once = None if once is None else once.copy()
         return cls(clean.copy(), fooled_by, [*names, REPLAY], flags, once=once)
 
     def without(self, aside: np.ndarray) -> "Outcome":
-        """Leave some images aside, for one attack, whose flags are its own."""
+        """Set some images aside for one attack, which collects its own flags."""
         stays = self.standing & aside
         once = None if self.once is None else self.once & ~stays
         return self._replace(
@@ -71,39 +69,39 @@ class Outcome(NamedTuple):
         )
 
     def take(self, attacked: "Outcome", aside: np.ndarray) -> None:
-        """Take over what an attack left of `without(aside)`."""
+        """Adopt the verdicts of an attack that ran on `without(aside)`."""
         stays = self.standing & aside
         self.standing[:] = attacked.standing | stays
         if self.once is not None:
             self.once[:] &= attacked.once | stays
 
     def strike(self, name: str, places: Any) -> None:
-        """Take note that an attack has fooled images."""
+        """Mark images as fooled by an attack."""
         self.standing[places] = False
         self.fooled_by[places] = self.names.index(name)
 
     def of_interest(self) -> np.ndarray:
-        """Mark the images that survive and that an attack must look at, bool[N]."""
+        """Mark the surviving images that an attack must still try, bool[N]."""
         return self.standing if self.once is None else self.standing | self.once
 
 
 class AttackContext(NamedTuple):
-    """All that an attack works with."""
+    """Everything an attack needs."""
 
     runner: engine.Engine
     sample: Sample
     outcome: Outcome
     book: Ledger
-    rule: randomised.VerdictRule | None = None  # judges answers; None: they are not random
+    rule: randomised.VerdictRule | None = None  # judges answers; None: not randomised
 
     def recall_fooled(self, name: str) -> None:
-        """Take over which standing images an attack fools, by the ledger."""
+        """Mark the standing images that an attack fools according to the ledger."""
         places = np.flatnonzero(self.outcome.standing & self.book.rows(name)["fooled"])
         refuse_damaged(self, name, 0, places)
         self.outcome.strike(name, places)
 
     def exchange_fooled(self, name: str, places: np.ndarray) -> int:
-        """Tell all processes which of this one's images an attack fools; count those of all."""
+        """Tell all processes which of this one's images an attack fools; return the total."""
         fallen = places[~self.outcome.standing[places]]
         parts = hosts.everyone((fallen, self.book.results(fallen, name)))
         for process, (others, results) in enumerate(parts):
@@ -122,11 +120,11 @@ def classified(
     count: int,
     rule: randomised.VerdictRule | None,
 ) -> tuple[np.ndarray, ...]:
-    """Compute which images are right, by one draw too, finite, and sure, bool[N]; likely others.
+    """Classify clean images: bool[N] right, right by one draw, finite and sure; wrong classes.
 
-    An answer is sure where rounding cannot change it, which is unknown of a randomised network's.
-    The last are u[N, count], the likeliest wrong classes. All processes get the same, each computes
-    its share.
+    An answer is sure if rounding cannot change it; for a randomised network none counts as sure.
+    The last array, u[N, count], holds the likeliest wrong classes. Each process computes a share,
+    and all return the same arrays.
     """
     mine = hosts.share(np.arange(len(images)))
     clean, once, finite, sure = np.zeros((4, len(images)), bool)
@@ -138,7 +136,7 @@ def classified(
             logits = engine.forward(runner, rows[0], rows[2], seed=seed)
             clean[part] = once[part] = checks.is_right(logits, rows[1])
             finite[part] = checks.answered(logits)
-            with np.errstate(invalid="ignore"):  # infinite ones
+            with np.errstate(invalid="ignore"):  # infinite logits
                 second, first = np.partition(logits, (-2, -1), axis=1)[:, -2:].T
                 rounding = hosts.ROUNDING * np.ptp(logits[:, unmasked(logits)], axis=1)
                 sure[part] = finite[part] & (first - second > 2 * rounding)
@@ -156,8 +154,8 @@ def classified(
 def within(
     points: np.ndarray, images: np.ndarray, labels: np.ndarray, sample: Sample
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mark points that are in the ball and in [0, 1], bool[n], and measure their norms, f64[n]."""
-    wrong = ~np.eye(sample.classes, dtype=bool)[labels]  # whatever the logits
+    """Mark points in the ball and in [0, 1], bool[n], and measure their norms, f64[n]."""
+    wrong = ~np.eye(sample.classes, dtype=bool)[labels]  # logits of a wrong answer: none refuses
     return checks.verified(points, images, labels, wrong, sample.threat)
 
 
@@ -173,7 +171,7 @@ def answers_of(
 ) -> randomised.Answers:
     """Judge a randomised network's answers to n >= 0 images.
 
-    The draws derive from the seed, an image's id and `draw` alone, not from its batch.
+    The draws depend only on the seed, an image's id and `draw`, not on its batch.
     """
 
     def forward(number: int) -> np.ndarray:
@@ -183,7 +181,7 @@ def answers_of(
 
 
 def refuse_damaged(evaluation: AttackContext, name: str, draw: int, places: np.ndarray) -> None:
-    """Refuse stored adversarial images that do not fool the network, beyond rounding."""
+    """Raise if stored adversarial images fail to fool the network by more than rounding."""
     runner, sample, _, book, rule = evaluation
     for start in range(0, len(places), runner.slots):
         part = places[start : start + runner.slots]
@@ -193,7 +191,7 @@ def refuse_damaged(evaluation: AttackContext, name: str, draw: int, places: np.n
         if rule is None:
             logits = engine.forward(runner, points, ids, seed=sample.seed, draw=draw)
             is_label = np.eye(sample.classes, dtype=bool)[labels]
-            with np.errstate(invalid="ignore"):  # infinite ones
+            with np.errstate(invalid="ignore"):  # infinite logits
                 margins = logits[is_label] - np.where(is_label, -np.inf, logits).max(axis=1)
                 spread = np.ptp(logits[:, unmasked(logits)], axis=1)
                 right = margins > hosts.ROUNDING * spread
@@ -215,7 +213,7 @@ def refuse_damaged(evaluation: AttackContext, name: str, draw: int, places: np.n
 def confirmed(
     evaluation: AttackContext, points: np.ndarray, places: np.ndarray, draw: int
 ) -> tuple[np.ndarray, ...]:
-    """Settle points; say which fool the network in a last pass, their norms, what they reach."""
+    """Settle points and run a last pass; return points, bool[n] fooled, norms and classes."""
     runner, sample = evaluation.runner, evaluation.sample
     images, labels, ids = sample.rows(places)
     points = engine.settled(runner, sample.threat.norm, points, images)
@@ -225,7 +223,7 @@ def confirmed(
 
 
 def reached(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Find the likeliest wrong class by logits f[n,K], i[n]; -1 where one is not finite."""
+    """Find the likeliest wrong class by logits f[n,K], i[n]; -1 if a logit is not finite."""
     wrong = np.array(logits, np.float64)
     wrong[np.arange(len(labels)), labels] = -np.inf
     return np.where(checks.answered(logits), wrong.argmax(axis=1), -1)

@@ -1,9 +1,9 @@
-"""Points tried before or after the attacks, one forward pass each: of other ledgers, of a user.
+"""Points from other ledgers or from the user, tried with one forward pass each.
 
-What fooled a network at one radius often fools it at another, and another epoch or network too. A
-point of a ledger is brought into the ball and counts as what an attack finds does: if a forward
-pass of the network that decides, and its norm, confirm it. So a verdict is that of the attacks
-alone, or lower.
+A point that fools a network at one radius often fools it at another radius, epoch or network. A
+ledger's point is brought into the ball. It counts, like a point found by an attack, if a forward
+pass of the deciding network and its norm confirm it. So accuracy is at most that of the attacks
+alone.
 """
 
 import functools
@@ -34,11 +34,11 @@ from jaxrobust.types import Array, Threat
 class LedgerSource(NamedTuple):
     """A ledger with adversarial images, not yet read."""
 
-    path: Path  # of its lines; next to it are the images
-    network: Any  # names it, as in the ledger
+    path: Path  # of its lines; the images are next to it
+    network: Any  # its identity in the ledger
     threat: Threat
     shape: tuple[int, ...]  # H, W, C
-    images: HashedImages = HashedImages.none()  # those of an older version have no hashes
+    images: HashedImages = HashedImages.none()  # older versions stored no hashes
 
 
 def is_ledger(path: Path) -> bool:
@@ -53,13 +53,13 @@ def ledgers(folder: Path) -> list[Path]:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """Read the identity of the evaluation that a ledger is of."""
+    """Read the identity of a ledger's evaluation."""
     with path.open() as lines:
         return dict(json.loads(lines.readline())["identity"])
 
 
 def images(path: Path) -> HashedImages:
-    """Read which images a ledger is of; none where an older version did not note them."""
+    """Read the ids and hashes of a ledger's images; none if an older version wrote it."""
     with path.open() as lines:
         first = json.loads(lines.readline())
     ids = records.places(first.get("image_ids") or "")
@@ -69,17 +69,17 @@ def images(path: Path) -> HashedImages:
 def check_images(
     sources: Sequence[LedgerSource], images: HashedImages, shape: tuple[int, ...]
 ) -> None:
-    """Refuse ledgers of other images with the ids of these, which have this shape."""
+    """Raise if a ledger has other images of this shape under the ids of `images`."""
     for source in sources:
         words = other_images(source.images, images)
-        if words and source.shape == shape:  # else `run` says how large both are
+        if words and source.shape == shape:  # otherwise `run` reports both shapes
             raise ValueError(
                 f"{source.path} is of other images: {words}; replay an evaluation of these images"
             )
 
 
 def source(path: Path) -> LedgerSource:
-    """Open a ledger to replay; `ValueError` if it is not a ledger, or an old one without sizes."""
+    """Open a ledger to replay; `ValueError` if it is not a ledger, or too old to have sizes."""
     if not (path.is_file() and is_ledger(path)):
         raise ValueError(f"{path} is not a ledger; replay the ledger.jsonl of an evaluation")
     identity = header(path)
@@ -93,7 +93,7 @@ def source(path: Path) -> LedgerSource:
 
 
 def ordered(sources: Sequence[LedgerSource], identity: dict[str, Any]) -> list[LedgerSource]:
-    """Order the sources of an evaluation, the likeliest to fool first."""
+    """Sort the sources of an evaluation, the likeliest to fool first."""
     network, threat = network_of(identity), Threat.of(identity)
 
     def rank(source: LedgerSource) -> tuple[Any, ...]:
@@ -108,9 +108,9 @@ def ordered(sources: Sequence[LedgerSource], identity: dict[str, Any]) -> list[L
 def run(
     evaluation: AttackContext, sources: Sequence[LedgerSource], network: Any
 ) -> tuple[Cost, list[ReplayedLedger]]:
-    """Try the points of all ledgers on what survives; return the cost, and each ledger's share.
+    """Try the points of all ledgers on the survivors; return the cost and each ledger's share.
 
-    `network` is the one that is evaluated, as `network_of` a ledger.
+    `network` is the evaluated network, as `network_of` returns it.
     """
     runner, sample, outcome, book, _ = evaluation
     start, met = time.perf_counter(), int(outcome.standing.sum())
@@ -121,7 +121,7 @@ def run(
         rows = jsonl.read(source.path)[1:]
         stored = {row["image"]: row["stored"] for row in rows if row["fooled"]}
         pending = np.flatnonzero(outcome.standing & np.isin(sample.ids, list(stored)))
-        stretched = source.network != network  # another network: to the rim of the ball
+        stretched = source.network != network  # another network: stretch to the boundary
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
             part = mine[first : first + runner.slots]
@@ -149,7 +149,7 @@ def _points(
     stretched: bool,
     part: np.ndarray,
 ) -> np.ndarray:
-    """Read a ledger's points of some images, and bring them into the ball; all are checked."""
+    """Read a ledger's points of some images, check them, and bring them into the ball."""
     sample, slots = evaluation.sample, evaluation.runner.slots
     images, _, ids = sample.rows(part)
     norm, epsilon = sample.threat.norm, np.float32(sample.threat.epsilon)
@@ -174,7 +174,7 @@ def _points(
         worst = int(norms.argmax())
         raise ValueError(
             f"{path} is of other images, or of images prepared otherwise: its point of image "
-            f"{ids[worst]} is {norms[worst]:.3g} in {source.threat.norm} away from ours, more than "
+            f"{ids[worst]} is {norms[worst]:.3g} in {source.threat.norm} away, more than "
             f"its radius of {source.threat.epsilon:.4g}; replay an evaluation of these images"
         )
     rows = [engine.padded(array, slots) for array in (points, images)]
@@ -182,7 +182,7 @@ def _points(
 
 
 def try_user(evaluation: AttackContext, user: UserAttack) -> Cost:
-    """Try a user's points on all images that survive, from the ledger as far as it knows them."""
+    """Try a user's points on all surviving images, reusing verdicts in the ledger."""
     runner, sample, outcome, book, _ = evaluation
     start, met, name = time.perf_counter(), int(outcome.standing.sum()), user.name
     outcome.names.append(name)
@@ -209,7 +209,7 @@ def try_user(evaluation: AttackContext, user: UserAttack) -> Cost:
 
 @functools.lru_cache
 def _pull(norm: str) -> Callable[..., Array]:
-    """Make the program, one for all radii, that pulls points into a ball, or first to its rim."""
+    """Compile one program for all radii that projects points, if asked stretched to the radius."""
 
     def pull(points: Array, images: Array, epsilon: Array, stretched: Array) -> Array:
         deltas, radii = points - images, jnp.broadcast_to(epsilon, len(points))
@@ -219,14 +219,14 @@ def _pull(norm: str) -> Callable[..., Array]:
         sizes = jnp.linalg.norm(deltas.reshape(len(deltas), -1), checks.ORDER[norm], axis=1)
         factor = jnp.where(stretched, jnp.maximum(1, epsilon / jnp.maximum(sizes, 1e-12)), 1)
         moved = GEOMETRIES[norm].project(images + per_image(factor, deltas) * deltas, images, radii)
-        inside = ~stretched & (sizes <= epsilon)  # as it is, to the last bit
+        inside = ~stretched & (sizes <= epsilon)  # keeps the point's bits
         return jnp.where(per_image(inside, deltas), points, moved)
 
     return jax.jit(pull)
 
 
 def network_of(identity: dict[str, Any]) -> list[Any]:
-    """Read the identity of the network of a ledger; an older version knew less of it."""
+    """Read the identity of a ledger's network; older versions stored less of it."""
     if network := identity.get("fingerprint"):
         return [network[key] for key in fingerprint.EXACT]
     return [identity["network"], identity.get("weights")]

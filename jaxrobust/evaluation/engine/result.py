@@ -1,4 +1,4 @@
-"""What AutoAttack returns: the verdicts, and the record of them."""
+"""The result of AutoAttack: the verdicts and their record."""
 
 import dataclasses
 from pathlib import Path
@@ -25,10 +25,10 @@ from jaxrobust.evaluation.records.verdicts import Verdicts
 
 
 class CallerFacts(TypedDict, total=False):
-    """What only the caller of `autoattack` knows of a network and its images."""
+    """Facts about the network and images that only the caller of `autoattack` knows."""
 
     model: str | None  # the network's name
-    weights: str | None  # which ones
+    weights: str | None  # their name
     weights_sha256: str | None
     dataset: str | None
     split: str | None
@@ -37,7 +37,7 @@ class CallerFacts(TypedDict, total=False):
 
 
 class ResultFacts(TypedDict, total=False):
-    """What tells an evaluation from others, and what only some evaluations have to say."""
+    """The facts that identify an evaluation, and the facts that only some evaluations have."""
 
     norm: str
     epsilon: float
@@ -61,26 +61,26 @@ class ResultFacts(TypedDict, total=False):
 
 
 class AutoAttackResult(NamedTuple):
-    """The verdicts on N images: those that were met, where a rule stopped the evaluation."""
+    """The verdicts on N images; if a rule stopped the evaluation, on the images attacked."""
 
     clean: np.ndarray  # bool[N], classified correctly
     robust: np.ndarray  # bool[N], no attack found anything
-    fooled_by: np.ndarray  # str[N]: the attack; "clean" if misclassified as it is; "" if robust
-    images_adv: ImageSet  # f32[N,H,W,C]; the image itself where no attack succeeded
-    flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
+    fooled_by: np.ndarray  # str[N]: the attack; "clean" if misclassified unattacked; "" if robust
+    images_adv: ImageSet  # f32[N,H,W,C]; the image itself if no attack succeeded
+    flags: dict[str, str]  # reasons to doubt the numbers, with remedies
     accuracy_after: dict[str, float]  # robust accuracy after each attack
-    attacks: list[dict[str, Any]]  # their settings, without the ball
+    attacks: list[dict[str, Any]]  # their settings, without norm and radius
     costs: list[Cost]
     about: ResultFacts
-    verdicts: Verdicts  # all that is known image by image
-    answers: np.ndarray = np.zeros(0, int)  # i[N], classes of the clean images; -1: none
+    verdicts: Verdicts  # all facts about single images
+    answers: np.ndarray = np.zeros(0, int)  # i[N], predicted classes of the clean images; -1: none
 
     def __repr__(self) -> str:
-        """Show the table: the arrays would fill pages."""
+        """Return the table, because the arrays would fill pages."""
         return self.table()
 
     def table(self, *, brief: bool = False) -> str:
-        """Format accuracy after each attack, what it added and what it cost.
+        """Format a table of each attack: the accuracy after it, images fooled, and cost.
 
         `brief`: without the accuracies, notes and flags, which a record has too.
         """
@@ -105,7 +105,7 @@ class AutoAttackResult(NamedTuple):
         return "\n".join(lines)
 
     def measured(self) -> Measured:
-        """Gather what was measured, as a part of a record."""
+        """Gather the measurements for a record."""
         about, n = self.about, len(self.clean)
         ball = {"norm": about["norm"], "epsilon": about["epsilon"]}
         attacks: list[Any] = [ball | settings for settings in self.attacks]
@@ -135,7 +135,7 @@ class AutoAttackResult(NamedTuple):
         return Measured(record, self.verdicts, about["fingerprint"].get("begun_by"))
 
     def typed_record(self, **facts: Unpack[CallerFacts]) -> AccuracyRecord:
-        """Make the record, as `record` does, for further use in the package."""
+        """Return the record as an `AccuracyRecord`; see `record`."""
         names = CallerFacts.__annotations__
         if unknown := sorted(facts.keys() - names):
             raise ValueError(f"a record has no {', '.join(unknown)}; one of {', '.join(names)}")
@@ -176,13 +176,13 @@ class AutoAttackResult(NamedTuple):
         return f"{method}, stopped" if "stopped" in self.about else method
 
     def record(self, **facts: Unpack[CallerFacts]) -> dict[str, Any]:
-        """Make the record of the accuracies: versions, device, attacks, ball, seed, hashes.
+        """Return the record of the accuracies: versions, device, attacks, threat, seed, hashes.
 
-        It has the keys of the package's own records (`AccuracyRecord`); unknown ones are None.
+        It has the keys of the package's own records (`AccuracyRecord`); missing facts are None.
         Call it in the process that evaluated.
 
         Args:
-          **facts: what only you know: `model` (its name), `weights` (which ones),
+          **facts: facts that only you know: `model` (its name), `weights` (their name),
             `weights_sha256`, `dataset`, `split`, `preprocessing`, `dtype` (of the network).
         """
         return self.typed_record(**facts).to_json()
@@ -190,9 +190,9 @@ class AutoAttackResult(NamedTuple):
     def save(self, path: str | Path, **facts: Unpack[CallerFacts]) -> dict[str, Any]:
         """Append the record to a file of JSON lines, such as results.jsonl, and return it.
 
-        A second file, which the record names, gets the verdicts image by image. Of several
-        processes, the first one writes. For `facts` see `record`; `ValueError`: the file's name
-        does not end in .jsonl.
+        The verdicts on single images go to a second file, which the record names. With several
+        processes, only the first writes. For `facts` see `record`. Raises `ValueError` if the
+        file's name does not end in .jsonl.
         """
         return records.save(Path(path), self.verdicts, lambda: self.typed_record(**facts))
 

@@ -1,4 +1,4 @@
-"""Which slot does which job, and what is known of each image: the host's half of the engine."""
+"""The host's half of the engine: which slot does which job, and the state of each image."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ from jaxrobust.types import Threat
 
 
 class SlotRows(NamedTuple):
-    """What the host hands to the slots."""
+    """The host's instructions to the slots."""
 
     fresh: np.ndarray  # bool[S], begins the job that the other fields describe
     keep: np.ndarray  # bool[S], continues with its job
@@ -24,14 +24,14 @@ class SlotRows(NamedTuple):
 
 
 class Aims(NamedTuple):
-    """What the jobs of n images aim at, and which of them another evaluation has done already."""
+    """The targets of jobs on n images, and the jobs that an earlier evaluation has done."""
 
     targets: np.ndarray  # i32[n, T], classes, or the code of a loss (T = 1)
-    done: np.ndarray | None = None  # bool[n, T, restarts], without success; None: no job
+    done: np.ndarray | None = None  # bool[n, T, restarts], without success; None: no jobs
 
 
 class Sample(NamedTuple):
-    """What is evaluated, N images of K classes."""
+    """The evaluated images: N images of K classes."""
 
     images: ImageSet
     labels: np.ndarray  # i32[N]
@@ -43,19 +43,19 @@ class Sample(NamedTuple):
     seed: int
 
     def rows(self, places: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Look up images, labels and ids of some places."""
+        """Look up images, labels and ids at some places."""
         return self.images[places], self.labels[places], self.ids[places]
 
 
 class ImageVerdict(NamedTuple):
-    """What an attack found out about one image."""
+    """An attack's verdict on one image."""
 
     image: int
     fooled: bool
-    target: int  # what the job that succeeded, or the last one, aimed at
+    target: int  # of the job that succeeded, or of the last job
     restart: int
     steps: int  # of all jobs up to that one
-    job: int  # that one, numbered as the jobs does
+    job: int  # its number in `Jobs`
     flat: bool  # the very first gradient was zero everywhere
     adversarial: np.ndarray | None  # f32[H,W,C], or two points, see `engine`
 
@@ -63,9 +63,9 @@ class ImageVerdict(NamedTuple):
 class Jobs:
     """The jobs of one attack: each image with each of its targets, each target with each restart.
 
-    They are handed out target by target, as the reference orders them, so a later job of an image
-    may begin before an earlier one has ended. A verdict waits for all earlier ones, hence does not
-    depend on the number of slots; later jobs of a fooled image are dropped, until its verdict is
+    Jobs are assigned target by target, in the reference's order, so a later job of an image may
+    begin before an earlier one has ended. A verdict waits for all earlier jobs, so it does not
+    depend on the number of slots. Later jobs of a fooled image are dropped, unless its verdict is
     refuted.
     """
 
@@ -78,17 +78,17 @@ class Jobs:
         restarts: int,
         repeats: bool = True,
     ) -> None:
-        """Take jobs for the images in `places`, i[n] ascending.
+        """Create the jobs of the images at `places`, i[n] ascending.
 
-        `repeats` is whether a job whose point is refuted is done again.
+        `repeats`: whether a job is repeated after its point is refuted.
         """
         n, kinds = aims.targets.shape
         self._places, self._targets, self._repeats = places, aims.targets, repeats
         self.width = slots // devices  # slots of each device
         self._devices = devices
         self._jobs = [(t, r) for t in range(kinds) for r in range(restarts)]
-        self._next_new = 0  # of the jobs in their order, target by target, the first not begun
-        self._again: deque[tuple[int, int]] = deque()  # go before those
+        self._next_new = 0  # the first job not begun, in their order, target by target
+        self._again: deque[tuple[int, int]] = deque()  # take precedence over new jobs
         self._busy: dict[int, tuple[int, int]] = {}  # slot -> image, job
         self._fresh: list[int] = []
         self._dropped = False
@@ -98,9 +98,9 @@ class Jobs:
         self._steps = np.zeros((n, len(self._jobs)), np.int32)
         self._flat = np.zeros(n, bool)
         self._won = np.full(n, len(self._jobs), np.int32)  # the first job that succeeded
-        self._fooling: dict[int, dict[int, np.ndarray]] = {}  # image -> job -> what fooled
-        self._first: dict[tuple[int, int], int] = {}  # of refuted jobs
-        self._refuted: dict[tuple[int, int], int] = {}  # how often
+        self._fooling: dict[int, dict[int, np.ndarray]] = {}  # image -> job -> adversarial point
+        self._first: dict[tuple[int, int], int] = {}  # `SlotRows.first` of refuted jobs
+        self._refuted: dict[tuple[int, int], int] = {}  # number of refutations
         self._touched: list[int] = []
 
     def _order(self) -> list[int]:
@@ -158,9 +158,9 @@ class Jobs:
         return rows
 
     def needed(self) -> int:
-        """Compute how many slots of each device suffice for the remaining jobs.
+        """Compute how many slots per device suffice for the remaining jobs.
 
-        It is a power of two or three quarters of one: each number takes another program.
+        The result is a power of two or three quarters of one, as each width needs a program.
         """
         if self._has_more() or not self._busy:
             return self.width
@@ -169,7 +169,7 @@ class Jobs:
         return min(self.width, power if per_device > 3 * power // 4 else 3 * power // 4)
 
     def narrow(self) -> np.ndarray:
-        """Go on with the slots that are `needed`; return i[S], where each was before, or -1."""
+        """Continue with `needed` slots; return i[S], the previous place of each, or -1."""
         self.width = self.needed()
         old_slots = dict(zip(self._order(), self._busy, strict=False))
         self._busy = {slot: self._busy[old] for slot, old in old_slots.items()}
@@ -179,7 +179,7 @@ class Jobs:
         return bool(self._again) or self._next_new < self._ended.size
 
     def floor(self) -> np.ndarray:
-        """Compute at how many live slots a device returns to the host for work, i32[D]."""
+        """Compute the number of live slots at which each device returns to the host, i32[D]."""
         load = np.bincount([s // self.width for s in self._busy], minlength=self._devices)
         wait = max(self.width // 4, 1) if self._has_more() else self.width
         return np.maximum(load - wait, 0).astype(np.int32)
@@ -192,7 +192,7 @@ class Jobs:
         flat: np.ndarray,
         points: Callable[[], np.ndarray],
     ) -> int:
-        """Take note of what the slots hold; count the steps that were made for some job."""
+        """Record the state of the slots; count the steps taken for some job."""
         useful, self._dropped = 0, False
         fetched = points() if any(fooled[s] and not live[s] for s in self._busy) else None
         for slot, (image, job) in list(self._busy.items()):
@@ -234,12 +234,12 @@ class Jobs:
             )
 
     def refute(self, verdicts: Iterable[ImageVerdict]) -> None:
-        """Take back that images are fooled: their jobs continue as if nothing had been found.
+        """Revoke verdicts of fooled images: their jobs continue as if nothing had been found.
 
-        The job that found it is done again, with the same draws, and its point counts from the
-        step after on; after a second refutation from two steps later, then four, so that a network
-        whose answers depend on the batch costs few repetitions. Other jobs follow as usual, and
-        alone do so of a network whose own draws decided.
+        The job that found the point is repeated with the same draws, and its points count from the
+        next step on. After a second refutation they count from two steps later, then four, so a
+        network whose answers depend on the batch costs few repetitions. Other jobs follow as usual.
+        For a randomised network only these follow: the job is not repeated.
         """
         for verdict in verdicts:
             image, job = int(np.searchsorted(self._places, verdict.image)), verdict.job
@@ -258,6 +258,6 @@ class Jobs:
                 if not self._ended[image, j]
                 and (image, j) not in busy
                 and (image, j) not in self._again
-                and j * len(self._ended) + image < self._next_new  # else it is still to come
+                and j * len(self._ended) + image < self._next_new  # otherwise still in the queue
             ]
             self._again.extendleft(reversed(again))

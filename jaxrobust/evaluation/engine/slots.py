@@ -1,4 +1,4 @@
-"""The devices' half of the engine: slots that hold one image's job each, and steps in all of them.
+"""The devices' half of the engine: slots, each holding one image's job, and the steps in all.
 
 The host's half is `schedule` (which slot does which job); `engine` joins both.
 """
@@ -30,29 +30,29 @@ _NARROWING = rooms.optional("jaxrobust.models.kernels.cpu.narrowing")
 
 
 class Build(NamedTuple):
-    """What an attack's programs are built for, apart from the shapes of their arguments."""
+    """The settings that an attack's programs depend on, besides the shapes of their arguments."""
 
     setting: Setting
-    operand: str  # what the network takes in addition to points: "", "keys" or "ids"
+    operand: str  # the network's second argument: "", "keys" or "ids"
     tally: str  # a row of `attacks.TALLIES`, or ""
     platform: str
 
 
 class Slots(NamedTuple):
-    """What the devices hold; the first axis of every array is the slot."""
+    """The state on the devices; the first axis of every array is the slot."""
 
     state: Any  # of the machines
     labels: Array  # i32[S]
-    keys: Array  # u32[S, 2], of the jobs; u32[S, 1], ids of the images, of a task
+    keys: Array  # u32[S, 2], of the jobs; for a task u32[S, 1], ids of the images
     live: Array  # bool[S], still undecided
     fooled: Array  # bool[S]
     adversarial: Array  # f[S,H,W,C], the point that fooled the network
-    steps: Array  # i32[S], made in this job
-    first: Array  # i32[S], the first of them whose point may fool the network
+    steps: Array  # i32[S], taken in this job
+    first: Array  # i32[S], the first step whose point may fool the network
     flat: Array  # bool[S], the gradient at the start was zero everywhere
-    # Of a randomised network that is judged by more than one draw, else None:
-    strongest: Any = None  # f[S,H,W,C], the point that the draws of a step like least
-    excess: Any = None  # f[S], by how much these call it wrong, of `Tally`; below 0: no point does
+    # For a randomised network judged by more than one draw, else None:
+    strongest: Any = None  # f[S,H,W,C], the point most misclassified by the draws of a step
+    excess: Any = None  # f[S], `Tally.excess` of that point; below 0: there is no such point
 
 
 def begin(
@@ -76,7 +76,7 @@ def begin(
     init = functools.partial(
         row.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
     )
-    first, *others = row.starts[: setting.restarts]  # of which each restart has one
+    first, *others = row.starts[: setting.restarts]  # one per restart
     state = init(start=first)
     for later, start in enumerate(others, 1):
         state = _where(rows.restarts >= later, init(start=start), state)
@@ -98,9 +98,9 @@ def begin(
 def _seeker(
     operand: str, platform: str, logits_fn: Any, search_fn: Any, points: Array, keys: Array
 ) -> tuple[Callable[[], Any], Callable[..., Array]]:
-    """Split the network that guides into what only its weights determine, and the rest of it.
+    """Split the guiding network into the part that depends only on its weights, and the rest.
 
-    On CPU all calls share the former, which each would otherwise compute again.
+    On CPU all calls share the former instead of recomputing it.
     """
     network = _network(search_fn or logits_fn, operand, platform, tiled=True)
     if platform == "cpu" and _REWRITING:
@@ -120,7 +120,7 @@ def _advance(
     floor: Array,
     prepared: Any,
 ) -> tuple[Slots, Array]:
-    """Make steps in all slots until `limit`, or until no more than `floor` of them are live."""
+    """Take steps in all slots until `limit`, or until at most `floor` of them are live."""
     setting, operand, tally, platform = build
     machine = attacks.MACHINES[setting.machine].make(setting, epsilon)
     decider = _network(logits_fn, operand, platform, VERDICT_PRECISION)
@@ -156,11 +156,11 @@ def _advance(
         if done.gradient is not None:
             is_zero = jnp.all(done.gradient.reshape(done.gradient.shape[0], -1) == 0, axis=1)
             flat = jnp.where(first, is_zero, flat)
-        # One wrong draw of a randomised network ends nothing: as in the reference, its run
+        # One wrong draw does not end the job of a randomised network: as in the reference, the run
         # continues to the end, and its latest wrong point is tried once more.
         over = machine.finished(done.state) | (False if operand == "keys" else hit)
         strongest, excess = None, None
-        if tally:  # the point that most draws of a step call wrong, the latest of equals
+        if tally:  # the point with the most wrong draws in a step; on ties the latest
             votes = attacks.TALLIES[tally].excess(done.votes / setting.eot, slots.labels)
             better = slots.live & (votes >= jnp.maximum(slots.excess, 0))
             strongest = where(better, done.points, slots.strongest)
@@ -190,7 +190,7 @@ def _narrows() -> bool:
 
 
 def narrower_products(platform: str) -> str | None:
-    """Name the type in which a search may multiply on `platform`; None: float32, as verdicts do."""
+    """Return the type of a search's matmuls on `platform`; None: float32, as for verdicts."""
     if jax.config.values["jax_default_matmul_precision"] not in (None, "default"):
         return None
     if platform == "cpu":
@@ -206,9 +206,9 @@ def _network(
     *,
     tiled: bool = False,
 ) -> Callable[[Array, Array], Array]:
-    """Wrap `logits_fn` as one of points and `keys`, in float32, and fast inside loops on CPU.
+    """Wrap `logits_fn` as a function of points and `keys`, in float32, fast in loops on CPU.
 
-    `precision` is that of products, by default the caller's; it is read while they are traced.
+    `precision` is the matmul precision, by default the caller's; it is read while tracing.
     """
 
     def call(points: Array, keys: Array) -> Array:
@@ -240,7 +240,7 @@ def _wrap(keys: Any) -> Array:
 
 
 def _logits(outputs: Array, operand: str) -> Array:
-    """Make of a task's [stands, loss] the logits of two classes; logits stay as they are."""
+    """Turn a task's [stands, loss] into logits of two classes; leave other logits unchanged."""
     return outputs.at[:, 1].set(0) if operand == "ids" else outputs
 
 
@@ -257,14 +257,14 @@ def _where(mask: Any, yes: T, no: T) -> T:
 def programs(
     mesh: Mesh, setting: Setting, operand: str, tally: str
 ) -> tuple[Callable[..., Slots], Callable[..., Any]]:
-    """Make the programs of an attack on all devices of a mesh: begin jobs in slots, make steps."""
+    """Make an attack's two programs on all devices of a mesh: begin jobs, and take steps."""
     advance = functools.partial(_advance, Build(setting, operand, tally, _platform(mesh)))
     specs = (_SHARED, _SHARED, _SHARED, _SPLIT, _SHARED, _SPLIT, _SHARED)
     return _refill_program(mesh, setting, operand, tally), _spread(mesh, advance, specs)
 
 
 def prepare_program(mesh: Mesh, operand: str) -> Callable[..., list[Array]]:
-    """Compile the program that makes the last argument of `advance`, for one number of slots."""
+    """Make the program that computes the last argument of `_advance`."""
     specs = (_SHARED, _SHARED, _SPLIT, _SPLIT)
 
     def prepare(*operands: Any) -> Any:
@@ -327,7 +327,7 @@ def _platform(mesh: Mesh) -> str:
 
 
 def program_of(setting: Setting) -> Setting:
-    """Take from the setting what its program does not depend on."""
+    """Normalise the parts of a setting that its program does not depend on."""
     row = attacks.MACHINES[setting.machine]
     return setting._replace(
         name="",
@@ -338,6 +338,6 @@ def program_of(setting: Setting) -> Setting:
 
 @functools.lru_cache
 def settle_program(norm: str) -> Callable[..., Array]:
-    """Make the program of `Geometry.settle` of a norm."""
+    """Make the program of a norm's `Geometry.settle`."""
     ball = attacks.GEOMETRIES.get(norm)
     return jax.jit(ball.settle if ball else lambda points, images: points)

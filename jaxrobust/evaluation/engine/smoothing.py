@@ -1,8 +1,8 @@
-"""Randomised smoothing: the L2 radius in which the class that wins under noise cannot change.
+"""Randomised smoothing: the L2 radius within which the class that wins under noise cannot change.
 
-The smoothed network answers the class that the network itself answers most often for an image with
-Gaussian noise of standard deviation sigma. Few draws choose the class, many others bound its share
-from below, and a share above one half is a radius.
+The smoothed network predicts the class that the base network predicts most often for the image
+plus Gaussian noise of standard deviation sigma. A few draws choose the class, and many others bound
+its share from below; a share above one half gives a radius.
 
 Source: Cohen et al. 2019 (arXiv 1902.02918), Algorithm 1, CERTIFY, and the authors' public file
 core.py; parity: tests/evaluation/engine/test_smoothing.py.
@@ -21,7 +21,7 @@ from jaxrobust.evaluation.engine.engine import Engine
 from jaxrobust.models.kernels.cpu.rewriting import fast_formulas
 from jaxrobust.types import VERDICT_PRECISION, Array, check_length
 
-ABSTAINS = -1  # the answer where no class is sure to win
+ABSTAINS = -1  # the answer if no class is sure to win
 _SHARED, _SPLIT = PartitionSpec(), PartitionSpec("slots")
 
 
@@ -29,8 +29,8 @@ class Smoothing(NamedTuple):
     """How images are certified."""
 
     sigma: float  # standard deviation of the noise, in units of pixels in [0, 1]
-    draws: int = 100_000  # that bound the share of the class
-    selection: int = 100  # before these, that choose it
+    draws: int = 100_000  # to bound the share of the class
+    selection: int = 100  # earlier draws, to choose the class
     alpha: float = 0.001  # probability that a certificate is wrong
 
     @property
@@ -40,16 +40,16 @@ class Smoothing(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """What is certified of an image."""
+    """The certificate of an image."""
 
     answer: int  # the smoothed network's class, or ABSTAINS
-    radius: float  # in L2, in which it does not change; 0 where it abstains
+    radius: float  # L2 radius within which the answer does not change; 0 if it abstains
     votes: int  # draws that answer the chosen class
-    unanswered: int  # draws whose logits are not all finite: they count against every class
+    unanswered: int  # draws with logits that are not finite, which count against every class
 
 
 def check(smoothing: Smoothing) -> None:
-    """Refuse numbers that certify nothing."""
+    """Raise if the settings cannot certify any image."""
     sigma, draws, selection, alpha = smoothing
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma={sigma:g} must be above 0, such as 0.25")
@@ -74,7 +74,7 @@ def lower_bound(votes: int, smoothing: Smoothing) -> float:
 
 
 def radius(votes: int, smoothing: Smoothing) -> float:
-    """Compute the L2 radius of a class with `votes` of the draws; 0: it is not sure to win."""
+    """Compute the L2 radius of a class with `votes` votes; 0 if it is not sure to win."""
     from scipy.special import ndtri
 
     share = lower_bound(votes, smoothing)
@@ -87,12 +87,12 @@ def certify(
     """Count an image's answers under noise, and certify it.
 
     Args:
-      engine: of a network whose answers are fixed, after `engine.trace`.
+      engine: of a deterministic network, after `engine.trace`.
       image: f32[H,W,C] in [0, 1]; noise takes it out of that range, as in the source.
-      number: the image's id. Its draws derive from that and the seed alone, not from the number of
-        devices or of draws at a time.
+      number: the image's id. Draws depend only on it and the seed, not on the number of devices or
+        the batch size.
     Returns:
-      `Certificate`. Images are f32[engine.slots,H,W,C] at a time.
+      `Certificate`. Noisy images are evaluated in batches of f32[engine.slots,H,W,C].
     """
     run = functools.partial(counts, engine, image, number, sigma=smoothing.sigma, seed=seed)
     end = smoothing.selection + smoothing.draws
@@ -111,7 +111,7 @@ def certify(
 def counts(
     engine: Engine, image: np.ndarray, number: int, first: int, end: int, *, sigma: float, seed: int
 ) -> Array:
-    """Begin to count the answers of draws `first` to `end`, i32[devices, K + 1]; wait for none."""
+    """Start counting the answers of draws `first` to `end`, i32[devices, K + 1]; do not wait."""
     (traced,) = engine.traces
     program = engine.compiled(_count_program, engine.mesh, traced.classes)
     sharding = NamedSharding(engine.mesh, _SPLIT)
@@ -129,7 +129,7 @@ def counts(
 def _count_program(mesh: Mesh, classes: int) -> Any:
     """Make (network, image, root, sigma, end, total, draws) -> total, on all devices.
 
-    Nothing confirms a vote, so no convolution is in tiles, which round more than products do.
+    Votes are not confirmed, so convolutions do not use tiles, which round more than products.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
 

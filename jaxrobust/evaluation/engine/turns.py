@@ -1,25 +1,25 @@
-"""Which attack meets which images, and when: all of them at once, lot by lot, or as `fast` chooses.
+"""The order in which attacks run on images: on all at once, in lots, or as `fast` chooses.
 
-**Lots** come in a random order of the images, until a rule says that the evaluation is decided.
-Every lot goes through all attacks, so what has been seen so far is the standard evaluation of these
-images. Where lots end depends on the number of images before them alone, neither on slots nor on
-hosts: a resumed evaluation looks where the first looked, and all processes look after
-`Attack.join`, at the same verdicts. A lot has 60 images, later a sixteenth of those before it: what
-is seen too late is at most that. Slots are idle at the end of each lot, fewest where they are 64
-or a small part of that.
+**Lots** are taken from the images in random order until a rule says that the evaluation is decided.
+Every lot goes through all attacks, so the verdicts so far are the standard evaluation of these
+images. The end of a lot depends only on the number of images before it, not on slots or hosts.
+A resumed evaluation therefore looks at the same points as the first one, and all processes look
+after `Attack.join`, at the same verdicts. A lot has 60 images, later a sixteenth of the images
+before it, which bounds how late the rule can stop. Some slots are idle at the end of each lot,
+fewest if there are 64 or a small divisor of 64.
 
-**Fast**: all images meet APGD-CE and APGD-T, the latter at few targets, those first that MALT calls
-nearest. Of what survives, the eighth whose boundary seems nearest meets the other targets and
-restarts of these two, and FAB-T at as few. Of what survives then, as many images as the passes
-allow, drawn at random, meet all that the standard version has left for them: its other targets and
-restarts, FAB-T and Square. So a sampled image has the standard version's verdict, and the sample
-bounds how many verdicts of the others differ.
+**Fast**: all images go through APGD-CE and APGD-T, the latter with few targets, starting with those
+that MALT finds nearest. Of the survivors, the eighth with the seemingly nearest boundaries go
+through the other targets and restarts of these two, and FAB-T with as few targets. Of the survivors
+left, a random sample, as large as the budget of passes allows, goes through the rest of the
+standard version: other targets and restarts, FAB-T and Square. So a sampled image has the standard
+version's verdict, and the sample bounds how many verdicts of the others differ.
 
-Every job is one that the standard version would do too, with the same draws, and is written into
-its ledger: what fools here fools there, and the standard call continues with the remaining jobs.
+Every job is also a job of the standard version, with the same draws, and is written to its ledger.
+Points that fool here fool there, and the standard call continues with the remaining jobs.
 
 Source: Melamed et al. 2024 (arXiv 2407.02240) for the targets. They take the nearest 9 of the 100
-likeliest classes, we take 4 of the 9 that the standard version aims at.
+likeliest classes; we take 4 of the 9 targets of the standard version.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,10 +40,10 @@ from jaxrobust.evaluation.records.stopping import StopRule
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 
-# Of the standard version's passes. The rest of a fifth is for jobs that are begun in vain, and for
-# survivors that the standard version would soon be done with, as where gradients are masked.
+# Of the standard version's passes. The rest of a fifth pays for dropped jobs, and for survivors
+# that the standard version would soon fool, as when gradients are masked.
 SHARE = 0.18
-# Of what survives after the first targets and restarts: a choice, whose worth was measured on few.
+# Of the survivors of the first targets and restarts: a heuristic, measured on few networks.
 NEAR = 1 / 8
 _SAMPLE = 64  # survivors of a search in lower precision that are attacked again
 
@@ -52,14 +52,14 @@ class Turn(NamedTuple):
     """An attack, or its first jobs, on some of the images."""
 
     setting: Setting
-    full: Setting | None  # the attack whose jobs these are; None: it meets each image once
+    full: Setting | None  # the attack with all its jobs; None: `setting` has all of them
     images: np.ndarray  # bool[N]
 
 
 class AttackedImages(NamedTuple):
-    """What the attacks found on the images that they met."""
+    """The results of the attacks on the images that they attacked."""
 
-    met: Any  # i[n], their places, ascending; or a slice of all
+    met: Any  # i[n], places of these images, ascending; or a slice of all
     costs: list[Cost]
     accuracy_after: dict[str, float]  # of those images
     about: ResultFacts
@@ -73,9 +73,9 @@ def in_turn(
     robust: int | None = None,
     suffix: str = "",
 ) -> Iterator[tuple[Attack, Cost]]:
-    """Run attacks, each on the images of its turn that stand; yield each and its cost.
+    """Run attacks, each on the surviving images of its turn; yield each attack and its cost.
 
-    Its flags are `attack.outcome.flags`. `robust` images stand, for progress; None: all others.
+    Its flags are `attack.outcome.flags`. Progress counts `robust` more survivors; None: all others.
     """
     outcome, classes = evaluation.outcome, evaluation.sample.classes
     for number, (setting, full, images) in enumerate(turns):
@@ -95,7 +95,7 @@ def all_images(
     meter: Decisions,
     robust_beyond: np.ndarray,
 ) -> AttackedImages:
-    """Run all attacks on all images; those that are `robust_beyond` meet only the first."""
+    """Run all attacks on all images, but only the first attack on those `robust_beyond`."""
     outcome, costs, after = evaluation.outcome, [], {}
     turns = [Turn(s, None, ~robust_beyond | (at == 0)) for at, s in enumerate(settings)]
     for attack, cost in in_turn(evaluation, turns, meter):
@@ -113,7 +113,7 @@ def lot_by_lot(
     *,
     verbose: bool,
 ) -> AttackedImages:
-    """Attack lot by lot until `rule` has seen enough, or the images end."""
+    """Attack lot by lot until `rule` stops or no images are left."""
     sample, outcome = evaluation.sample, evaluation.outcome
     order = rule.places(sample.seed, sample.ids)
     costs: dict[str, Cost] = {}
@@ -135,7 +135,7 @@ def lot_by_lot(
             say(stopping.line(looked))
         if "rule" in looked:
             break
-    for setting in settings:  # flags are of the images of all lots together
+    for setting in settings:  # flags cover the images of all lots
         total = Attack(evaluation, setting, meter)
         total.flat = [flat for attack in attacks[setting.name] for flat in attack.flat]
         total.unconfirmed = sum(attack.unconfirmed for attack in attacks[setting.name])
@@ -154,7 +154,7 @@ def fast(
     *,
     verbose: bool,
 ) -> AttackedImages:
-    """Attack all images with a part of the jobs of `full`, and a sample with all others."""
+    """Run some of the jobs of `full` on all images, and the others on a sample."""
     sample, outcome, costs = evaluation.sample, evaluation.outcome, dict[str, Cost]()
     every = np.ones(len(sample.ids), bool)
     turns = [Turn(*pair, every) for pair in zip(settings, full, strict=True)]
@@ -163,7 +163,7 @@ def fast(
         outcome.flags.update(attack.outcome.flags)
         _add(costs, cost)
     survived, fallen = int(outcome.standing.sum()), _passes_of_fooled(evaluation, first)
-    # The nearest images meet all of what is begun, and a part of another attack.
+    # The nearest images go through all jobs of these attacks, and some of another attack.
     more = [Turn(t.full, t.full, every) for t in first if t.setting != t.full and t.full]
     more += [turn for turn in turns if turn.setting.name in ensembles.ON_NEAREST]
     near = _nearest(evaluation, full) if more else np.zeros(len(every), bool)
@@ -182,7 +182,7 @@ def fast(
     fooled = sample.ids[stood & ~outcome.standing].tolist()
     sampled = stopping.fast_sample(len(every), int(stood.sum()), count, fooled)
     outcome.flags["fast"] = stopping.fast_line(sampled)
-    if count:  # what Square finds, as if it found as much on all that survived as on the sample
+    if count:  # extrapolate Square's success on the sample to all survivors
         square, others = (
             float(_standing(outcome, later)[chosen].mean()) * float(stood.mean())
             for later in ([], ["square"])
@@ -200,17 +200,17 @@ def _ordering(turn: Turn) -> int:
 
 
 class Budget(NamedTuple):
-    """The passes of an image that nothing fools."""
+    """The number of passes on an image that is never fooled."""
 
     total: int  # of the standard version
-    first: int  # of what all images meet, the order of the targets included
-    near: int  # of what only the nearest images meet
-    remaining: int  # of all that is left after the first
+    first: int  # of the jobs on all images, including the ordering of targets
+    near: int  # of the jobs on the nearest images only
+    remaining: int  # of all other jobs after the first
 
     def sampled(self, survivors: int, near: int, fallen: int) -> int:
-        """Choose how many survivors are drawn, after `fallen` passes on images that were fooled.
+        """Choose the number of sampled survivors, after `fallen` passes on fooled images.
 
-        The standard version needs about as many of these. Of the survivors, `near` ones meet more.
+        The standard version needs about as many of these. `near` survivors go through more jobs.
         """
         most = SHARE * (fallen + survivors * self.total)
         spare = most - fallen - survivors * self.first - near * self.near
@@ -231,7 +231,7 @@ def _budget(
 
 
 def _measured(full: Sequence[Setting]) -> int:
-    """Count the targets by which an image is near its boundary."""
+    """Count the targets used to estimate how near an image is to its boundary."""
     return max(setting.targets for setting in full if setting.name in ensembles.ON_ALL)
 
 
@@ -251,7 +251,7 @@ def _nearest(evaluation: AttackContext, full: Sequence[Setting]) -> np.ndarray:
 
 
 def _passes_of_fooled(evaluation: AttackContext, turns: Sequence[Turn]) -> int:
-    """Count the passes on images that one of the attacks has fooled, as the ledger knows them."""
+    """Count the passes on images that one of the attacks has fooled, from the ledger."""
     outcome, classes, passes, earlier = evaluation.outcome, evaluation.sample.classes, 0, 0
     for turn in turns:
         name = turn.setting.name
@@ -270,13 +270,13 @@ def _run_on(
     chosen: np.ndarray,
     costs: dict[str, Cost],
 ) -> None:
-    """Run attacks on the chosen images alone, and add their costs."""
+    """Run attacks on the chosen images only, and add their costs."""
     outcome = evaluation.outcome
     meter.widen(len(chosen), int((outcome.standing & ~chosen).sum()))
     turns = [turn._replace(images=chosen) for turn in turns]
     for attack, cost in in_turn(evaluation, turns, meter):
         _add(costs, cost)
-        for name, text in attack.outcome.flags.items():  # flags of all images come first
+        for name, text in attack.outcome.flags.items():  # flags from all images take precedence
             outcome.flags.setdefault(name, text)
 
 
@@ -285,7 +285,7 @@ def _add(costs: dict[str, Cost], cost: Cost) -> None:
 
 
 def _standing(outcome: Outcome, later: Sequence[str]) -> np.ndarray:
-    """Mark the images that survive before the attacks `later`, bool[N]."""
+    """Mark the images that survive until the attacks `later`, bool[N]."""
     return np.isin(outcome.fooled_by, [0, *map(outcome.names.index, later)])
 
 
@@ -296,14 +296,14 @@ def _marked(places: np.ndarray, n: int) -> np.ndarray:
 
 
 def mean(values: np.ndarray) -> float:
-    """Compute the mean, 0 of no values."""
+    """Compute the mean, or 0 without values."""
     return float(values.mean()) if len(values) else 0.0
 
 
 def search_again(
     evaluation: AttackContext, settings: Sequence[Setting]
 ) -> tuple[Cost, SampledSearch]:
-    """Search survivors with the network that decides: some, and if one of them falls, all."""
+    """Attack a sample of survivors with the deciding network; if one falls, attack all."""
     sample, outcome = evaluation.sample, evaluation.outcome
     evaluation = evaluation._replace(runner=evaluation.runner._replace(search_fn=None))
     survivors = np.flatnonzero(outcome.standing)
@@ -329,7 +329,7 @@ def search_again(
     unknown = 0 if every is not None else n - count
     least = (int(outcome.standing.sum()) - at_most * unknown) / max(len(outcome.standing), 1)
     text = (
-        f"of {count} survivors of the search with search_fn, {fallen} were fooled by one with "
+        f"of {count} survivors of the search with search_fn, {fallen} were fooled by a search with "
         "logits_fn itself"
     )
     if count == n:

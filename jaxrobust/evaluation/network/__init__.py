@@ -1,1 +1,1 @@
-"""The network under evaluation: its programs, its fingerprint, and whether to believe it."""
+"""The network under evaluation: its programs, its fingerprint, and checks of its reliability."""

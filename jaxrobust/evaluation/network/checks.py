@@ -1,4 +1,4 @@
-"""What an evaluation accepts: images and labels before it, adversarial examples after it."""
+"""Checks of an evaluation's input images and labels, and of its adversarial examples."""
 
 import math
 from typing import Any
@@ -9,22 +9,22 @@ from jaxtyping import Bool, Float, Float64, Shaped
 
 from jaxrobust.types import Threat
 
-# On the host, of `n` images.
+# Host arrays of `n` images.
 _Images = Float[np.ndarray, "n H W channels"]
 _Labels = Shaped[np.ndarray, " n"]
-_Logits = Shaped[np.ndarray, "n K"]  # or anything else of which one is the largest
+_Logits = Shaped[np.ndarray, "n K"]  # or any other scores of which the largest wins
 _Mask = Bool[np.ndarray, " n"]
 _Norms = Float64[np.ndarray, " n"]
 
-OVERSHOOT = 1e-6  # by which resizes leave [0, 1] in float32: such pixels are clipped
-ORDER = {"linf": np.inf, "l2": 2, "l1": 1, "l0": 0}  # of a norm, as NumPy and JAX take it
+OVERSHOOT = 1e-6  # how far float32 resizes leave [0, 1]: such pixels are clipped
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1, "l0": 0}  # `ord` of a norm in NumPy and JAX
 
 
 def check_images(images: Any, labels: Any, *, classes: int | None = None) -> None:
-    """Refuse anything but images f[N,H,W,C] in [0, 1] with labels int[N]; N = 0 is fine.
+    """Raise unless images are f[N,H,W,C] in [0, 1] with labels int[N]; N = 0 is allowed.
 
-    A pixel may lie `OVERSHOOT` outside: `images.clipped` brings it in. Of an `ImageSet` only the
-    shape is checked; labels must be below `classes`, None: not known yet.
+    A pixel may lie up to `OVERSHOOT` outside: `images.clipped` clips it. Of an `ImageSet` only the
+    shape is checked. Labels must be below `classes`; None: not known yet.
     """
     labels = np.asarray(labels)
     shape = getattr(images, "shape", None)
@@ -55,7 +55,7 @@ def check_images(images: Any, labels: Any, *, classes: int | None = None) -> Non
 
 
 def check_range(images: np.ndarray) -> None:
-    """Refuse images f[N,H,W,C], N > 0, with a pixel more than `OVERSHOOT` outside [0, 1]."""
+    """Raise if images f[N,H,W,C], N > 0, have a pixel more than `OVERSHOOT` outside [0, 1]."""
     low, high = float(images.min()), float(images.max())
     if math.isnan(low):
         count = int(np.isnan(images).any(axis=(1, 2, 3)).sum())
@@ -77,7 +77,7 @@ def check_range(images: np.ndarray) -> None:
 def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
     if labels.ndim == 2 and len(labels) == count:
         raise ValueError(
-            f"labels have shape {labels.shape}; pass the class of each image, of one-hot rows "
+            f"labels have shape {labels.shape}; pass the class of each image, for one-hot rows "
             "labels.argmax(axis=1)"
         )
     if labels.shape != (count,):
@@ -103,9 +103,9 @@ def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
 def verified(
     images_adv: _Images, images: _Images, labels: _Labels, logits: _Logits, threat: Threat
 ) -> tuple[_Mask, _Norms]:
-    """Tell which images are adversarial examples, and the norms of their perturbations in float64.
+    """Tell which images are adversarial examples, and measure their perturbations in float64.
 
-    That is: finite, in [0, 1], misclassified by `logits`, and within `most` of the radius.
+    An example is finite, in [0, 1], misclassified by `logits`, and within `most` of the radius.
     """
     count = len(images_adv)
     norms, inside = np.zeros(count), np.zeros(count, bool)
@@ -124,14 +124,14 @@ def length(delta: np.ndarray, norm: str) -> float:
 
 
 def most(epsilon: float) -> float:
-    """Compute the largest norm that counts as within a radius, with rounding."""
+    """Compute the largest norm that counts as within a radius, allowing for rounding."""
     return epsilon * (1 + 1e-5) + 1e-6
 
 
 def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Compute the Clopper-Pearson interval of a probability after `successes` in `n` trials.
 
-    It contains the probability in at least `level` of all cases, and is (0, 1) for n=0.
+    It covers the probability with confidence `level` or more, and is (0, 1) for n=0.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"successes={successes} of n={n}; pass counts with 0 <= successes <= n")
@@ -146,9 +146,9 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
 
 
 def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
-    """Bound a probability from above: Clopper-Pearson's bound to one side, in `level` of all cases.
+    """Bound a probability from above: Clopper and Pearson's one-sided bound at confidence `level`.
 
-    With no event in n trials it is close to 3 / n, the rule of three. Errors as in
+    With no event in n trials it is close to 3 / n, the rule of three. It raises the errors of
     `binomial_interval`.
 
     >>> round(upper_bound(0, 64), 4)
@@ -158,11 +158,11 @@ def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
 
 
 def is_right(logits: _Logits, labels: _Labels) -> _Mask:
-    """Mark images whose label has the largest of logits f[n,K], all of them finite, bool[n]."""
+    """Mark images whose label has the largest logit of f[n,K], all finite, bool[n]."""
     logits = np.asarray(logits)
     return np.asarray((logits.argmax(axis=1) == np.asarray(labels)) & answered(logits))
 
 
 def answered(logits: _Logits) -> _Mask:
-    """Mark images whose logits f[n,K] are all finite, bool[n]: others have no answer."""
+    """Mark images whose logits f[n,K] are all finite, bool[n]; others have no answer."""
     return np.asarray(np.isfinite(logits).all(axis=1))

@@ -1,7 +1,7 @@
-"""Whether a network gives one class to nearly all images and knows no more than that answer.
+"""Whether a network has collapsed: it gives nearly all images one class, at chance accuracy.
 
-Such a network keeps its answer under every attack, so its robust accuracy is its clean one, which
-looks like robustness.
+Such a network keeps its answer under every attack, so its robust accuracy equals its clean
+accuracy, which looks like robustness.
 """
 
 import math
@@ -14,37 +14,36 @@ from jaxrobust.evaluation.network import checks
 SHARE = 0.9  # of the images of other classes
 _LEVEL = 0.95
 _SIGMAS = 3
-_KNOWS = 0.01  # of the images of other classes: what is right beyond chance, and is not knowledge
+_KNOWS = 0.01  # of the images of other classes: right answers beyond chance that prove nothing
 _REMEDY = (
     "go back to weights from before that, with a lower learning rate, a longer warm-up or a "
-    "smaller radius at first (attack.warmup_epochs); of weights from elsewhere, check that all of "
+    "smaller radius at first (attack.warmup_epochs); for weights from elsewhere, check that all of "
     "them are loaded, and the preprocessing"
 )
 
 
 class Collapse(NamedTuple):
-    """What a sample of answers says."""
+    """What a sample of answers shows."""
 
     proven: bool  # False: too few images to tell
     words: str  # one sentence and its remedy
 
 
 def of(answers: Any, labels: Any) -> Collapse | None:
-    """Describe a network that has collapsed to one class; None: it has not.
+    """Describe a network that has collapsed to one class; None if it has not.
 
-    Relevant are the m images that are not labelled with the most frequent answer: if most images
-    have one class, a sound network gives it to most. If it gives that answer to a share s of the m,
-    it is right on at most 1 - s of them, so its accuracy is at most that of the constant answer and
-    1 - s: of `SHARE` 0.9 a tenth. The share is there where Clopper and Pearson's bound to one side
-    at 95% says so: 29 of 29, or 57 of 58. Its accuracy is at chance where the same answers, dealt
-    to the images in any order, are right as often, by the mean and three standard deviations of
-    that number (Hoeffding 1951, "A combinatorial central limit theorem", theorem 2), or by one in a
-    hundred of the m images. A network that is barely trained, but whose few other answers are
-    right, has not collapsed.
+    Only the m images whose label is not the most frequent answer count: if most images have one
+    class, a sound network gives it to most. If a share s of the m get that answer, at most 1 - s
+    of them are right. Accuracy is then at most that of a constant answer plus 1 - s, a tenth at
+    `SHARE` 0.9. The share must reach `SHARE` by Clopper and Pearson's one-sided 95% bound: 29 of 29
+    suffice, or 57 of 58. Accuracy is at chance if the same answers in random order would be right
+    as often, within three standard deviations of the mean (Hoeffding 1951, "A combinatorial central
+    limit theorem", theorem 2) plus one in a hundred of the m images. A barely trained network whose
+    few other answers are right has not collapsed.
 
-    Too few images show neither. From m = 5 on, the most frequent answer is that of most images, at
-    95%: `proven` is False then. Fewer say nothing. Images with a negative answer, none, are left
-    out.
+    With fewer images the share is not established. From m = 5 on, they show at 95% that most images
+    get the most frequent answer: then `proven` is False. Fewer show nothing. Images with a negative
+    answer have none and are skipped.
     """
     answered = np.asarray(answers) >= 0
     answers, labels = np.asarray(answers)[answered], np.asarray(labels)[answered]
@@ -62,33 +61,33 @@ def of(answers: Any, labels: Any) -> Collapse | None:
     )
     if least >= SHARE:
         sentence += (
-            ", no more than such an answer explains: the network has collapsed to one class, and "
-            f"keeping that answer under attack is not robustness; {_REMEDY}"
+            ", no more than a constant answer explains: the network has collapsed to one class, "
+            f"and keeping that answer under attack is not robustness; {_REMEDY}"
         )
         return Collapse(True, sentence)
     if least <= 0.5:
         return None
     return Collapse(
         False,
-        f"{sentence}, which is how a network answers that has collapsed to one class; so few "
+        f"{sentence}, as if the network had collapsed to one class; so few "
         f"images show only that at least {least:.0%} of the others get it (95% confidence): "
-        "look at more before any accuracy is quoted",
+        "look at more before quoting any accuracy",
     )
 
 
 def proven(reached: dict[str, Any]) -> bool:
-    """Tell whether an accuracy that `accuracy.count` measured is that of a collapsed network."""
+    """Tell whether a result of `accuracy.count` is of a collapsed network."""
     return bool((reached.get("collapse") or {}).get("proven"))
 
 
 def flags(answers: Any, labels: Any) -> dict[str, str]:
-    """Flag `collapsed` where `of` says so."""
+    """Flag `collapsed` if `of` finds a collapse."""
     sentence = of(answers, labels)
     return {"collapsed": sentence.words} if sentence else {}
 
 
 def beyond_chance(answers: np.ndarray, labels: np.ndarray) -> float:
-    """Count the right answers beyond those of chance and three deviations of it."""
+    """Count the right answers beyond chance plus three standard deviations."""
     n, classes = len(labels), int(max(answers.max(), labels.max())) + 1
     p, q = (np.bincount(column, minlength=classes) / n for column in (answers, labels))
     mean = float(p @ q)

@@ -1,11 +1,11 @@
-"""What an evaluation computes, so that no number is mistaken for another network's or image's.
+"""Fingerprints of networks and images, so that no result is attributed to the wrong ones.
 
-A network is its traced program (of the logits, and of the input gradient, where masked and
-straight-through gradients show) and all of its arrays. Another version of this package, of JAX or
-of the platform may write the same computation as another program. So a probe goes with it: the
-logits and input gradients of 64 noisy images, as a few numbers, which then must agree: of the first
-eight, which is all that older versions probed, and of others that are spread over classes,
-brightness and contrast, because the first ones of a folder are of one class.
+A network is identified by its traced programs and all of its arrays. The programs are of the logits
+and of the input gradient, which shows masked and straight-through gradients. Another version of
+this package, of JAX or of the platform may trace the same computation as another program. Then a
+probe must agree: a few numbers for the logits and input gradients of 64 noisy images. These are the
+first eight, the only ones that older versions probed, and others spread over classes, brightness
+and contrast, because the first images of a folder are of one class.
 """
 
 import functools
@@ -26,30 +26,30 @@ Probe = dict[str, list[list[float]]]
 EXACT = ("program", "gradient", "arrays")
 _IMAGES = 8
 _SPREAD = 56  # images other than the first ones
-# Four of them are the darkest, four the brightest, four of the least and four of the most contrast.
+# Four of them are the darkest, four the brightest, four have the least and four the most contrast.
 _RANKS = 20  # of them at even ranks of brightness; the others are spread over the classes
-# Images of a large set among which those are looked for: this many values, or this many images.
+# In a large set they are chosen among so many values in all, or at least so many images.
 _VALUES, _LEAST = 2**23, 256
 _PART = 32  # images that are read at a time
 _NOISE = 8 / 255  # to both sides, of each pixel
-_NUMBERS = 8  # products with random signs, which stand for a row, with its length
-_FEWER = 3  # of them, for images other than the first ones
+_NUMBERS = 8  # products with random signs that represent a row, in addition to its length
+_FEWER = 3  # products for images other than the first ones
 _PREFIX = "spread_"  # of those images' part of a probe
-# By how much the probes of one network may differ on other devices, seen from a row's length: of
-# gradients more, because rounding moves some units of a network across their kinks.
+# How far probes of one network may differ between devices, relative to a row's length; more for
+# gradients, because rounding moves some units of a network across their kinks.
 _LIMITS = {"logits": hosts.ROUNDING, "gradients": 1e-2}
 
 
 class Fingerprint(NamedTuple):
-    """What a network computes."""
+    """The fingerprint of a network's computation."""
 
-    program: str  # hash of the traced program of the logits, for arrays of any content
-    gradient: str  # and of the input gradient
+    program: str  # hash of the traced program of the logits, whatever the arrays contain
+    gradient: str  # hash of the traced program of the input gradient
     arrays: str  # hash of all arrays
     # "logits" and "gradients", f[8, 9] each; "spread_logits" and "spread_gradients", f[56, 4] each
     probe: "Probe | Future[Probe]"
-    versions: dict[str, str]  # of what wrote the program
-    question: str = ""  # hash of what is asked of it, where its caller has more to ask than one
+    versions: dict[str, str]  # of the software that traced the program
+    question: str = ""  # hash of the evaluation's settings, if the caller runs more than one
 
     @property
     def exact(self) -> dict[str, str]:
@@ -58,7 +58,7 @@ class Fingerprint(NamedTuple):
 
     @property
     def has_answers(self) -> bool:
-        """Tell whether the logits of any of the noisy images are finite."""
+        """Tell whether any noisy image has finite logits."""
         probe = self.computed_probe
         return any(row[0] >= 0 for row in [*probe["logits"], *probe.get(_PREFIX + "logits", ())])
 
@@ -72,12 +72,11 @@ class Fingerprint(NamedTuple):
 def of_network(
     network: Any, images: Any, *, batch: int, operand: str = "", labels: Any = None
 ) -> Fingerprint:
-    """Take the fingerprint of a network, whose probe is computed while its caller continues.
+    """Take the fingerprint of a network; its probe is computed in the background.
 
     `network`, from `tracing.argument`, gets `batch` images at a time if it does not take eight;
-    `operand` is "keys" or "ids" where it takes one for each image. It is probed with the first of
-    the `images`, and with others that `spread` chooses by the `labels`, i[N] or a function that
-    reads them.
+    `operand` is "keys" or "ids" if it takes one per image. It is probed with the first `images`,
+    and with others that `spread` chooses by the `labels`, i[N] or a function that reads them.
     """
     exact, both, (along, batch_images, *extra) = _traced(
         network, tuple(images.shape[1:]), batch, operand
@@ -85,11 +84,11 @@ def of_network(
     rows = len(batch_images)
     use = ("fingerprint", tuple(images.shape[1:]), rows, operand)
     first = _noisy(images, rows)
-    # Image sets that are not ours may be read by one thread only.
+    # Image sets of users may not be thread-safe.
     others = None if hasattr(images, "image_hashes") else _spread_noisy(images, labels, rows)
 
     def compiled() -> Any:
-        # It runs once, on a few images: to compile it well would take longer.
+        # The program runs once, on a few images, so optimising it would take longer.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
         return both.lower().compile(compiler_options=quick)
 
@@ -112,7 +111,7 @@ def of_network(
                 probes[prefix + name] = _sketch(array, *((_FEWER, 5) if prefix else ()))
         return probes
 
-    # XLA compiles without Python's lock, so that the attacks' programs are traced meanwhile.
+    # XLA compiles without holding Python's lock, so the attacks' programs are traced meanwhile.
     worker = ThreadPoolExecutor(1, "fingerprint")
     probing = worker.submit(probe)
     worker.shutdown(wait=False)
@@ -120,24 +119,24 @@ def of_network(
 
 
 def resolved(fields: dict[str, Any]) -> Any:
-    """Wait for the probe; return the fields as a record or a ledger holds them."""
+    """Wait for the probe; return the fields as stored in a record or a ledger."""
     probe = fields["probe"]
     return fields | {"probe": probe.result() if isinstance(probe, Future) else probe}
 
 
 def exact(network: Any, image: tuple[int, ...], *, batch: int, operand: str = "") -> dict[str, str]:
-    """Hash a network as its fingerprint does, for images H, W, C; nothing compiles."""
+    """Hash a network as its fingerprint does, for images (H, W, C), without compiling."""
     return _traced(network, image, batch, operand)[0]
 
 
 def _traced(
     network: Any, image: tuple[int, ...], batch: int, operand: str
 ) -> tuple[dict[str, str], Any, tuple[Any, ...]]:
-    """Trace logits and gradient: the hashes, the program, and its arguments after the network:
-    the signs that the gradient goes along, images, and what `operand` says.
+    """Trace logits and gradient; return the hashes, the program and its arguments after the
+    network: the signs that the gradient is taken along, the images, and any keys or ids.
     """
 
-    # Functions that end with this call: JAX keeps a function's programs, and with them the arrays
+    # These functions are local because JAX keeps a function's programs, and with them the arrays
     # that a network closes over, as long as the function lives.
     def call(network: Any, *operands: Any) -> Any:
         return network(*operands)
@@ -158,7 +157,7 @@ def _traced(
     with jax.default_matmul_precision(VERDICT_PRECISION):
         try:
             logits, operands = traced(_IMAGES)
-        except Exception:  # it takes `batch` images only
+        except Exception:  # the network takes only batches of `batch` images
             logits, operands = traced(batch)
         (output,) = jax.tree.leaves(logits.out_info)
         along = _signs((len(operands[0]), *output.shape[1:])).astype(output.dtype)
@@ -171,10 +170,10 @@ def _traced(
 
 
 def spread(images: Any, labels: Any = None) -> np.ndarray:
-    """Choose the places of 56 images after the first eight, by a fixed rule; of few, all.
+    """Choose the places of 56 images after the first eight by a fixed rule; all, if there are few.
 
-    Some are the darkest, the brightest, those of least and of most contrast; some lie at even ranks
-    of brightness; the others are spread over the classes.
+    Some are the darkest, the brightest, and those with the least and the most contrast; some lie at
+    even ranks of brightness; the others are spread over the classes.
     """
     n = len(images)
     if n <= _IMAGES + _SPREAD:
@@ -188,7 +187,7 @@ def spread(images: Any, labels: Any = None) -> np.ndarray:
     for part in np.split(pool, range(_PART, len(pool), _PART)):
         try:
             pixels = np.asarray(images[part], np.float32).reshape(len(part), -1)
-        except ValueError:  # the evaluation says which is damaged
+        except ValueError:  # the evaluation reports the damaged image
             continue
         statistics.append((part, pixels.mean(axis=1), pixels.std(axis=1)))
     places, brightness, contrast = map(np.concatenate, zip(*statistics, strict=True))
@@ -207,7 +206,7 @@ def spread(images: Any, labels: Any = None) -> np.ndarray:
 
 
 def _spread_noisy(images: Any, labels: Any, rows: int) -> np.ndarray:
-    """Read the images that `spread` chooses, with noise; none where the first rows are all."""
+    """Read the images that `spread` chooses, except the first `rows`, and add noise."""
     places = spread(images, labels() if callable(labels) else labels)
     places = places[places >= rows]
     noise = np.random.default_rng(3).uniform(-_NOISE, _NOISE, (len(places), *images.shape[1:]))
@@ -229,7 +228,7 @@ def _signs(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _sketch(rows: np.ndarray, numbers: int = _NUMBERS, digits: int = 7) -> list[list[float]]:
-    """Compute of each row its length, then products with random signs; -1 where not finite."""
+    """Reduce each row to its length and products with random signs; -1 if not finite."""
     flat = np.where(np.isfinite(rows), rows, 0).reshape(len(rows), -1)
     finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
     products = flat @ _signs((flat.shape[1], numbers)).astype(np.float64)
@@ -240,11 +239,11 @@ def _sketch(rows: np.ndarray, numbers: int = _NUMBERS, digits: int = 7) -> list[
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Read the versions of what writes a network's program, and the platform."""
+    """Read the versions of the software that traces a network's program, and the platform."""
     installed = provenance.versions()
     facts = {key: installed[key] for key in ("jaxrobust", "jax")}
     facts |= {"commit": provenance.commit(), "platform": jax.default_backend()}
-    if torch := sys.modules.get("torch"):  # its networks come from `torch.export`
+    if torch := sys.modules.get("torch"):  # its networks are traced by `torch.export`
         facts["torch"] = str(torch.__version__)
     return facts
 
@@ -264,7 +263,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
         if not _near(old_probe.get(name), probe[name], limit):
             return f"its {name} on eight noisy images differ{both}"
         more = _PREFIX + name
-        if more in old_probe and more in probe:  # an older version has none
+        if more in old_probe and more in probe:  # older versions lack it
             rows = probe[more]
             if old_probe[more] != rows and not _near(old_probe[more], rows, limit):
                 return f"its {name} on {len(rows)} more noisy images differ{both}"
@@ -274,14 +273,14 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 def is_shown(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Tell whether fingerprints without a `difference` prove two networks equal.
 
-    Another program with the probe of an older version, of the first images alone, does not.
+    They do not if the programs differ and the old probe covers only the first images.
     """
     same = all(old.get(key) == new[key] for key in EXACT)
     return same or _PREFIX + "logits" in (old.get("probe") or {})
 
 
 def other_versions(old: dict[str, str], new: dict[str, str]) -> bool:
-    """Tell whether programs may differ although they compute the same."""
+    """Tell whether versions differ, so that programs may differ for the same computation."""
     return any(old[key] != new[key] for key in old.keys() & new.keys())
 
 
@@ -301,5 +300,5 @@ def _near(old: Any, new: list[list[float]], limit: float) -> bool:
     if a.shape != b.shape:
         return False
     lengths = np.maximum(a[:, :1], b[:, :1])
-    floor = 1e-6 * lengths.max(initial=0)  # a shorter row is rounding
+    floor = 1e-6 * lengths.max(initial=0)  # shorter rows are rounding noise
     return bool((np.abs(a - b) <= limit * np.maximum(lengths, floor) + 1e-30).all())

@@ -1,4 +1,4 @@
-"""Images that an evaluation reads when it needs them, few at a time."""
+"""Images that an evaluation reads lazily, a few at a time."""
 
 import hashlib
 from typing import Any, Protocol, TypedDict, runtime_checkable
@@ -8,12 +8,12 @@ import numpy as np
 from jaxrobust.evaluation.network import checks
 from jaxrobust.runtime.processes import hosts
 
-_PART = 32  # images that one pass over all of them holds
+_PART = 32  # images in memory during a pass over all
 
 
 @runtime_checkable
 class ImageSet(Protocol):
-    """N images in [0, 1], which need not be in memory; an array f32[N,H,W,C] is one too."""
+    """N images in [0, 1], which need not be in memory; an array f32[N,H,W,C] qualifies."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,7 +34,7 @@ class ClippedPixels(TypedDict):
 
 
 def clipped(images: np.ndarray) -> tuple[np.ndarray, ClippedPixels | None]:
-    """Clip checked images f[N,H,W,C] to [0, 1], and sum up what was clipped; None: nothing."""
+    """Clip checked images f[N,H,W,C] to [0, 1], and summarise the clipped pixels, or None."""
     if not images.size or (images.min() >= 0 and images.max() <= 1):
         return images, None
     outside = (images < 0) | (images > 1)
@@ -48,7 +48,7 @@ def clipped(images: np.ndarray) -> tuple[np.ndarray, ClippedPixels | None]:
 
 
 class InRange:
-    """An image set whose images are checked and clipped as they are read, itself one."""
+    """An image set that checks and clips the images of another as they are read."""
 
     def __init__(self, images: ImageSet) -> None:
         self._images, self.shape = images, tuple(images.shape)
@@ -61,7 +61,7 @@ class InRange:
         return len(self._images)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Read images; `ValueError`: one is outside [0, 1], by more than what is clipped."""
+        """Read images; raise `ValueError` if one is too far outside [0, 1] to be clipped."""
         read = np.asarray(self._images[index])
         if not read.size or (read.min() >= 0 and read.max() <= 1):
             return read
@@ -74,7 +74,7 @@ class InRange:
         return np.asarray(np.clip(read, 0, 1))
 
     def overshot(self) -> ClippedPixels | None:
-        """Sum up the clipped pixels of all processes; None: there are none."""
+        """Summarise the clipped pixels of all processes; None if there are none."""
         images: dict[int, ClippedPixels] = {}
         for part in hosts.everyone(self._clipped):
             images |= part
@@ -86,7 +86,7 @@ class InRange:
 
 
 class Adversarial:
-    """An `ImageSet` of what fooled the network, read from the ledger, else the image itself."""
+    """An `ImageSet` of adversarial images from the ledger, or of the image itself."""
 
     def __init__(self, images: ImageSet, book: Any, fooled_by: np.ndarray) -> None:
         self._images, self._book, self._fooled_by = images, book, fooled_by
@@ -106,7 +106,7 @@ class Adversarial:
 
 
 class Subset:
-    """Some of the images of an image set, itself one."""
+    """An image set of some images of another."""
 
     def __init__(self, images: ImageSet, places: np.ndarray) -> None:
         self._images, self._places = images, places
@@ -124,7 +124,7 @@ class Subset:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def image_hashes(self) -> np.ndarray:
-        """Hash each of these images by itself, as `hashes` does."""
+        """Hash each of these images separately, as `hashes` does."""
         return np.asarray(hashes(self._images)[1][self._places])
 
 
@@ -134,12 +134,12 @@ def hashed(images: ImageSet, *arrays: np.ndarray) -> str:
 
 
 def hashes(images: ImageSet, *arrays: np.ndarray) -> tuple[str, np.ndarray]:
-    """Hash type, shape and bytes of images f32[N,H,W,C] and some arrays; each image alone, str[N].
+    """Hash type, shape and bytes of images f32[N,H,W,C] and arrays; also each image, str[N].
 
-    An image set's `content_sha256()` replaces its bytes: what its images are made of, such as the
-    bytes of their files, and how, so that none needs to be decoded. The hashes of the images are p
-    (pixels) and 8 digits, or those of its `image_hashes()`: f (files) and 8 digits. An image set
-    with a `content_sha256()` alone has "".
+    An image set's `content_sha256()` replaces its bytes. It hashes the images' sources, such as the
+    bytes of their files, and their preparation, so none needs decoding. The hash of an image is p
+    (pixels) and 8 digits, or from `image_hashes()`: f (files) and 8 digits. For an image set with
+    only `content_sha256()` it is "".
     """
     digest, image_hashes = hashlib.sha256(), list[str]()
     digest.update(f"float32 {tuple(images.shape)}".encode())

@@ -1,4 +1,4 @@
-"""What labels and the answers to clean images show about the images: their classes and order."""
+"""Checks of labels against the answers to clean images: their classes and order."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ _SHOWN = 5
 
 
 def check_answers(answers: Any, labels: Any, classes: int, *, complete: bool = False) -> Flags:
-    """Flag `low-accuracy` and `permuted-labels` of the answers i[N] to clean images; -1: none.
+    """Flag `low-accuracy` and `permuted-labels` by the answers i[N] to clean images; -1: none.
 
-    Where these are all images of an evaluation, `complete`, `balance.flags` too.
+    If these are all images of an evaluation (`complete`), add `balance.flags`.
     """
     answers, labels = np.asarray(answers), np.asarray(labels)
     flags = reliability.check_accuracy(answers == labels, classes)
@@ -28,8 +28,8 @@ def check_answers(answers: Any, labels: Any, classes: int, *, complete: bool = F
 def _permuted(answers: np.ndarray, labels: np.ndarray, classes: int) -> Flags:
     """Flag labels that are a permutation of the network's classes.
 
-    Each half of the images tells what the labels of the other half mean, so that chance gains
-    nothing. The gain is a tenth of the images and five standard deviations.
+    Each half of the images is used to interpret the labels of the other half, so chance gains
+    nothing. The gain must exceed a tenth of the images and five standard deviations.
     """
     by_label = np.argsort(labels, kind="stable")
     answers, labels = answers[by_label], labels[by_label]
@@ -61,7 +61,7 @@ def _permuted(answers: np.ndarray, labels: np.ndarray, classes: int) -> Flags:
 
 
 def _meaning(answers: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Match labels with answers one to one, i[classes], so that most images are right."""
+    """Match labels and answers one to one, i[classes], to maximise accuracy."""
     from scipy.optimize import linear_sum_assignment  # its import takes 0.1 s
 
     answered = answers >= 0

@@ -1,8 +1,8 @@
 """Verdicts on randomised networks: a rule over several draws of their answers to one image.
 
 auto-attack a392200 judges by one draw, before the attacks and after each of them, at the latest
-point that one draw of the search called wrong: so an image that is nearly always right may count as
-fooled. That lower number is recorded too (`one-draw`).
+point that one draw of the search misclassified. So an image that is nearly always classified right
+may count as fooled. That lower accuracy is recorded too (`one-draw`).
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxrobust.evaluation.network import checks
 
 DRAWS = 20
 ONE = "one-draw"
-RULES = {  # when an answer of K draws is right
+RULES = {  # when the answers of K draws count as right
     "majority": "more than half of the draws are right",
     "mean": "the label has the largest mean of the draws' softmax probabilities",
     ONE: "the only draw is right, as in auto-attack",
@@ -30,16 +30,16 @@ class VerdictRule(NamedTuple):
 
     @property
     def tally(self) -> str:
-        """Name the search's rule for points, a row of `attacks.TALLIES`; "": one draw judges."""
+        """Name the row of `attacks.TALLIES` that judges points in the search; "": one draw."""
         return self.rule if self.rule in TALLIES else ""
 
     def words(self) -> str:
-        """Format it."""
+        """Format the rule."""
         return "one draw" if self.rule == ONE else f"{self.rule} of {self.draws} draws"
 
 
 def verdict(rule: str | None = None, draws: int | None = None) -> VerdictRule:
-    """Make the rule that judges answers; None: the majority of 20 draws, or one of `one-draw`."""
+    """Make the rule that judges answers; by default the majority of 20 draws."""
     rule = "majority" if rule is None else rule
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is unknown; one of {', '.join(RULES)}")
@@ -54,13 +54,13 @@ def verdict(rule: str | None = None, draws: int | None = None) -> VerdictRule:
 
 
 class Answers(NamedTuple):
-    """What a randomised network says of n images."""
+    """The answers of a randomised network to n images."""
 
     right: np.ndarray  # bool[n], by the rule
     once: np.ndarray  # bool[n], by the first draw
     finite: np.ndarray  # bool[n], the logits of all draws
-    reached: np.ndarray  # i[n], the likeliest wrong class by the rule; -1: of some, no answer
-    logits: np.ndarray  # f32[n, C], the first draw's
+    reached: np.ndarray  # i[n], the likeliest wrong class by the rule; -1: some draw has no answer
+    logits: np.ndarray  # f32[n, C], of the first draw
 
 
 def answers(
@@ -68,8 +68,8 @@ def answers(
 ) -> Answers:
     """Judge the answers of all draws to images with labels i[n].
 
-    A draw whose logits are not finite is wrong, and leaves no mean. `forward` computes the logits
-    f32[n, C] of a draw by its number; the first is that of the rule `one-draw`.
+    A draw with logits that are not finite is wrong, and makes the mean undefined. `forward` maps
+    the number of a draw to its logits f32[n, C]; the rule `one-draw` uses the first.
     """
     n = len(labels)
     first = np.zeros((n, classes), np.float32)
@@ -104,5 +104,5 @@ def packed(values: np.ndarray) -> str:
 
 
 def unpacked(text: str, n: int) -> np.ndarray:
-    """Decode bool[n] from what `packed` returned."""
+    """Decode bool[n] from a result of `packed`."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)

@@ -1,9 +1,9 @@
 """Reliability checks: is the network what the attacks assume, and is the result what it seems?
 
-A flag is a name and one sentence: what was seen, with the number, and the remedy. `randomized`,
+A flag is a name and one sentence: the observation, with its number, and the remedy. `randomized`,
 `softmax` (the reference's range check), `zero-gradients` and `square-improves` are the checks of
-AutoAttack (auto-attack a392200); the others are mistakes that lower or raise a robust accuracy
-without any error. Everything here is a pure function of NumPy arrays.
+AutoAttack (auto-attack a392200). The others find mistakes that silently lower or raise robust
+accuracy. Everything here is a pure function of NumPy arrays.
 """
 
 import itertools
@@ -52,9 +52,9 @@ def check_network(
         these images.
     Returns:
       Any of `randomized`, `retraced`, `batch-dependent`, `nan-logits`, `constant-logits`,
-      `softmax`, `low-accuracy`, `double-normalization`; empty for a healthy network. Of fewer than
-      32 images `low-accuracy` says that they do not tell, where they do not; the last one needs 32,
-      and three channels.
+      `softmax`, `low-accuracy`, `double-normalization`; empty for a healthy network. With fewer
+      than 32 images, `low-accuracy` also reports that they cannot tell; the last flag needs 32
+      images with three channels.
     """
     if not len(images):
         return {}
@@ -80,7 +80,7 @@ def check_network(
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Compute a - b, 0 also where both are NaN or the same infinity, infinite where only one is."""
+    """Compute a - b: 0 if both are NaN or the same infinity, infinite if only one is."""
     with np.errstate(invalid="ignore"):
         delta = np.nan_to_num(a - b, nan=np.inf, posinf=np.inf, neginf=-np.inf)
     return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, delta)
@@ -102,7 +102,7 @@ def _randomized(passes: Sequence[np.ndarray], labels: np.ndarray) -> Flags:
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Compute the distance of logits f[n,K] in units of their length without an offset, f[n]."""
+    """Compute the distance of logits f[n,K] relative to their length without the mean, f[n]."""
     with np.errstate(invalid="ignore"):  # infinity - infinity
         length = np.linalg.norm(a - a.mean(axis=1, keepdims=True), axis=1)
         length = np.maximum(length, 2e-3 * np.linalg.norm(a, axis=1))  # float32 resolves no more
@@ -117,9 +117,9 @@ def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
     )
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     try:
-        # The lambdas: a trace of the very same function would come from the cache.
+        # Lambdas, because a second trace of the same function would come from the cache.
         first = jax.make_jaxpr(lambda images: logits_fn(images))(images)
-        # A jitted function would answer from its cache; metadata is part of the key.
+        # A jitted function would also hit its cache; metadata is part of the key.
         with set_xla_metadata(jaxrobust_check="retrace"):
             second = jax.make_jaxpr(lambda images: logits_fn(images))(images)
     except jax.errors.UnexpectedTracerError:
@@ -134,8 +134,8 @@ def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
 
 
 def _batch_dependent(logits_of: Forward, images: np.ndarray, logits: np.ndarray) -> Flags:
-    # Every image at another place, among bright ones of low contrast: both mean and variance of a
-    # batch change, even where all images fit into one.
+    # Every image moves to another place, among bright ones of low contrast. Mean and variance of a
+    # batch change, even if all images fit into one batch.
     others = 1 - images[::-1] / 10
     among = np.stack([others, images], axis=1).reshape(-1, *images.shape[1:])
     classes = unmasked(logits)
@@ -172,7 +172,7 @@ def check_answers(
     """Flag `nan-logits` of clean images bool[N], and `nan-under-attack` of adversarial ones.
 
     An image without finite logits counts as wrong, clean or attacked. `reached` is i[N], the class
-    that the network gives under the attack; -1: none.
+    predicted under the attack; -1: none.
     """
     if finite.size and not finite.any():
         raise ValueError(
@@ -185,14 +185,14 @@ def check_answers(
         flags["nan-under-attack"] = (
             f"{silent} of {finite.size} images have NaN or infinite logits under an attack, or it "
             "made no finite image of them: they count as fooled, though the network gives no other "
-            f"class there; {_BROKEN}, and for gradients that do not exist, such as that of sqrt "
+            f"class there; {_BROKEN}, and for undefined gradients, such as that of sqrt "
             f"at 0"
         )
     return flags
 
 
 def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
-    """Flag `nan-gradients` where a probe's logits are finite and its input gradients are not."""
+    """Flag `nan-gradients` if a probe's logits are finite but its input gradients are not."""
     logits, gradients = (
         [*probe[name], *probe.get(f"spread_{name}", ())] for name in ("logits", "gradients")
     )
@@ -213,7 +213,7 @@ def _degenerate(images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> F
     if not len(finite):
         return flags
     answers = finite[:, unmasked(finite)]
-    # A class may be constant, however large; rounding follows the size of most of them.
+    # One class may be constant and large; rounding scales with the size of most classes.
     sizes = np.abs(answers).max(axis=0)
     sizes = np.maximum(sizes, np.sort(sizes)[(len(sizes) - 1) // 2])
     same = len(finite) > 1 and (np.ptp(answers, axis=0) <= _ROUNDING * sizes).all()
@@ -232,8 +232,8 @@ def _degenerate(images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> F
 
 
 def _softmax(logits: np.ndarray) -> Flags:
-    # Log-softmax is harmless: it shifts the logits of an image by a constant, and all the losses
-    # (CE, DLR, the margins of FAB and Square) ignore such a shift.
+    # Log-softmax is harmless: it shifts the logits of an image by a constant, and all losses (CE,
+    # DLR, the margins of FAB and Square) ignore such a shift.
     logits = logits[answered(logits)][:, unmasked(logits)]
     inside = logits.size and logits.min() > -1e-5 and logits.max() < 1 + 1e-5
     if not inside or np.abs(logits.sum(axis=1) - 1).max() >= 1e-5:
@@ -253,7 +253,7 @@ def _above_chance(correct: np.ndarray, classes: int) -> bool:
 def check_accuracy(correct: np.ndarray, classes: int) -> Flags:
     """Flag `low-accuracy` if clean images, bool[n], are right no more often than by guessing.
 
-    So few images that they cannot tell, at 5%, are flagged unless all of them are right.
+    If there are too few images to tell at the 5% level, the flag is raised unless all are right.
     """
     n, right = len(correct), int(correct.sum())
     words = f"{right} of {n} clean images are classified correctly"
@@ -273,7 +273,7 @@ def check_accuracy(correct: np.ndarray, classes: int) -> Flags:
     return {
         "low-accuracy": f"{words}: guessing among {classes} classes is right as often with "
         f"probability {by_chance:.2g}, so these images are too few to tell this network from it; "
-        f"look at {ENOUGH} or more before any accuracy is quoted"
+        f"look at {ENOUGH} or more before quoting any accuracy"
     }
 
 
@@ -282,9 +282,9 @@ def _normalised_twice(
 ) -> Flags:
     """Flag a `logits_fn` that computes net(n(n(x))): `x * std + mean`, n's inverse, cancels one n.
 
-    A sound network loses on such pale images (the golden ones 20 and 40 points); one that guesses
-    may gain by guessing another class, hence the second condition. A defect that costs less than
-    10 points goes unnoticed: adversarially trained networks tolerate much contrast.
+    A sound network loses accuracy on such pale images (the golden networks 20 and 40 points). A
+    guessing network may gain by guessing another class, hence the second condition. A defect that
+    costs under 10 points goes unnoticed: adversarially trained networks tolerate much contrast.
     """
     best, constants_of = 0, ""
     for name, constants in _NORMALISATIONS.items():
@@ -318,7 +318,7 @@ def check_gradients(zero: np.ndarray) -> Flags:
 
 
 def check_cascade(accuracy_after: dict[str, float]) -> Flags:
-    """Flag `square-improves` if the black-box attack found what the gradients did not.
+    """Flag `square-improves` if the black-box attack beats the gradient attacks.
 
     `accuracy_after` has the accuracy after each attack, the clean one among them, in any order.
     """

@@ -1,8 +1,8 @@
-"""A user's network as the programs take it: arrays are arguments, all else is closed over.
+"""A user's network as an argument of programs: arrays are arguments, all else is closed over.
 
-JAX keeps what it has compiled, and all that this refers to, for as long as the compiled function
-lives. So programs hold the function of a network weakly, are forgotten together with it, and are
-compiled again where it closes over something else than before.
+JAX keeps compiled programs, and everything they refer to, as long as the compiled function lives.
+So programs hold a network's function weakly, are dropped together with it, and are recompiled if
+it closes over something different.
 """
 
 import contextlib
@@ -24,21 +24,21 @@ from jaxrobust.types import LogitsFn
 
 T = TypeVar("T")
 
-_FEW = 8  # images of the trace in which constants are looked for: theirs is not a batch size
+_FEW = 8  # batch of the trace that is searched for constants
 _SCALARS = (bool, int, float, complex, str, bytes, np.generic)
-_ARRAY = object()  # stands for one among the leaves
+_ARRAY = object()  # placeholder for an array among the leaves
 # Parts of a program that compute nothing: names of jitted functions, placement, addresses.
 _SILENT_KEYS = re.compile(r"^name$|^ctx_mesh$|sharding")
 _ADDRESSES = re.compile(r"\b0x[0-9a-f]+")
-_kept: dict[Any, tuple[str, Any]] = {}  # networks and their use -> their programs, and of what
+_kept: dict[Any, tuple[str, Any]] = {}  # networks and use -> (hash of the programs, the programs)
 
 
 class TracedNetwork(NamedTuple):
-    """What tracing a network tells."""
+    """The results of tracing a network."""
 
     classes: int
-    program: str  # hash of what is computed, constants included, for arrays of any content
-    constants: tuple[str, ...]  # hashes of the arrays that are closed over, sorted
+    program: str  # hash of the computation with its constants, whatever the arrays contain
+    constants: tuple[str, ...]  # hashes of the arrays that it closes over, sorted
 
 
 class _Rest:
@@ -64,7 +64,7 @@ class _Rest:
         return function(*arguments, *operands, **keywords)
 
     def arguments(self, arrays: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Make the arguments of a `Partial`, with its keywords."""
+        """Rebuild the arguments and keywords of a `Partial`."""
         remaining = iter(arrays)
         leaves = [next(remaining) if leaf is _ARRAY else leaf for leaf in self.leaves]
         positional, keywords = jax.tree.unflatten(self.tree, leaves)
@@ -78,13 +78,13 @@ class _Rest:
 
 
 def _forget(function: Any) -> None:
-    for key in list(_kept or ()):  # None where Python ends
+    for key in list(_kept or ()):  # None while Python exits
         if any(network.function is function for network in key[0]):
             del _kept[key]
 
 
 def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]) -> T:
-    """Keep what `make` returns for one use of the same networks and the same `programs`."""
+    """Cache the result of `make` for a use of the same networks with the same `programs`."""
     rests = tuple(network.func for network in networks)
     if not all(network.func.lasts for network in networks):
         return make()
@@ -98,10 +98,10 @@ def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]
 
 
 def argument(name: str, function: LogitsFn, mesh: Mesh) -> jax.tree_util.Partial:
-    """Make of the function what `jit` takes: arrays in a `Partial` are arguments of the program.
+    """Wrap a function for `jit`: arrays in a `Partial` become arguments of the program.
 
-    The caller must hold `function`. Of an array with a copy on the devices of other processes too,
-    this one's copy is taken.
+    The caller must hold `function`. If an array is replicated over processes, this process's copy
+    is used.
     """
     called: Any = function
     arguments: Any = ((), {})
@@ -128,13 +128,13 @@ def _local(name: str, array: Any, mesh: Mesh) -> Any:
     return jax.device_put(array.addressable_data(0), NamedSharding(mesh, PartitionSpec()))
 
 
-# --- What a network is ---
+# --- Traces of networks ---
 
 
 def trace(
     name: str, function: LogitsFn, network: Any, image: tuple[int, ...], batch: int, operand: str
 ) -> TracedNetwork:
-    """Trace a network before anything is computed; `ValueError`: it is not a network."""
+    """Trace a network before computing anything; raise `ValueError` if it is not a network."""
     operands = _operands((batch,), image, operand)
     if not callable(function):
         raise ValueError(
@@ -170,7 +170,7 @@ def trace(
         closed, _ = _traced(network, _operands((_FEW,), image, operand))
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(leak) from error
-    except Exception:  # it takes `batch` images only
+    except Exception:  # the network takes only batches of `batch` images
         pass
     if any(isinstance(constant, jax.core.Tracer) for constant in constants(closed)):
         raise ValueError(leak)
@@ -179,15 +179,15 @@ def trace(
 
 
 def takes(network: Any, image: tuple[int, ...], batch: int, operand: str) -> bool:
-    """Tell whether a network takes that batch size; the arguments are those of `trace`."""
+    """Tell whether a network takes this batch size; for the arguments see `trace`."""
     try:
         return bool(_traced(network, _operands((batch,), image, operand))[1].shape[0] == batch)
-    except Exception:  # it takes another number of images only
+    except Exception:  # the network takes only another batch size
         return False
 
 
 def _operands(batch: tuple[int, ...], image: tuple[int, ...], operand: str) -> tuple[Any, ...]:
-    """Describe what a network takes: points and, for each, what `operand` says."""
+    """Describe a network's inputs: points and, for each, the key or id that `operand` names."""
     points = jax.ShapeDtypeStruct((*batch, *image), jnp.float32)
     keys = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), batch))
     ids = jax.ShapeDtypeStruct(batch, jnp.uint32)
@@ -195,13 +195,13 @@ def _operands(batch: tuple[int, ...], image: tuple[int, ...], operand: str) -> t
 
 
 def _traced(network: Any, operands: tuple[Any, ...]) -> Any:
-    # The lambda: a trace of the very same function would come from a cache.
+    # A lambda, because a second trace of the same function would come from a cache.
     call = lambda network, *operands: network(*operands)  # noqa: E731
     return jax.make_jaxpr(call, return_shape=True)(network, *operands)
 
 
 def weights(network: Any, constants: Sequence[str]) -> str:
-    """Hash all arrays of a network; `constants` are the hashes of those it closes over."""
+    """Hash all arrays of a network; `constants` are hashes of the arrays it closes over."""
     digest = hashlib.sha256()
     arguments = network.func.arguments(network.args[0])
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
@@ -213,8 +213,8 @@ def weights(network: Any, constants: Sequence[str]) -> str:
 
 
 def constants(jaxpr: Any) -> Iterator[Any]:
-    """Yield the constants of a jaxpr and of those inside it, in order, scalars included."""
-    yield from getattr(jaxpr, "consts", ())  # a closed one's
+    """Yield the constants of a jaxpr and its inner jaxprs in order, including scalars."""
+    yield from getattr(jaxpr, "consts", ())  # only a closed jaxpr has them
     for equation in jaxpr.eqns:
         yield from (operand.val for operand in equation.invars if hasattr(operand, "val"))
         for inner in jax.tree.leaves(list(equation.params.values())):
@@ -223,21 +223,21 @@ def constants(jaxpr: Any) -> Iterator[Any]:
 
 
 class Programs:
-    """Hashes of traced programs; what several of them share is hashed once.
+    """Hashes of traced programs; shared parts are hashed once.
 
-    Two programs have one hash where they do the same operations on the same constants, in the same
-    order, whatever their jitted functions are called and wherever their arrays lie.
+    Two programs have the same hash if they run the same operations on the same constants in the
+    same order, whatever the names of jitted functions and the placement of arrays.
     """
 
     def __init__(self) -> None:
-        self._hashes: dict[int, tuple[Any, str]] = {}  # by address, which lasts as its object does
+        self._hashes: dict[int, tuple[Any, str]] = {}  # by address; holds the object alive
 
     def hashed(self, jaxpr: Any) -> str:
-        """Hash a jaxpr, those inside it, and the constants of all."""
+        """Hash a jaxpr and its inner jaxprs, with all constants."""
         return self._once(jaxpr, self._hashed)
 
     def constants(self, jaxpr: Any) -> tuple[str, ...]:
-        """Hash the arrays of a jaxpr, sorted; numbers are not among them."""
+        """Return the sorted hashes of the arrays in a jaxpr, without single numbers."""
         arrays = [constant for constant in constants(jaxpr) if np.size(constant) > 1]
         return tuple(sorted(self._once(array, hashed) for array in arrays))
 
@@ -247,9 +247,9 @@ class Programs:
         return self._hashes[id(value)][1]
 
     def _hashed(self, jaxpr: Any) -> str:
-        numbers: dict[Any, int] = {}  # variables are told apart by where they first occur
+        numbers: dict[Any, int] = {}  # variables are numbered in order of first occurrence
         lines = [" ".join(self._once(array, hashed) for array in getattr(jaxpr, "consts", ()))]
-        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # an open one has no constants
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # an open jaxpr has no constants
 
         def operand(v: Any) -> Any:
             if hasattr(v, "val"):
@@ -278,7 +278,7 @@ class Programs:
             return self.hashed(value)
         if isinstance(value, tuple | list):
             return f"({','.join(map(self._value, value))})"
-        if isinstance(value, set | frozenset):  # whose order differs from process to process
+        if isinstance(value, set | frozenset):  # their order differs between processes
             return f"({','.join(sorted(map(self._value, value)))})"
         if _is_array(value):
             return self._once(value, hashed)

@@ -1,6 +1,6 @@
-"""Adversarial images and attacks that a user brings: read, and checked before anything counts.
+"""Adversarial images and attacks supplied by the user, read and checked.
 
-No point is moved: one outside the ball or of [0, 1] is refused, not clipped.
+Points are never moved: a point outside the ball or [0, 1] is rejected, not clipped.
 """
 
 import hashlib
@@ -22,37 +22,37 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.types import Threat
 
-ALONE = "user"  # in place of the attacks of an evaluation that has a user's alone
+ALONE = "user"  # stands for the attacks of an evaluation with only the user's
 
 
 class UserAttack(NamedTuple):
-    """Points of a file, or a function that makes points."""
+    """Points from a file, or a function that makes points."""
 
     flag: str  # for messages: "--points adv.npz"
-    file: str  # its name without folders, or that of the function
-    sha256: str | None  # of the file; None: a function without one
+    file: str  # its name without folders, or the name of the function
+    sha256: str | None  # of the file; None: a function without a file
     points: dict[int, np.ndarray] | None = None  # f32[H,W,C] by id
     function: Callable[..., Any] | None = None  # (logits_fn, key, images, labels) -> images
 
     @property
     def name(self) -> str:
-        """Name it in verdicts and records, so that another content has another name."""
+        """The name in verdicts and records, which depends on the content."""
         return f"{self.file} ({self.sha256[:8]})" if self.sha256 else self.file
 
     def settings(self) -> dict[str, Any]:
-        """Describe it for a record."""
+        """Return the settings for a record."""
         return {"name": self.name, "file": self.file, "sha256": self.sha256}
 
     def covers(self, ids: np.ndarray) -> np.ndarray:
-        """Mark the images that it has points for, bool[n]."""
+        """Mark the images that have points, bool[n]."""
         return np.isin(ids, list(ids if self.points is None else self.points))
 
 
 def of_flags(attack: str, files: Sequence[str]) -> tuple[str, tuple[UserAttack, ...]]:
-    """Read the user's part of `--attack` and `--points`; return the other attacks, and it.
+    """Read the user's attacks from `--attack` and `--points`; return the other attacks, and them.
 
     Raises:
-      ValueError: a file or function that is missing, damaged, or given twice.
+      ValueError: a file or function is missing, damaged, or given twice.
     """
     names = attack.split(",")
     calls = [name for name in names if functions.is_name(name) or name.endswith(".py")]
@@ -66,7 +66,7 @@ def of_flags(attack: str, files: Sequence[str]) -> tuple[str, tuple[UserAttack, 
 
 
 def of_function(name: str) -> UserAttack:
-    """Find the function that `FILE.py:NAME` or `package.module:NAME` names."""
+    """Find the function named by `FILE.py:NAME` or `package.module:NAME`."""
     function = functions.find("--attack", name)
     file, _, variable = function.name.rpartition(":")
     display = f"{Path(file).name}:{variable}"
@@ -86,12 +86,12 @@ def of_file(path: str) -> UserAttack:
         raise ValueError(f"{flag}: cannot read it ({error.strerror or error})") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         raise ValueError(
-            f"{flag} is not an .npz file of plain arrays ({error}); save it by numpy.savez"
+            f"{flag} is not an .npz file of plain arrays ({error}); save it with numpy.savez"
         ) from error
     if missing := [key for key in ("ids", "images") if key not in arrays]:
         raise ValueError(
             f"{flag} has no array {missing[0]!r}, but {', '.join(arrays) or 'no named arrays'}; "
-            "save ids=..., int[M], and images=..., [M,H,W,C], by numpy.savez"
+            "save ids=..., int[M], and images=..., [M,H,W,C], with numpy.savez"
         )
     ids, images = arrays["ids"], arrays["images"]
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
@@ -128,7 +128,7 @@ def _floats(flag: str, images: np.ndarray) -> np.ndarray:
 
 
 def _check_range(flag: str, points: np.ndarray, ids: np.ndarray) -> None:
-    """Refuse points that are not finite, or outside of [0, 1]."""
+    """Raise if points are not finite or lie outside [0, 1]."""
     flat = points.reshape(len(points), -1)
     bad = ~np.isfinite(flat).all(axis=1)
     if bad.any():
@@ -148,7 +148,7 @@ def _check_range(flag: str, points: np.ndarray, ids: np.ndarray) -> None:
 
 
 def check(users: Sequence[UserAttack], images: Any, ids: np.ndarray, threat: Threat) -> None:
-    """Refuse points of files that are not of these images, [N,H,W,C], or outside their ball."""
+    """Raise if a file has points of other images than these, [N,H,W,C], or outside their ball."""
     places = {image: place for place, image in enumerate(ids.tolist())}
     for user in users:
         if user.points is None:
@@ -171,7 +171,7 @@ def check(users: Sequence[UserAttack], images: Any, ids: np.ndarray, threat: Thr
 def _outside(
     flag: str, points: np.ndarray, images: np.ndarray, ids: np.ndarray, threat: Threat
 ) -> dict[int, float]:
-    """Measure by how much points are outside the ball, by the ids of those that are."""
+    """Measure how far points lie outside the ball, by id; points inside are left out."""
     if points.shape[1:] != images.shape[1:]:
         remedy = "put channels last" if points.shape[1] in (1, 3) else "give points of that shape"
         raise ValueError(
@@ -203,7 +203,7 @@ def points_of(
     ids: np.ndarray,
     threat: Threat,
 ) -> np.ndarray:
-    """Return the points f32[n,H,W,C] of images that it `covers`, all in [0, 1] and the ball."""
+    """Return points f32[n,H,W,C] for images that `user` covers, all in [0, 1] and the ball."""
     if user.points is not None:
         return np.stack([user.points[image] for image in ids.tolist()])
     assert user.function is not None

@@ -1,1 +1,1 @@
-"""What the command asks: a target, images, one threat or several, corruptions."""
+"""The evaluations that the command runs: a target, images, threats, corruptions."""

@@ -1,8 +1,8 @@
-"""Certified accuracy by randomised smoothing: one record of all radii, image by image resumable.
+"""Certified accuracy by randomised smoothing: one record of all radii, resumable at any image.
 
-What is certified is the smoothed network, which answers what most noisy copies of an image are
-called, not the network itself. No attack in L2 can take more from it than the accuracy shown, but
-with the probability alpha for each image.
+The certificate is for the smoothed network, which predicts the class of most noisy copies of an
+image, not for the base network. No L2 attack can reduce its accuracy below the certified accuracy;
+for each image this is wrong with probability at most alpha.
 """
 
 import time
@@ -23,13 +23,13 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 
 METHOD = "smoothing"
-_STEPS = 8  # radii in each sigma at which the record has the accuracy
+_STEPS = 8  # radii per sigma at which the record lists the accuracy
 
 Certificates = dict[int, Certificate]  # by the place of the image
 
 
 def settled(flags: GivenFlags) -> GivenFlags:
-    """Refuse flags that contradict `--certify`."""
+    """Raise if flags contradict `--certify`."""
     if flags.certify is None:
         return flags
     try:
@@ -54,17 +54,17 @@ def settled(flags: GivenFlags) -> GivenFlags:
 
 
 def settings(flags: GivenFlags) -> Smoothing:
-    """Read how images are certified."""
+    """Read the settings of the certification."""
     more: dict[str, Any] = {"draws": flags.draws, "alpha": flags.alpha}
     more = {key: value for key, value in more.items() if value is not None}
     return Smoothing(sigma=float(flags.certify or 0), **more)
 
 
 def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
-    """Record the certified accuracies, computed unless they are there; processes share the images.
+    """Record the certified accuracies, unless recorded before; processes share the images.
 
-    Each process writes its images into a file next to the record, and the same command continues
-    behind them, on any number of processes.
+    Each process writes its images to a file next to the record. The same command resumes after
+    them, on any number of processes.
     """
     noise, question = settings(flags), evaluation.question
     number = evaluation.number(evaluation.subject, smoothing=[*noise, question.seed])
@@ -102,7 +102,7 @@ def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
         "forward": question.n * (noise.selection + noise.draws),
         "backward": 0,
         "idle": 0,
-        "seconds": time.perf_counter() - start,  # with what compiles
+        "seconds": time.perf_counter() - start,  # with compilation
         "compile_seconds": 0.0,
     }
     measured = AccuracyRecord(accuracy_after={}, costs=[cost], flags=doubts, certified=facts)
@@ -110,7 +110,7 @@ def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
 
 
 def _certified(evaluation: Evaluation, number: str, noise: Smoothing) -> Certificates:
-    """Certify the images that no file of this evaluation has; all processes get all."""
+    """Certify the images missing from this evaluation's files; all processes return all images."""
     question, labels = evaluation.question, evaluation.images.labels()
     done = hosts.everyone(_stored(evaluation.out, number, noise))[0]
     ids = evaluation.images.ids.tolist()
@@ -134,9 +134,9 @@ def _certified(evaluation: Evaluation, number: str, noise: Smoothing) -> Certifi
 
 
 def _stored(out: Path, number: str, noise: Smoothing) -> Certificates:
-    """Read what the processes of earlier commands have certified.
+    """Read the certificates of earlier commands.
 
-    Radii follow from the votes, so that a file whose radii were changed is refused.
+    Radii follow from the votes, so a file with altered radii is rejected.
     """
     stored: Certificates = {}
     files = [out / f"smoothing-{number}.jsonl", *sorted(out.glob(f"smoothing-{number}.*.jsonl"))]
@@ -148,14 +148,14 @@ def _stored(out: Path, number: str, noise: Smoothing) -> Certificates:
         ):
             raise ValueError(
                 f"{file} certifies for image {row['image']} what its {certificate.votes:,} votes "
-                "do not; remove that line, and the image is certified again"
+                "do not; remove that line to certify the image again"
             )
         stored[row["image"]] = certificate
     return stored
 
 
 def table(facts: CertifiedAccuracies) -> list[str]:
-    """Write the lines that show the certified accuracies, at every fourth of sigma."""
+    """Format the certified accuracies at every quarter of sigma."""
     shares = list(facts["accuracy"].items())[:: _STEPS // 4]
     last = next((i for i, (_, share) in enumerate(shares) if not share), len(shares) - 1)
     rows = [f"certified in l2 {float(r):<10.4g}{share:7.1%}" for r, share in shares[: last + 1]]

@@ -1,8 +1,8 @@
-"""The accuracy of a network as the command line asks for it: checked, computed, recorded, told.
+"""The evaluation command: check the flags, compute, record and report accuracies.
 
-Several threats and image sizes are several records, and one more of all threats together: an image
-counts there if it survives every one. The threats of a run that trained with several norms are
-those, where no flag names others.
+Each threat and image size gets a record, and one more covers all threats together: there an image
+counts if it survives every threat. For a run trained with several norms, the default threats are
+those of its training.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def answer(
     threats: Sequence[str] = (),
     ladder: str | None = None,
 ) -> tuple[str, bool]:
-    """Answer the command for people, and say whether this process is the one that prints it."""
+    """Return the command's report for people, and whether this process should print it."""
     records_and_place = evaluated(flags, sizes, threats, ladder)
     return ("", False) if jax.process_index() else (told(*records_and_place), True)
 
@@ -65,7 +65,7 @@ def evaluated(
     threats: Sequence[str] = (),
     ladder: str | None = None,
 ) -> tuple[list[AccuracyRecord], Path]:
-    """Return the records that the command asks for, and the folder that keeps them."""
+    """Return the records that the command asks for, and their folder."""
     words = [str(part) for part in (flags, sizes, threats, ladder)]
     lock = f"command-{records.number_of({'command': words})}.lock"
     flags, balls = _checked(flags, sizes, threats, ladder)
@@ -82,7 +82,7 @@ def evaluated(
 def _checked(
     flags: GivenFlags, sizes: Sequence[int | None], threats: Sequence[str], ladder: str | None
 ) -> tuple[GivenFlags, list[Threat]]:
-    """Refuse flags that contradict each other; return what they mean, and the balls."""
+    """Raise if flags contradict each other; return the completed flags and the threats."""
     flags = flag_rules.placed(flag_rules.of_shipped(flags))
     flag_rules.check(flags)
     many = {"--image_size": len(sizes) > 1, "--threat": len(threats) > 1, "--ladder": bool(ladder)}
@@ -104,18 +104,18 @@ def _checked(
         balls = _rungs(flags, threats, ladder) if ladder else _balls(flags, threats)
     if len(set(sizes)) < len(sizes):
         listed = ", ".join(map(str, sizes))
-        raise ValueError(f"--image_size={listed} has one of them twice; give it once")
+        raise ValueError(f"--image_size={listed} repeats a size; give each once")
     if flags.corruptions and len(sizes) > 1:
         raise ValueError("--corruptions takes one --image_size; give it once")
     if flags.bundle and flags.version == "rand":
-        raise ValueError("--bundle is of networks whose answers are fixed, not of --version=rand")
+        raise ValueError("--bundle needs a deterministic network, not --version=rand")
     bundle.check(flags, max(len(sizes), 1) * max(len(balls), 1))
     fast = "--finish" if flags.finish else "--version=fast" * (flags.version == "fast")
     one = fast or stops.flag(flags)
     if one and len(balls) > 1 and not (threats or ladder or flags.worst_case):
         names = [f"{ball.norm}:{fraction(ball.epsilon)}" for ball in balls]
         raise ValueError(
-            f"{one} is of one evaluation, and {flags.workdir} trained in {len(balls)} norms; name "
+            f"{one} is for one evaluation, and {flags.workdir} trained in {len(balls)} norms; name "
             f"one of them: --threat={' or --threat='.join(names)}"
         )
     return flags, balls
@@ -131,7 +131,7 @@ def _balls(flags: GivenFlags, threats: Sequence[str]) -> list[Threat]:
     if balls and (flags.norm or flags.epsilon is not None):
         raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")
     if len(set(balls)) < len(balls):
-        raise ValueError(f"--threat={', '.join(threats)} has one of them twice; give it once")
+        raise ValueError(f"--threat={', '.join(threats)} repeats a threat; give each once")
     if balls and flags.attack == "clean":
         raise ValueError("--threat has no effect on --attack=clean; leave it out")
     if flags.attack == "clean" and (unused := flag_rules.written(flags, "norm", "epsilon")):
@@ -158,7 +158,7 @@ def _rungs(flags: GivenFlags, threats: Sequence[str], ladder: str) -> list[Threa
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Keep other processes from the same evaluation; the first host does for all."""
+    """Lock the evaluation against other commands; the first host locks for all."""
     resource = f"this evaluation in {lock.parent}"
     with contextlib.ExitStack() as stack:
         exclusive = locks.held(lock, resource=resource, otherwise="give another --out")
@@ -175,9 +175,9 @@ def _of_size(
     out: Path | None,
     lock: str,
 ) -> tuple[Path, list[AccuracyRecord]]:
-    """Make the folder and the records of all threats at one image size, and of their union."""
+    """Make the folder and the records of all threats, and of their union, at one image size."""
     if flags.worst_case:
-        flags = flags._replace(norm="linf", epsilon=_three_norms().LINF)  # until its size is known
+        flags = flags._replace(norm="linf", epsilon=_three_norms().LINF)  # until the size is known
     elif balls:
         flags = flags._replace(**balls[-1].settings())  # the largest rung
     is_first = jax.process_index() == 0
@@ -185,7 +185,7 @@ def _of_size(
         origin, subject, source = flag_rules.settled(flags)
         folder = re.sub(r"[^\w.-]+", "-", f"evaluation-{subject.network.name}")
         place = out or (run / "evaluation" if run else Path("runs") / folder)
-        if hosts.first((place / lock).exists()):  # refuses in seconds; a free lock is taken below
+        if hosts.first((place / lock).exists()):  # fails fast; the lock is taken again below
             with _alone(place / lock):
                 pass
         name, subject, weights = flag_rules.weights(flags, subject, source)
@@ -193,7 +193,7 @@ def _of_size(
     preparing = (origin, subject.image_size, source, flags.preprocessing)
     question = flags._replace(preprocessing=subjects.preprocessing(*preparing))
     if flags.certify is not None:
-        question = question._replace(draws=None, alpha=None)  # which are of the noise
+        question = question._replace(draws=None, alpha=None)  # they belong to the noise
     asking = _asking(flags, question, subject, balls)
     for asked, of_ball in asking:
         if of_ball.ball.epsilon or not climbs:
@@ -234,7 +234,7 @@ def _recorded(
 def _first_figure(
     flags: GivenFlags, subject: Subject, source: registry.Source, weights: Weights
 ) -> None:
-    """Say the clean accuracy before anything else compiles, and what may follow it."""
+    """Print the clean accuracy before anything else compiles, and the attack that follows."""
     number = min(flags.n or len(source), len(source))
     settings: Any = {"image_size": subject.image_size, "images": number}
     settings["preprocessing"] = pipeline.preprocessing_id(
@@ -253,7 +253,7 @@ def _first_figure(
 def _asking(
     flags: GivenFlags, question: GivenFlags, subject: Subject, balls: list[Threat]
 ) -> list[tuple[GivenFlags, Subject]]:
-    """Pair questions with balls: the same question for all of them, but of a worst case."""
+    """Pair questions with threats: one question for all, except for the worst case."""
     if not flags.worst_case:
         return [(question, subject.within(ball)) for ball in balls] or [(question, subject)]
     size, channels = subject.image_size, subject.network.in_channels or 3
@@ -265,7 +265,7 @@ def _asking(
 
 
 def told(written: Sequence[AccuracyRecord], place: Path) -> str:
-    """Write records for people; `place` keeps them."""
+    """Format records for people; `place` is their folder."""
     first = written[0]
     flags = dict.fromkeys(f"flag {k}: {text}" for r in written for k, text in r.flags.items())
     remarks = dict.fromkeys(line for record in written for line in notes_of(record))
@@ -310,7 +310,7 @@ def _accuracies(record: AccuracyRecord) -> list[str]:
 
 
 def _images(record: AccuracyRecord) -> str:
-    """Name the images; of those that were spread, or stopped at, the record has the long list."""
+    """Describe the images; if they were spread or stopped at, only the record lists them."""
     if record.stopped:
         return f"{record.stopped['stopped_after']:,} images in a random order"
     if record.image_choice == spread.HASH:

@@ -1,8 +1,8 @@
-"""Accuracy under common corruptions, each kind in each severity: one record of all of them.
+"""Accuracy under common corruptions of each kind and severity, in one record.
 
-Its figure is 1 - mean error: the mean of the accuracies, as the robustness of CIFAR-10-C is often
-told, not in units of AlexNet's errors. An evaluation that was interrupted continues after the last
-corruption that is done.
+The reported figure is 1 - mean error, the mean of the accuracies, as is common for CIFAR-10-C. It
+is not relative to AlexNet's errors. An interrupted evaluation resumes after the last complete
+corruption.
 """
 
 import time
@@ -37,7 +37,7 @@ METHOD = "corruptions"
 
 
 def settled(flags: GivenFlags) -> GivenFlags:
-    """Fill in the flags of an evaluation with `--corruptions`; refuse those that contradict it."""
+    """Complete the flags of an evaluation with `--corruptions`; raise if some contradict it."""
     if flags.corruptions is None:
         if flags.frost is not None:
             raise ValueError(f"--frost={flags.frost} has no effect without --corruptions")
@@ -60,7 +60,7 @@ def settled(flags: GivenFlags) -> GivenFlags:
 
 
 def wanted(flags: GivenFlags) -> list[Asked]:
-    """Read the corruptions of the flag."""
+    """Parse the corruptions of the flag."""
     try:
         return corruptions.chosen(str(flags.corruptions))
     except ValueError as error:
@@ -68,7 +68,7 @@ def wanted(flags: GivenFlags) -> list[Asked]:
 
 
 def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
-    """Record the accuracies, computed unless they are there; the first process of a pod writes."""
+    """Record the accuracies, unless recorded before; the first process of a pod writes."""
     subject, question, source = evaluation.subject, evaluation.question, evaluation.source
     size, frost = subject.image_size, None
     if flags.frost is not None:
@@ -202,7 +202,7 @@ def _done(ledger: Path) -> dict[str, dict[str, Any]]:
 
 
 def _right(row: dict[str, Any], count: int) -> np.ndarray:
-    """Read which images were right under a corruption, bool[count]."""
+    """Decode which images were classified correctly under a corruption, bool[count]."""
     bits = np.frombuffer(bytes.fromhex(row["right"]), np.uint8)
     return np.unpackbits(bits)[:count].astype(bool)
 
@@ -224,7 +224,7 @@ def _write_bundle(
     for name, source in sources.items():
         if rows.get(name, {}).get("right") is None:
             raise ValueError(
-                f"{ledger} lacks the answers image by image, as those of an older version do; "
+                f"{ledger} lacks the answers image by image, like ledgers of older versions; "
                 "--bundle needs them: evaluate again with --again, or with another --out DIR"
             )
         right[name] = _right(rows[name], evaluation.question.n)
@@ -234,7 +234,7 @@ def _write_bundle(
 
 
 def prepared(source: Source, size: int, preprocessing: str, places: np.ndarray) -> Prepared:
-    """Prepare images of a corrupted source; computed ones were, before corruption."""
+    """Prepare images of a corrupted source; computed images were prepared before corruption."""
     if _fits(source, size):
         preprocessing = pipeline.preprocessing_id(source, size)
     return Prepared(source, image_size=size, preprocessing=preprocessing, places=places)
@@ -245,7 +245,7 @@ def _fits(source: Source, size: int) -> bool:
 
 
 def table(measured: CorruptionAccuracies) -> list[str]:
-    """Write the lines that show the accuracies under corruptions, a kind each."""
+    """Format the accuracies under corruptions, one line per kind."""
     severities = sorted({s for row in measured["accuracy"].values() for s in row})
     lines = ["".join([f"{'severity':18}", *(f"{s:>8}" for s in severities), f"{'mean':>8}"])]
     for kind, row in measured["accuracy"].items():

@@ -1,4 +1,4 @@
-"""The records and ledgers that a folder holds already: which of them answer, or can be replayed."""
+"""Existing records and ledgers of a folder: which can be reused or replayed."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +26,9 @@ def number(
     again: bool,
     confirmed: Callable[[AccuracyRecord], bool] = lambda record: True,
 ) -> str:
-    """Choose the number of an evaluation: that of one of the same network, done or begun.
+    """Choose an evaluation's number, reusing that of a finished or begun one of this network.
 
-    `confirmed` looks at the record of an older version, whose fingerprint does not show that.
+    `confirmed` judges the record of an older version if its fingerprint does not prove equality.
     """
     exact = records.number_of(identity)
     done = {record.evaluation: record for record in records.read(out)}
@@ -47,7 +47,7 @@ def number(
     if exact in same or exact not in prints:
         equal = [key for key, there in same.items() if there.get("question") == question]
         return min(equal, key=lambda key: (key not in done, key != exact), default=exact)
-    # A program calls code that its text does not show, such as a callback's, which has changed.
+    # A program calls code that its text does not show, such as a callback, and this has changed.
     numbers = (records.number_of(identity | {"unlike": k}) for k in itertools.count(1))
     return next(number for number in numbers if number in same or number not in prints)
 
@@ -57,26 +57,23 @@ def _number_in(path: Path) -> str:
 
 
 def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord | None:
-    """Find the record of an evaluation that was done before, and say so; None: there is none."""
+    """Find the record of an earlier evaluation and announce it; None if there is none."""
     done = [record for record in records.read(out) if record.evaluation == number]
     if not hosts.first(bool(done)):
         return None
     file = out / "results.jsonl"
     hosts.together(lambda: checked.confirmed(done[-1], file) if done else None)
-    if not done:  # a host that does not see the first one's records
+    if not done:  # this host cannot see the first host's records
         return AccuracyRecord(evaluation=number)
     old_versions, by = (done[-1].fingerprint or {}).get("versions") or {}, ""
     if fingerprint.other_versions(old_versions, versions):
         by = f", by {fingerprint.words(old_versions)} (here: {fingerprint.words(versions)})"
-    say(
-        f"done before, {done[-1].time}{by}; nothing is computed (--again computes it again next to "
-        "that)"
-    )
+    say(f"done before, {done[-1].time}{by}; nothing is computed (--again computes a second record)")
     return done[-1]
 
 
 def warn_of_older(out: Path, expected: Mapping[str, Any], threat: Threat) -> None:
-    """Say that a record of an older version seems to answer, but does not prove of what."""
+    """Warn of a matching record of an older version that does not identify its network."""
     for record in records.read(out):
         alike = all(getattr(record, name) == value for name, value in expected.items())
         alike = alike and record.threats[:1] in ([], [threat])
@@ -84,13 +81,13 @@ def warn_of_older(out: Path, expected: Mapping[str, Any], threat: Threat) -> Non
             say(
                 f"the record of {record.time} (commit {str(record.commit)[:12]}) in {out}"
                 " is of an older version, which noted neither what the network computes nor "
-                "the images' bytes: it may be of others, and is not taken for an answer"
+                "the images' bytes: it may be of others, so it is not reused"
             )
             return
 
 
 def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
-    """Find the ledgers of a folder of --replay; refuse those of other images (`other_images`)."""
+    """Find the ledgers in a folder of --replay; raise if one has other images."""
     ledgers = replay.ledgers(folder)
     if not ledgers:
         raise ValueError(
@@ -113,9 +110,9 @@ def ledgers_beside(
     images: Mapping[str, Any],
     hashed: HashedImages | None = None,
 ) -> Iterator[Path]:
-    """Yield the ledgers of a folder that are of this network and norm, at other radii.
+    """Yield a folder's ledgers of this network and norm at other radii.
 
-    Not those of other `images`, by their record's fields, or by `hashed`, their hashes.
+    Ledgers of other images are skipped, judged by `images`, fields of records, and `hashed`.
     """
     done = {record.evaluation: record for record in records.read(out)}
     for path in replay.ledgers(out):
@@ -130,7 +127,7 @@ def ledgers_beside(
 
 
 def other_images(record: AccuracyRecord, images: Mapping[str, Any]) -> str:
-    """Say how the images of a record differ from ours (its fields); "" where nothing is known."""
+    """Describe how the fields of a record's images differ from `images`; "" if none is known."""
     recorded_fields = {name: getattr(record, name) for name in images}
     noted = {name: value for name, value in recorded_fields.items() if value is not None}
     return hosts.differences(noted, {name: images[name] for name in noted})

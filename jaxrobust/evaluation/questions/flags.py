@@ -1,4 +1,4 @@
-"""From the flags of the command to what they name: a network, its weights, and what these say."""
+"""Resolves the flags of the command: the network, its weights, and the facts stored with them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,10 +31,10 @@ _STOPS = ("against", "until_width")
 
 
 def of_shipped(flags: GivenFlags) -> GivenFlags:
-    """Spell out the flags that the name of a run of the package stands for; those given stay.
+    """Expand the name of a packaged run into flags; flags that are set stay.
 
     Raises:
-      ValueError: another network is named too, or a phase that the run has not.
+      ValueError: another network is named too, or a phase that the run lacks.
     """
     if flags.shipped is None:
         return flags
@@ -43,7 +43,7 @@ def of_shipped(flags: GivenFlags) -> GivenFlags:
             f"{flags.shipped} names a network, and so does {' and '.join(networks)}; leave one out"
         )
     weights = f"{flags.shipped}:{flags.phase}" if flags.phase else flags.shipped
-    shipped.weights(weights)  # refuses
+    shipped.weights(weights)  # raises if there is no such phase
     if Path(weights).exists():
         raise ValueError(
             f"{weights} is a network of the package, and a path here has that name; write "
@@ -55,7 +55,7 @@ def of_shipped(flags: GivenFlags) -> GivenFlags:
 
 
 def written(flags: GivenFlags, *names: str) -> list[str]:
-    """List those of some flags that are set, as on the command line."""
+    """List the flags among `names` that are set, as on the command line."""
     values = {name: getattr(flags, name) for name in names}
     valued = ("attack", "version", "search_dtype")
     return [
@@ -66,7 +66,7 @@ def written(flags: GivenFlags, *names: str) -> list[str]:
 
 
 def of_users(flags: GivenFlags, several: Sequence[str]) -> GivenFlags:
-    """Read the points and attacks of the user; `several` name many evaluations."""
+    """Read the user's points and attacks; flags in `several` ask for more than one evaluation."""
     attack, users = user_attacks.of_flags(flags.attack, flags.points)
     if not users:
         return flags
@@ -81,7 +81,7 @@ def of_users(flags: GivenFlags, several: Sequence[str]) -> GivenFlags:
 
 
 def placed(flags: GivenFlags) -> GivenFlags:
-    """Fill in the paths of what flags name; weights are brought here if need be."""
+    """Fill in the paths that flags name; fetch weights if needed."""
     flags = _with_weights(flags._replace(norm=flags.norm and norm(flags.norm)))
     mounted: dict[str, Any] = {
         flag: str(folders.mounted(flag, path))
@@ -103,12 +103,12 @@ def _with_weights(flags: GivenFlags) -> GivenFlags:
     if not flags.weights or flags.workdir or flags.function or flags.torch:
         return flags
     if flags.model and weights_sources.is_missing_file(flags.weights):
-        return flags  # whose other mistakes are said first
+        return flags  # other mistakes are reported first
     here = imports.local(weights_sources.parse(flags.weights), model=flags.model)
     if here.kind == "run":
         if flags.model:
             raise ValueError(
-                f"--weights {here.path} is a run, which says whose it is; leave --model out"
+                f"--weights {here.path} is a run, which stores its model; leave --model out"
             )
         return flags._replace(workdir=str(here.path), weights=None)
     imported = here.kind == "folder" and flags.model in PUBLISHED
@@ -116,7 +116,7 @@ def _with_weights(flags: GivenFlags) -> GivenFlags:
 
 
 def check(flags: GivenFlags) -> None:
-    """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
+    """Raise `ValueError` if flags contradict each other or name nothing to evaluate."""
     if flags.norm not in (None, *THREAT_NORMS):
         raise ValueError(f"--norm={flags.norm} is unknown; one of {', '.join(THREAT_NORMS)}")
     networks = written(flags, "workdir", "function", "torch")
@@ -137,10 +137,10 @@ def check(flags: GivenFlags) -> None:
     if flags.workdir and extra:
         raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
     if flags.weights and flags.phase:
-        raise ValueError("--phase is one of a --workdir; --weights has but one")
+        raise ValueError("--phase belongs to a --workdir; --weights has only one")
     if (flags.function or flags.torch) and (extra := [*extra, *written(flags, "phase")]):
         flag = "--torch" if flags.torch else "--function"
-        raise ValueError(f"{' and '.join(extra)} says nothing of a {flag}; leave it out")
+        raise ValueError(f"{' and '.join(extra)} has no effect on a {flag}; leave it out")
     if flags.function and flags.search_dtype == "bfloat16":
         raise ValueError(
             "--search_dtype=bfloat16 needs a network whose compute type can be set; leave it out, "
@@ -151,7 +151,7 @@ def check(flags: GivenFlags) -> None:
 
 
 def check_fast(flags: GivenFlags, several: Sequence[str]) -> None:
-    """Refuse flags that contradict --version=fast or --finish; `several` name many evaluations."""
+    """Raise if flags contradict --version=fast or --finish; `several` ask for more than one."""
     if flags.version != FAST and not flags.finish:
         return
     asked = "--finish" if flags.finish else f"--version={FAST}"
@@ -171,7 +171,7 @@ def check_fast(flags: GivenFlags, several: Sequence[str]) -> None:
         )
     if flags.bundle and not flags.finish:
         raise ValueError(
-            f"--bundle is of numbers that others check as AutoAttack's, not of --version={FAST}; "
+            f"--bundle needs all of AutoAttack, not --version={FAST}; "
             "leave it out, and give it with --finish"
         )
 
@@ -179,12 +179,12 @@ def check_fast(flags: GivenFlags, several: Sequence[str]) -> None:
 def _folder(flags: GivenFlags) -> Path | None:
     folder = Path(flags.weights) if flags.weights else None
     if folder and (flags.workdir or flags.function or flags.torch or not folder.is_dir()):
-        return None  # a file, which does not say whose it is
+        return None  # a file does not name its model
     return folder
 
 
 def origin(flags: GivenFlags) -> Subject:
-    """Describe the network that checked flags name."""
+    """Describe the network named by checked flags."""
     if flags.workdir:
         return subjects.of_run(Path(flags.workdir), flags.phase)
     random = flags.version == "rand"
@@ -205,7 +205,7 @@ def origin(flags: GivenFlags) -> Subject:
 
 
 def trained(flags: GivenFlags) -> list[Threat]:
-    """List the balls that a run trained in where they are several, else none."""
+    """List the threats that a run trained with if there are several, else none."""
     if not flags.workdir:
         return []
     balls = threats(runs.run_config(Path(flags.workdir), flags.phase).attack)
@@ -213,16 +213,16 @@ def trained(flags: GivenFlags) -> list[Threat]:
 
 
 def own_balls(flags: GivenFlags) -> list[Threat]:
-    """List the several balls of a run where flags ask of an attack and name no norm, else none."""
+    """List a run's several threats if flags ask for an attack and name no norm, else none."""
     names_ball = flags.norm or flags.epsilon is not None or flags.attack == "clean"
     other = names_ball or flags.worst_case or flags.corruptions or flags.certify is not None
     return [] if other else trained(flags)
 
 
 def settled(flags: GivenFlags) -> tuple[Subject, Subject, registry.Source]:
-    """Describe the network of checked flags, settle the evaluated subject, and open its images.
+    """Describe the network of checked flags, complete the evaluated subject, and open its images.
 
-    Of a run of several norms --norm alone means the radius that it trained with in that norm.
+    For a run with several norms, --norm alone implies the radius that it trained with.
     """
     of_flags = origin(flags)
     for ball in trained(flags) if flags.norm and flags.epsilon is None else []:
@@ -237,7 +237,7 @@ def settled(flags: GivenFlags) -> tuple[Subject, Subject, registry.Source]:
 def weights(
     flags: GivenFlags, subject: Subject, source: registry.Source
 ) -> tuple[str | None, Subject, Weights]:
-    """Load the weights of a settled subject: their name, the subject with what they say, them."""
+    """Load a subject's weights; return their name, the subject updated from them, and them."""
     if flags.workdir:
         run = Path(flags.workdir)
         phase = runs.phase_of(run, flags.phase)

@@ -1,4 +1,4 @@
-"""One question to one network: searched image by image, or counted batch by batch."""
+"""One evaluation of one network: searched image by image, or counted batch by batch."""
 
 import functools
 import time
@@ -25,7 +25,7 @@ LogitsOf = Callable[[str], Any]  # compute type -> logits_fn
 
 
 def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
-    """Give the network as `autoattack` takes it, by compute type; each is made only once."""
+    """Return a cached function from compute type to the network as `autoattack` takes it."""
 
     @functools.cache
     def logits_fn(dtype: str) -> Any:
@@ -47,10 +47,10 @@ def counted(
     question: GivenFlags,
     places: np.ndarray,
 ) -> Measured:
-    """Measure accuracy on clean images, and with an attack of fixed steps on its last iterates.
+    """Measure accuracy on clean images, or on the last iterates of an attack with fixed steps.
 
-    `clean_top5` is known where there are more than five classes; of an attack `stable` and
-    `local_lipschitz` are, the means of what `accuracy.judged` says.
+    With more than five classes `clean_top5` is noted; with an attack also `stable` and
+    `local_lipschitz`, the means of the facts in `accuracy.judged`.
     """
     settings, attack = attack_of(question, subject.ball)
     mesh = sharding.make_mesh()
@@ -69,7 +69,7 @@ def counted(
     start = time.perf_counter()
     run = (counter, weights, images, mesh)
     reached = accuracy.each(*run, bar=question.attack) if len(places) else dict(_NOTHING)
-    seconds = time.perf_counter() - start  # with what compiles
+    seconds = time.perf_counter() - start  # with compilation
     measured = answered(reached, question, places, settings, seconds, source.num_classes)
     if not len(places):
         return measured
@@ -86,7 +86,7 @@ def answered(
     seconds: float,
     classes: int,
 ) -> Measured:
-    """Gather what `accuracy.judged` says image by image, on the images at some places."""
+    """Gather the results of `accuracy.judged` for the images at `places`."""
     verdicts, n = verdicts_of(reached, question.attack, places), len(places)
     fixed = question.fixed
     cost: AttackCost = {
@@ -112,13 +112,13 @@ def answered(
     return Measured(record, verdicts)
 
 
-# What is reached where nothing survives.
+# The results if no images survive.
 _NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust", "finite")}
 _NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "answers", "reached")}
 
 
 def attack_of(question: GivenFlags, threat: Threat) -> tuple[list[AttackSettings], Attack]:
-    """Make an attack, and its settings for the record, none if there is none."""
+    """Make the attack and its settings for the record; without an attack, the list is empty."""
     if question.fixed is None:
         return [], lambda logits_fn, key, images, labels: images
     fixed, relative = question.fixed, question.relative_step
@@ -130,7 +130,7 @@ def attack_of(question: GivenFlags, threat: Threat) -> tuple[list[AttackSettings
 
 
 def verdicts_of(reached: dict[str, np.ndarray], attack: str, places: np.ndarray) -> Verdicts:
-    """Make the verdicts of an attack on the images at some places of a split."""
+    """Build an attack's verdicts on the images at `places` of a split."""
     clean, robust = reached["clean"], reached["robust"]
     return Verdicts(
         image_ids=places.astype(np.uint32),

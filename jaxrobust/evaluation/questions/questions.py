@@ -1,4 +1,4 @@
-"""What the command line asks of a network: attacks with their settings, and threats."""
+"""The flags of an evaluation: attacks with their settings, and threats."""
 
 import math
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ from jaxrobust.runtime.text.spelling import near
 from jaxrobust.types import NORMS, check_length, check_threat
 
 AUTOATTACK = "autoattack"
-_SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
-_LENGTHS = ("relative_step", "step")  # of attacks of fixed steps
+_SETTINGS = ("steps", "targets", "restarts")  # of a named attack
+_LENGTHS = ("relative_step", "step")  # of attacks with fixed steps
 _FIXED = (*_LENGTHS, "start", "l1_rule")
 
 
 class GivenFlags(NamedTuple):
-    """The flags of `jaxrobust evaluate`, which say what is evaluated and how; None: not given."""
+    """The flags of `jaxrobust evaluate`; None means not given."""
 
     workdir: str | None = None
     phase: str | None = None
@@ -36,7 +36,7 @@ class GivenFlags(NamedTuple):
     weights: str | None = None
     options: dict[str, Any] | None = None
     selected: bool = False
-    shipped: str | None = None  # the word for a run of the package, which `of_shipped` spells out
+    shipped: str | None = None  # name of a packaged run, which `of_shipped` expands
     dataset: str | None = None
     split: str | None = None
     classes: str | None = None
@@ -52,62 +52,62 @@ class GivenFlags(NamedTuple):
     version: str = (
         "standard"  # of AutoAttack; or plus, rand, custom, or fast, which is not AutoAttack
     )
-    finish: bool = False  # make the standard evaluation of one of the fast version
-    search_dtype: str = "float32"  # what AutoAttack searches in; verdicts fall in float32
+    finish: bool = False  # complete an evaluation of the fast version to the standard one
+    search_dtype: str = "float32"  # compute type of AutoAttack's search; verdicts use float32
     batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
     seed: int = 0  # of the attacks' draws
-    steps: int | None = None  # of a named attack, instead of its own; so are the others
+    steps: int | None = None  # of a named attack, replacing its default; likewise the next two
     targets: int | None = None
     restarts: int | None = None
-    relative_step: float | None = None  # of fixed steps: each is this times epsilon / K
-    step: float | None = None  # of fixed steps: their length, in pixels or as the norm has it
-    start: str | None = None  # of fixed steps: a row of `fixed_steps.STARTS`; None: their own
-    l1_rule: str | None = None  # of fixed steps on L1: a row of `attacks.L1_RULES`; None: sparse
-    rule: str | None = None  # of verdicts of version rand, see `randomised.verdict`
-    draws: int | None = None  # that it judges by
+    relative_step: float | None = None  # fixed steps: each step is this times epsilon / K
+    step: float | None = None  # fixed steps: their length in units of the norm
+    start: str | None = None  # fixed steps: a row of `fixed_steps.STARTS`; None: the default
+    l1_rule: str | None = None  # fixed steps in L1: a row of `attacks.L1_RULES`; None: sparse
+    rule: str | None = None  # for verdicts of version rand, see `randomised.verdict`
+    draws: int | None = None  # number of draws for the rule
     worst_case: bool = False
-    union_only: bool = False  # attack in each ball only what survives the ones before it
+    union_only: bool = False  # attack in each ball only the survivors of the balls before it
     replay: tuple[str, ...] = ()  # folders of evaluations whose adversarial images are tried first
-    noreplay: bool = False  # not even those of this network at other radii
-    again: bool = False  # compute again, next to a record that is there
+    noreplay: bool = False  # do not replay this network's results at other radii either
+    again: bool = False  # compute a second record even if one exists
     against: str | None = None  # stop once this record is behind or ahead: see `stops`
-    until_width: float | None = None  # points; or stop once the interval is narrower
+    until_width: float | None = None  # points; stop once the interval is narrower
     tie: float | None = None  # points; also stop once both differ by less
     alpha: float | None = None  # of a stop; None: 0.05
     corruptions: str | None = None
     frost: str | None = None
     certify: float | None = None
     points: tuple[str, ...] = ()
-    users: tuple[UserAttack, ...] = ()  # that --points and --attack name, which `of_users` reads
+    users: tuple[UserAttack, ...] = ()  # from --points and --attack, read by `of_users`
     bundle: str | None = None
     out: str | None = None
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """List the attacks that are searched with; None: those of the version."""
+        """List the attacks of the search; None: those of the version."""
         if self.attack == ALONE:
             return ()
         return None if self.attack == AUTOATTACK else tuple(self.attack.split(","))
 
     @property
     def searches(self) -> bool:
-        """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
+        """Tell whether AutoAttack's engine runs, which attacks each image until it is fooled."""
         names = attack_rows.searching().keys()
         return self.attack in (AUTOATTACK, ALONE) or set(self.attack.split(",")) <= names
 
     @property
     def replays(self) -> bool:
-        """Tell whether adversarial images of others can be tried: what fools once, always does."""
+        """Tell whether stored adversarial images can be tried: not on a randomised network."""
         return self.searches and self.version != "rand"
 
     @property
     def fixed(self) -> fixed_steps.FixedSteps | None:
-        """Find the attack of fixed steps; None if it is not one."""
+        """Find the attack with fixed steps; None if it is another kind."""
         return fixed_steps.parse(self.attack)
 
     @property
     def changes(self) -> dict[str, Any]:
-        """List the settings that are not the attack's own."""
+        """List the settings that replace the attack's defaults."""
         settings = {key: getattr(self, key) for key in (*_SETTINGS, *_FIXED)}
         return {key: value for key, value in settings.items() if value is not None}
 
@@ -127,7 +127,7 @@ class GivenFlags(NamedTuple):
         return ", ".join([attacks, *version, *words, *judged])
 
     def overrides(self) -> dict[str, dict[str, Any]] | None:
-        """List the changes of each attack, as `autoattack` takes them: of settings that it has."""
+        """List each attack's changes to settings that it has, as `autoattack` takes them."""
         changes, overrides = self.changes, {}
         for name in self.names or ():
             of_name = {key: changes[key] for key in ensembles.adjustable(name) if key in changes}
@@ -137,7 +137,7 @@ class GivenFlags(NamedTuple):
 
 
 def following(attack: str, version: str, norm: str) -> tuple[str, ...]:
-    """List the attacks of `--attack` and `--version` that follow the gradient of the images."""
+    """List the attacks of `--attack` and `--version` that follow input gradients."""
     if fixed_steps.parse(attack):
         return (attack,)
     rows = attack_rows.searching()
@@ -147,12 +147,12 @@ def following(attack: str, version: str, norm: str) -> tuple[str, ...]:
 
 
 def _as_flag(key: str, value: Any) -> str:
-    """Write a setting for people; a step such as 0.8/255 exactly, as it can be read again."""
+    """Format a setting for people; a step such as 0.8/255 exactly, so that it can be reread."""
     return value if isinstance(value, str) else repr(value) if key == "step" else f"{value:g}"
 
 
 def check(question: GivenFlags, subject: Subject, source: registry.Source) -> None:
-    """Refuse what cannot work, in the words of the command line, before anything compiles."""
+    """Raise on invalid flags, worded for the command line, before anything compiles."""
     if not (question.searches or question.attack == "clean" or question.fixed):
         single = [name for name, row in attack_rows.fixed().items() if row.single]
         names = ("clean", *single, AUTOATTACK, *attack_rows.searching())
@@ -168,7 +168,7 @@ def check(question: GivenFlags, subject: Subject, source: registry.Source) -> No
         check_threat(subject.threat, subject.image_size, subject.network.in_channels or 3)
         if question.bundle and subject.norm not in NORMS:
             raise ValueError(
-                f"--bundle is of {', '.join(NORMS)}, not of {subject.norm}; leave it out"
+                f"--bundle supports {', '.join(NORMS)}, not {subject.norm}; leave it out"
             )
     _check_choices(question, subject)
     for flag, value, low in (
@@ -179,7 +179,7 @@ def check(question: GivenFlags, subject: Subject, source: registry.Source) -> No
     ):
         if value is not None and value < low:
             raise ValueError(f"--{flag}={value} must be at least {low}")
-    if question.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
+    if question.seed >= 2**32:  # JAX makes keys from 32 bits and would drop the rest
         raise ValueError(f"--seed={question.seed} must be below 2^32")
     if question.searches and question.attack != ALONE:
         try:
@@ -193,7 +193,7 @@ def check(question: GivenFlags, subject: Subject, source: registry.Source) -> No
             "give the --dataset that it was trained for"
         )
     preprocessing = pipeline.preprocessing_id(source, subject.image_size, question.preprocessing)
-    evaluation_transform(preprocessing)  # refuses
+    evaluation_transform(preprocessing)  # raises if unknown
 
 
 def _check_choices(question: GivenFlags, subject: Subject) -> None:
@@ -251,7 +251,7 @@ def _check_version(question: GivenFlags, attack: str) -> None:
 
 
 def _check_fixed(question: GivenFlags, norm: str) -> None:
-    """Refuse settings of attacks of fixed steps."""
+    """Raise on invalid settings of attacks with fixed steps."""
     if question.fixed and norm not in NORMS:
         raise ValueError(
             f"--attack={question.attack} has no {norm} ball; give --attack=autoattack, or --norm, "
@@ -272,9 +272,9 @@ def _check_fixed(question: GivenFlags, norm: str) -> None:
         if value is not None and value not in choices:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(choices)}")
     if question.l1_rule and norm != "l1":
-        raise ValueError(f"--l1_rule={question.l1_rule} is of l1, not of {norm}; leave it out")
+        raise ValueError(f"--l1_rule={question.l1_rule} is for l1, not {norm}; leave it out")
     if str(question.start).startswith("uniform") and not attacks.GEOMETRIES[norm].fill:
         raise ValueError(
-            f"--start={question.start} is of {filled()}, not of {norm}; leave it out, or give "
+            f"--start={question.start} is for {filled()}, not {norm}; leave it out, or give "
             "--start=random"
         )

@@ -1,4 +1,4 @@
-"""The records of an evaluation: each is computed unless it is there, and kept with its verdicts."""
+"""The records of an evaluation: computed unless they exist, and stored with their verdicts."""
 
 import copy
 import dataclasses
@@ -42,11 +42,11 @@ from jaxrobust.types import Weights
 from jaxrobust.weights.store import hashes
 
 _LOW = 0.5  # clean accuracy
-_TURNED = 0.005  # of the clean answers, by rounding
+_TURNED = 0.005  # share of clean answers that rounding may change
 
 
 class Evaluation:
-    """A network and its images, for several questions; what compiles is shared."""
+    """A network and its images, for several questions that share compiled programs."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Evaluation:
         options: Any = {"operand": "keys" if subject.keyed else "", "labels": self.images.labels}
         self.fingerprint = fingerprint.of_network(network, self.images, batch=self.batch, **options)
         self.questions: dict[str, str] = {}  # number -> hash of its question
-        self._size: list[NetworkSize] = []  # once it is known, shared by all questions
+        self._size: list[NetworkSize] = []  # filled on first use, shared by all questions
         self._clean: list[verdicts.Verdicts] = []  # likewise
 
     def with_question(self, question: GivenFlags) -> "Evaluation":
@@ -93,7 +93,7 @@ class Evaluation:
         return other
 
     def record(self, subject: Subject) -> AccuracyRecord:
-        """Record one ball, computed unless it is there; the first of all processes writes it."""
+        """Record one threat, unless recorded before; the first process writes the record."""
         question, rule = self.question, None
         about: dict[str, Any] = {}
         if stops.flag(question):
@@ -122,10 +122,10 @@ class Evaluation:
         return self.write(number, f"{question.method}, stopped", *measured)
 
     def begun(self, subject: Subject) -> str:
-        """Choose the number whose ledger continues.
+        """Choose the number of the ledger to continue.
 
-        Of the fast version that of the standard one, with a user's attacks that without them, of an
-        evaluation that stops that of the plain one.
+        The fast version continues the ledger of the standard version, an evaluation with a user's
+        attacks the one without them, and an evaluation that stops the plain one.
         """
         question = self.question
         if question.users and question.attack != ALONE:
@@ -138,12 +138,12 @@ class Evaluation:
         return self.with_question(self.question._replace(version=version, finish=False))
 
     def _check_begun(self, subject: Subject) -> None:
-        """Refuse to finish an evaluation of the fast version that is not there."""
+        """Raise if there is no evaluation of the fast version to finish."""
         number = self._of_version(ensembles.FAST).number(subject)
         records_there = records.read(self.out)
         if not hosts.first(any(r.evaluation == number and r.fast for r in records_there)):
             raise ValueError(
-                f"--finish makes the standard evaluation of one by --version=fast, and {self.out} "
+                f"--finish completes an evaluation by --version=fast, and {self.out} "
                 "has none of this network with these images, norm, radius and seed; run "
                 "--version=fast first, or leave --finish out"
             )
@@ -153,14 +153,14 @@ class Evaluation:
         return self.numbered(self.identity(subject) | more)
 
     def numbered(self, identity: dict[str, Any]) -> str:
-        """Choose the number of what has this identity, the same in all processes.
+        """Choose the number for an identity, the same in all processes.
 
-        It is that of an evaluation which is there, done or begun, if that is of the same network:
-        also of one that another version of this package or of JAX began.
+        The number of a finished or begun evaluation of the same network is reused, even if another
+        version of this package or of JAX began it.
         """
         hosts.agree(identity)
         text = json.dumps(identity, sort_keys=True)
-        for key in ("program", "gradient"):  # which versions write differently
+        for key in ("program", "gradient"):  # these differ between versions
             text = text.replace(getattr(self.fingerprint, key), key)
         question = records.number_of({"asked": text})
         chosen = earlier.number(
@@ -178,11 +178,11 @@ class Evaluation:
     def _confirms(self, record: AccuracyRecord) -> bool:
         """Compare the clean answers of all images with the verdicts of an older version's record.
 
-        Rounding may turn few of them.
+        A few may differ by rounding.
         """
         about = (
             f"the record {record.evaluation} is of an older version, which probed eight noisy "
-            "images, and the network's program is another"
+            "images, and the network's program differs"
         )
         there = checked.if_there(record, self.out / "results.jsonl")
         if there is None or self.subject.keyed or jax.process_count() > 1:
@@ -201,7 +201,7 @@ class Evaluation:
         return True
 
     def identity(self, subject: Subject) -> dict[str, Any]:
-        """List what tells this evaluation from others."""
+        """Return the facts that identify this evaluation."""
         source, question, network = self.source, self.question, subject.network
         classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
         settings = [*subject.ball.settings().values(), question.seed, question.search_dtype]
@@ -215,7 +215,7 @@ class Evaluation:
                 *(self.images.content_sha256(), *classes),
             ],
             "attack": [question.method, *([] if question.attack == "clean" else settings)],
-            # Equal weights that were chosen elsewhere have a record which says otherwise.
+            # The record of equal weights chosen on other images differs.
             **({"chosen": subject.chosen} if chosen else {}),
             **({"replay": sorted(path.stem for path in self.given)} if self.given else {}),
             **({"replay": None} if question.noreplay else {}),
@@ -223,20 +223,20 @@ class Evaluation:
 
     @property
     def hashed(self) -> verdicts.HashedImages:
-        """Return the images by their places in the split, each with its hash."""
+        """The images' places in the split and their hashes."""
         return verdicts.HashedImages(self.images.ids, self.images.image_hashes())
 
     @property
     def batch(self) -> int:
-        """Count the images that attacks of fixed steps take at a time."""
+        """The batch size of attacks with fixed steps."""
         return min(self.question.batch or self.subject.batch_size, self.question.n)
 
     def recorded(self, number: str) -> AccuracyRecord | None:
-        """Find the record of an evaluation that was done before; None: it was not."""
+        """Find the record of an earlier evaluation; None if there is none."""
         return earlier.recorded(self.out, number, self.fingerprint.versions)
 
     def _without_replay(self, subject: Subject) -> AccuracyRecord | None:
-        """Find the record of an evaluation that had nothing to replay, if nothing is to be."""
+        """With --noreplay, find the record of an evaluation that had nothing to replay."""
         if not self.question.noreplay or self.question.again:
             return None
         identity = {k: v for k, v in self.identity(subject).items() if k != "replay"}
@@ -244,28 +244,28 @@ class Evaluation:
         return there if there and not there.replayed else None
 
     def ledger(self, number: str) -> Path:
-        """Name the file that an evaluation continues from."""
+        """Return the path of an evaluation's ledger."""
         return self.out / f"ledger-{number}.jsonl"
 
     def ledgers(self, number: str) -> list[Path]:
-        """Find the files of an evaluation, those of all processes of a pod.
+        """Find the ledgers of an evaluation, of all processes of a pod.
 
-        A process that was killed before its first verdict leaves an empty one, which is left out.
+        A process killed before its first verdict leaves an empty file, which is skipped.
         """
         names = (f"ledger-{number}.jsonl", f"ledger-{number}.process-")
         paths = [path for path in replay.ledgers(self.out) if path.name.startswith(names)]
         return hosts.everyone(paths)[0]
 
     def ledgers_to_replay(self, subject: Subject, number: str) -> list[Path]:
-        """Find the ledgers of this folder that are replayed: this network's at other radii."""
-        question = self.question  # a user's attacks alone are to show what they find
+        """Find the ledgers in this folder to replay: this network's at other radii."""
+        question = self.question  # a user's attacks alone should not be helped by replay
         if question.noreplay or question.attack == ALONE or not question.replays:
             return []
         network = (self.fingerprint, subject.ball.norm)
         paths = earlier.ledgers_beside(
             self.out, number, *network, self._image_fields(), self.hashed
         )
-        return hosts.everyone(list(paths))[0]  # as the first process sees the folder
+        return hosts.everyone(list(paths))[0]  # the first process decides
 
     def _image_fields(self) -> dict[str, Any]:
         return {
@@ -277,7 +277,7 @@ class Evaluation:
         }
 
     def announce(self, subject: Subject, standing: np.ndarray | None = None) -> None:
-        """Say what begins, on all images or on those that survive."""
+        """Print which evaluation begins, on all images or on the survivors."""
         question = self.question
         images = question.n if standing is None else int(standing.sum())
         weights = f" ({self.which})" if self.which else ""
@@ -299,12 +299,12 @@ class Evaluation:
         ledgers: Sequence[Path] = (),
         stop: StopRule | None = None,
     ) -> Measured:
-        """Measure what one ball's record needs."""
+        """Measure everything that the record of one threat needs."""
         if not self.question.searches:
             of, ids = (subject, self.source, self.weights), self.images.ids
-            if not self.fingerprint.has_answers:  # of noisy images, so all are looked at
+            if not self.fingerprint.has_answers:  # no noisy image has, so check all clean images
                 plain = self.question._replace(attack="clean", start=None, l1_rule=None)
-                measuring.counted(*of, plain, ids)  # refuses
+                measuring.counted(*of, plain, ids)  # raises if none has either
             measured = measuring.counted(
                 *of, self.question, ids if standing is None else ids[standing]
             )
@@ -347,9 +347,9 @@ class Evaluation:
         if subject.flag and standing is None and clean is not None and clean < _LOW:
             say(
                 f"{subject.network.name} is right on {clean:.1%} of the clean images; if "
-                "it expects others than those in [0, 1], such as normalised ones or [-1, 1], "
+                "it does not expect images in [0, 1], but normalised ones or [-1, 1], "
                 f"jaxrobust doctor {subject.flag} {subject.network.name} --dataset "
-                f"{self.source.name} finds it, and the normalisation belongs into the network"
+                f"{self.source.name} detects it; move the normalisation into the network"
             )
         return measured
 
@@ -369,7 +369,7 @@ class Evaluation:
         by_image: verdicts.Verdicts | None,
         begun_by: dict[str, str] | None = None,
     ) -> AccuracyRecord:
-        """Write the record of what was measured, in the first process, and return it."""
+        """Write the record of a measurement in the first process, and return it."""
         subject, question, source = self.subject, self.question, self.source
         weights = None if subject.net else self.weights
         training = self._training(subject)
@@ -441,7 +441,7 @@ def _without_keys(logits_fn: Any, images: Any, keys: Any) -> Any:
 
 
 def claim(out: Path) -> None:
-    """Make the folder; refuse one that cannot be written, before hours go into it."""
+    """Make the folder; raise if it is not writable, before any long computation."""
     with folders.writing("out", out):
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):

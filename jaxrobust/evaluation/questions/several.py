@@ -1,6 +1,6 @@
-"""Several balls: their union, the worst case over attacks in them, and a ladder of radii.
+"""Several threats: their union, the worst case over attacks, and a ladder of radii.
 
-An image is robust in a union if nothing in any of its balls fools it.
+An image is robust in a union if nothing in any of its balls fools the network.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from jaxrobust.evaluation.records.record import (
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat
 
-# The fields of a record that are measured, which the record of a union is made of.
+# The measured fields of records, which a union combines.
 _MEASURED = ["attacks", "clean", "robust", "flags"]
 _MEASURED += ["costs", "accuracy_after", "replayed", "draws"]
 
@@ -43,13 +43,13 @@ def union(
     *,
     worst_case: bool = False,
 ) -> AccuracyRecord:
-    """Record all balls together: an image is robust if nothing in any of them fools it."""
+    """Record the union of all threats: a robust image withstands each of them."""
     identity: dict[str, Any] = {"union": [one.evaluation.identity(one.subject) for one in members]}
     identity |= {"all": bool(done)} | ({"worst_case": True} if worst_case else {})
     number = evaluation.numbered(identity)
     if there := evaluation.recorded(number):
         return there
-    if done and jax.process_index():  # the records of the first process are enough
+    if done and jax.process_index():  # only the first process needs the records
         return AccuracyRecord(evaluation=number)
     measured = [_of_record(record, evaluation.out) for record in done]
     balls = [member.subject.ball for member in members]
@@ -73,11 +73,11 @@ def union(
 
 
 def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[AccuracyRecord]:
-    """Record several radii of one norm, which rise.
+    """Record several ascending radii of one norm.
 
-    The largest radius goes first. What is robust there meets only the first attack at the smaller
-    ones, whose balls lie within; what was fooled there is tried before any attack; what falls at a
-    small radius has fallen at all larger ones. So each image is attacked in full at one radius.
+    The largest radius goes first. Images robust there meet only the first attack at smaller radii,
+    whose balls lie within. Points found there are tried before any attack, and images that fall at
+    a small radius fall at all larger ones. So each image is attacked in full at only one radius.
     """
     radii = [float(subject.ball.epsilon) for subject in rungs]
     numbers = [evaluation.number(subject, ladder=radii) for subject in rungs]
@@ -140,9 +140,9 @@ def _of_record(record: AccuracyRecord, out: Path) -> Measured:
 
 
 def joined(measured: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
-    """Join the verdicts of all balls: the first of them that fools an image has its name there.
+    """Join the verdicts in all balls; a fooled image names the first ball in which it falls.
 
-    Those after the first may know only images that survived before them.
+    Later balls may cover only the images that survived the earlier ones.
     """
     first = measured[0].verdicts
     fooled_by = np.array(first.fooled_by, dtype=object)
@@ -157,7 +157,7 @@ def joined(measured: Sequence[Measured], balls: Sequence[Threat]) -> Verdicts:
 
 
 def united(measured: Sequence[Measured], balls: Sequence[Threat], names: Sequence[str]) -> Measured:
-    """Unite what was measured in each ball, which `names` call."""
+    """Combine the measurements in all balls; `names` label the accuracies after each."""
     verdicts = joined(measured, balls)
     records_of = [one.record for one in measured]
     flags = {
@@ -184,10 +184,10 @@ def united(measured: Sequence[Measured], balls: Sequence[Threat], names: Sequenc
 
 
 def _by_one(measured: Sequence[Measured]) -> OneDraw | None:
-    """Unite the accuracies by one draw; None: a part of an older version lacks them.
+    """Combine the accuracies by one draw; None if a part by an older version lacks them.
 
-    What a ball did not attack, because the rule says that one before it fools it, may stand by one
-    draw: then `at_most` is True, and the robust accuracy a bound.
+    An image that a ball skipped, because by the rule an earlier ball fools it, may stand by one
+    draw. Then `at_most` is True, and the robust accuracy is a bound.
     """
     first, at_most = measured[0].verdicts, False
     robust = np.ones(len(first.image_ids), bool)
@@ -216,7 +216,7 @@ def parts_of(
     *,
     skips: bool,
 ) -> list[WorstCasePart]:
-    """List each attack, on how many images it was, and what share of them it left."""
+    """List each attack with its number of images and the share of them that survived."""
     rows: list[WorstCasePart] = []
     for place, (record, verdicts, _) in enumerate(measured):
         n, robust = len(verdicts.image_ids), None if skips and place else record.robust

@@ -1,4 +1,4 @@
-"""When a command stops: --against a record, until one is ahead, or --until_width of an interval."""
+"""Stopping rules: --against a record, until one is ahead, or --until_width of an interval."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.weights.store import hashes
 
-_SHOWN = 6  # evaluations that a message lists
+_SHOWN = 6  # evaluations listed in a message
 
 
 class RecordFound(NamedTuple):
-    """A record that can be compared with, and the file that holds it."""
+    """A record to compare with, and its file."""
 
     record: AccuracyRecord
     file: Path
 
 
 def check_flags(flags: GivenFlags, several: Sequence[str]) -> None:
-    """Refuse flags of a stop that contradict others; `several` names flags of many evaluations."""
+    """Raise if flags of a stop contradict others; `several` names flags of many evaluations."""
     stop = flag(flags)
     for name in ("alpha", "tie") if stop is None else ():
         value = getattr(flags, name)
@@ -56,7 +56,7 @@ def check_flags(flags: GivenFlags, several: Sequence[str]) -> None:
 
 
 def flag(flags: GivenFlags) -> str | None:
-    """Name the flag that stops an evaluation; None: it has no such flag."""
+    """Return the flag that stops an evaluation, or None."""
     if flags.against:
         return "--against"
     return None if flags.until_width is None else "--until_width"
@@ -70,7 +70,7 @@ def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
             f"{flags.attack} out"
         )
     if flags.version == "rand":
-        raise ValueError(f"{stop} is of networks whose answers are fixed, not of --version=rand")
+        raise ValueError(f"{stop} needs a deterministic network, not --version=rand")
     names = ("search_dtype", "replay", "worst_case", "union_only", "corruptions", "bundle")
     if others := [*written(flags, *names), *several]:
         raise ValueError(
@@ -80,7 +80,7 @@ def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
 
 
 def check_images(question: GivenFlags, images: int) -> None:
-    """Refuse a width that an evaluation of this many images cannot reach."""
+    """Raise if an evaluation of this many images cannot reach the width."""
     if question.until_width is not None:
         try:
             stopping.check_width(question.until_width / 100, question.n or images)
@@ -95,9 +95,9 @@ def rule(
     images: str,
     hashed: HashedImages | None = None,
 ) -> tuple[StopRule, dict[str, Any]]:
-    """Make the rule that the flags ask for, and what its record notes of the other network.
+    """Make the rule that the flags ask for, and the facts about the other network for the record.
 
-    `images` is the hash of the images' content, `hashed` has that of each image; None: unknown.
+    `images` is the hash of the images' content, `hashed` holds one per image; None: unknown.
     """
     alpha = 0.05 if question.alpha is None else question.alpha
     if question.until_width is not None:
@@ -108,8 +108,8 @@ def rule(
     other_verdicts = checked.verdicts(record, file)
     if count := int(checked.replayed(other_verdicts).sum()):
         raise ValueError(
-            f"--against={place}: replayed points decided {count} of its images, which the attacks "
-            "alone might have left standing; evaluate it again with --noreplay"
+            f"--against={place}: replayed points decided {count} of its images, which might have "
+            "survived the attacks alone; evaluate it again with --noreplay"
         )
     if hashed is not None:
         both = (record, here, other_verdicts.images, hashed)
@@ -119,8 +119,8 @@ def rule(
             )
         if not checked.same_images_shown(*both):
             say(
-                f"WARNING: that --against={place} is of the same images is known by their names "
-                "alone: no hashes of each image, which older versions did not note, show it"
+                f"WARNING: only the images' names show that --against={place} is of the same "
+                "images: hashes of each image, which older versions did not note, are missing"
             )
     tie = None if question.tie is None else question.tie / 100
     about = {"evaluation": record.evaluation, "model": (record.model or {}).get("name")}
@@ -136,7 +136,7 @@ def _record_here(
     images: str,
     hashed: HashedImages | None,
 ) -> AccuracyRecord:
-    """Make what the record of this evaluation will say of its question."""
+    """Build the fields that describe this evaluation's question in its future record."""
     architecture: Any = dataclasses.asdict(subject.network)
     classes = int(subject.network.num_classes or 0)
     plan = ensembles.plan(subject.norm, question.version, question.names, question.overrides())
@@ -159,14 +159,14 @@ def _record_here(
 
 
 def found(place: str, here: AccuracyRecord) -> RecordFound:
-    """Find the record that PLACE[#NUMBER] names; refuse what `here` cannot be compared with."""
+    """Find the record named by PLACE[#NUMBER]; raise if it is not comparable with `here`."""
     folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
     listed = [one for one in _listed(Path(folder)) if str(one.record.evaluation).startswith(wanted)]
     if not listed:
         number = f" {wanted}" if wanted else ""
         raise ValueError(
             f"--against={place} has no evaluation{number}; name the folder of one, a run, or "
-            "results.jsonl, with #NUMBER after it where it holds several"
+            "results.jsonl, followed by #NUMBER if it holds several"
         )
     wrong = [differences(one.record, here) for one in listed]
     fit = [one for one, words in zip(listed, wrong, strict=True) if not words]
@@ -194,7 +194,7 @@ def found(place: str, here: AccuracyRecord) -> RecordFound:
 
 
 def _listed(folder: Path) -> list[RecordFound]:
-    """Read the records of a folder, a run or a file, the last of each number."""
+    """Read the records of a folder, a run or a file, keeping the last of each number."""
     inside = [folder / "results.jsonl", folder / "evaluation" / "results.jsonl"]
     listed: dict[tuple[Path, str], RecordFound] = {}
     for file in inside if folder.is_dir() else [folder]:
@@ -207,7 +207,7 @@ def _listed(folder: Path) -> list[RecordFound]:
 
 
 def differences(there: AccuracyRecord, here: AccuracyRecord) -> str:
-    """Say why a record cannot be compared with image after image; "" if it can."""
+    """Say why two records cannot be compared image by image; "" if they can."""
     texts = [checked.question_differences(there, here)]
     if checked.other_pictures(there, here):
         texts.append(checked.OTHER_PICTURES)
@@ -216,7 +216,7 @@ def differences(there: AccuracyRecord, here: AccuracyRecord) -> str:
     order = (there.stopped or {}).get("order_seed")
     if there.stopped and order != here.seed:
         texts.append(
-            f"it stopped in the order of images of seed {order}, and this one has that of seed "
+            f"it stopped in the image order of seed {order}, and this one has the order of seed "
             f"{here.seed}"
         )
     return "; ".join(text for text in texts if text)

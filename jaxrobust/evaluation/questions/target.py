@@ -1,4 +1,4 @@
-"""What is evaluated: whose weights, on which images, in which ball; from what is known of them."""
+"""The evaluated subject: a network, its weights, the images and the threat."""
 
 import re
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ from jaxrobust.weights.trained import runs
 from jaxrobust.weights.trained.history import History, checked
 
 FUNCTION, TORCH = "--function", "--torch"
-_TURNS = 8  # images for each slot, below which more slots are idle for what they save
+_TURNS = 8  # images per slot, below which idle slots cost more than they save
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, the images and the threat; None is what is not known yet."""
+    """A network, the images and the threat; None means not known yet."""
 
     network: NetworkSpec
     dataset: str | None = None
@@ -43,47 +43,47 @@ class Subject:
     classes: str | None = None  # only these of the data set
     workers: int = 0  # processes that decode
     threat: Threat | None = None
-    norm: str = "linf"  # in which a radius is meant where none is given yet
+    norm: str = "linf"  # the norm of a radius, until a threat is set
     batch_size: int = 128
-    tested: str | None = None  # the preprocessing that its run tests with
-    expected: str | None = None  # the preprocessing that imported weights expect of photographs
-    config: Any = None  # what the network was made from, for the record
-    chosen: dict[str, Any] | None = None  # on which images --selected chose the weights
-    history: History | None = None  # how the weights came about
-    function: functions.Named | None = None  # of images to logits, which is the whole network
+    tested: str | None = None  # the preprocessing of its run's tests
+    expected: str | None = None  # the preprocessing that imported weights expect for photographs
+    config: Any = None  # the source of the network, for the record
+    chosen: dict[str, Any] | None = None  # the images on which --selected chose the weights
+    history: History | None = None  # the training history of the weights
+    function: functions.Named | None = None  # from images to logits, if that is the network
     net: Classifier | None = None  # of that function, after `with_arrays`
-    arrays_sha256: str | None = None  # the same
-    built: Any = None  # PyTorch's module (`named.Built`), that `with_arrays` makes that function of
-    slots: int | None = None  # as many as are cheapest for it, by measurement
-    keyed: bool = False  # whether it takes a key for each image too, of which it draws
+    arrays_sha256: str | None = None  # likewise
+    built: Any = None  # PyTorch module (`named.Built`) that `in_jax` converts to the function
+    slots: int | None = None  # the cheapest number for it, by measurement
+    keyed: bool = False  # whether it also takes one key per image for random draws
 
     @property
     def image_size(self) -> int:
-        """Take the size of the images of a settled subject, which has one."""
+        """The image size; only a settled subject has one."""
         assert self.network.image_size is not None, "settled"
         return self.network.image_size
 
     def within(self, threat: Threat) -> "Subject":
-        """Evaluate the same under another threat."""
+        """Return the same subject under another threat."""
         return replace(self, threat=threat, norm=threat.norm)
 
     @property
     def ball(self) -> Threat:
-        """Take the threat of a settled subject, which has one or is not attacked (radius 0)."""
+        """The threat of a settled subject, with radius 0 if it is not attacked."""
         return self.threat or Threat(self.norm, 0.0)
 
     def slots_for(self, count: int) -> int | None:
-        """Count the slots for that many images; None: the engine's own, as few as there are."""
+        """Return the number of slots for `count` images; None: the engine's default."""
         return self.slots if self.slots and count >= _TURNS * self.slots else None
 
     @property
     def flag(self) -> str | None:
-        """Name the flag of a network that is not ours; None: it is ours."""
+        """The flag of a user's network; None for a network of the package."""
         return TORCH if self.built else FUNCTION if self.function else None
 
     def create(self, dtype: str) -> Classifier:
-        """Create the network's functions, which compute in `dtype`; a function has its own."""
-        if self.net and self.built:  # which computes in the type of its arrays
+        """Create the network's functions, which compute in `dtype`; a function sets its own."""
+        if self.net and self.built:  # it computes in the type of its arrays
             apply = self.net.apply
             return self.net._replace(
                 apply=lambda p, arrays, x, **key: apply(p, cast(arrays, jnp.dtype(dtype)), x, **key)
@@ -91,7 +91,7 @@ class Subject:
         return self.net or self.network.create(dtype=dtype)
 
     def origin(self) -> dict[str, Any] | None:
-        """Describe the user's function that is or makes the network; None: the network is ours."""
+        """Describe the user's function that is or makes the network; None: of the package."""
         if self.function is None:
             spec = self.network
             return models.origin(spec.name, **spec.sizes(), **spec.options)
@@ -100,7 +100,7 @@ class Subject:
 
 
 def of_run(workdir: Path, phase: str | None = None) -> Subject:
-    """Describe the network of a run, of one phase of it (default: the last with weights)."""
+    """Describe the network of a run's phase (default: the last phase with weights)."""
     config = runs.run_config(workdir, phase)
     data, attack = config.data, config.attack
     return Subject(
@@ -119,15 +119,15 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
 
 
 def of_file(name: str, path: Path, options: dict[str, Any] | None = None) -> Subject:
-    """Describe a network `name` by its file of weights, with these options or those it states."""
-    if pytorch.is_name(name) or not functions.is_name(name):  # others have no description
+    """Describe a network `name` by its weights file, with these options or the file's own."""
+    if pytorch.is_name(name) or not functions.is_name(name):  # other functions store no options
         options = certificates.options(name, options, certificates.stated(path), path)
     options = options or {}
     return Subject(NetworkSpec(name, options=options), config={"model": name, "options": options})
 
 
 def of_folder(folder: Path, name: str | None, options: dict[str, Any] | None) -> Subject:
-    """Describe a network by its imported weights, which may have to be those of `name`."""
+    """Describe a network by its imported weights; raise if `name` is another architecture."""
     about = weights_folder.about(folder)
     if about is None:
         raise ValueError(
@@ -158,7 +158,7 @@ def of_function(name: str, *, random: bool = False) -> Subject:
 def of_torch(
     name: str, arguments: dict[str, Any] | None, output: str | None, *, random: bool = False
 ) -> Subject:
-    """Describe a network in PyTorch, which may draw `random` numbers."""
+    """Describe a PyTorch network, which may draw `random` numbers."""
     built = pytorch.find("built")(TORCH, name, arguments, output, random=random)
     return Subject(NetworkSpec(name), function=built.source, built=built, keyed=random)
 
@@ -174,9 +174,9 @@ def settled(
     epsilon: float | None = None,
     **changes: Any,
 ) -> tuple[Subject, registry.Source]:
-    """Settle a subject with `changes` (None: none) and what they imply, and open its images.
+    """Complete a subject with `changes` that are not None and their consequences; open its images.
 
-    A radius of one norm says nothing in another.
+    A radius in one norm does not carry over to another.
     """
     sizes_of = {key: value for key, value in (network or {}).items() if value is not None}
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -190,7 +190,7 @@ def settled(
         flag = subject.flag or "a network that is not a run"
         raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
     if dataset != origin.dataset and "split" not in changes:
-        # A part of another data set's split says nothing here.
+        # A part of another data set's split does not apply here.
         imagenet = _IMAGENET.match(dataset)
         subject = replace(subject, split="validation@robustbench" if imagenet else "test")
     source = registry.open_source(
@@ -214,11 +214,11 @@ def settled(
 def preprocessing(
     origin: Subject, image_size: int, source: registry.Source, flag: str | None = None
 ) -> str | None:
-    """Choose the flag's preprocessing, else that of a run's tests, or what imported weights expect.
+    """Choose the flag's preprocessing, else that of the run's tests or of imported weights.
 
-    Imported weights expect it of photographs, not of images that all have one size that is not
-    above the network's. At another image size only a crop percentage means the same, and what is
-    dropped is said.
+    That of imported weights is for photographs, not for images of one size no larger than the
+    network's. At another image size only a crop percentage keeps its meaning; anything else is
+    dropped with a message.
     """
     small = source.image_shape and min(source.image_shape[:2]) <= image_size
     expected = None if small else origin.expected
@@ -241,7 +241,7 @@ def preprocessing(
 
 
 def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, Weights]:
-    """Read the weights of a file or folder: their name, the network with its channels, them."""
+    """Read weights from a file or folder; return their name, the network with channels, them."""
     if line := certificates.line(path):
         say(line)
     path = path / weights_folder.WEIGHTS if path.is_dir() else path
@@ -260,18 +260,18 @@ def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, We
 
 
 def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) -> Subject:
-    """Make the network in PyTorch of a settled subject a function of ours."""
+    """Convert the PyTorch network of a settled subject to a JAX function."""
     assert subject.built is not None and subject.function is not None
     fast = fast_formulas if jax.default_backend() == "cpu" else lambda function: function
     function, at_once = pytorch.find("in_jax")(TORCH, subject.built, images, fast, following)
-    built = subject.built._replace(network=None)  # whose memory is free again
+    built = subject.built._replace(network=None)  # frees its memory
     slots = at_once * jax.local_device_count() if jax.default_backend() == "cpu" else None
     function_in_jax = subject.function._replace(function=function)
     return replace(subject, function=function_in_jax, built=built, slots=slots)
 
 
 def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
-    """Make the function of a settled subject a network, and its arrays weights."""
+    """Turn a settled subject's function into a network, and its arrays into weights."""
     function, sizes = subject.function, subject.network
     assert function is not None and sizes.image_size and sizes.in_channels
     flag, image = str(subject.flag), (sizes.image_size,) * 2 + (sizes.in_channels,)
@@ -295,7 +295,7 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     ) -> tuple[Any, Any]:
         del params, train
         assert function is not None  # keeps it alive: `argument` refers to it weakly
-        if subject.keyed and key is None:  # of the caller that counts what is computed
+        if subject.keyed and key is None:  # called to count operations
             key = jax.random.split(jax.random.key(0), len(images))
         inputs = (images, key) if subject.keyed else (images,)
         return argument.func([stats[name] for name in arrays], *inputs), stats

@@ -1,7 +1,7 @@
-"""A claimed accuracy, checked with our network: robust, or under common corruptions.
+"""Check a bundle's claimed accuracy, robust or under common corruptions, with your own network.
 
-Of a robust accuracy there is a forward pass for each image, one more for each fooled image, and an
-attack on a sample of those that survive; of corruptions a pass for each image under each.
+A robust accuracy takes a forward pass per image, one more per fooled image, and an attack on a
+sample of the survivors. Corruptions take a pass per image and corruption.
 """
 
 import json
@@ -38,7 +38,7 @@ from jaxrobust.weights.store import hashes
 
 
 class VerificationSettings(NamedTuple):
-    """A bundle, the network that is to confirm it, and where its images are."""
+    """A bundle, the network to check it with, and the location of its images."""
 
     bundle: Path
     weights: str | None = None
@@ -48,25 +48,25 @@ class VerificationSettings(NamedTuple):
     classes: str | None = None
     data_dir: str | None = None
     batch: int | None = None
-    frost: str | None = None  # folder of photographs, where corruptions are computed
-    sample: int = standing.IMAGES  # standing images that are attacked
-    seed: int | None = None  # of that sample and its attacks; None: one that nobody knows before
+    frost: str | None = None  # folder of photographs, if corruptions are computed
+    sample: int = standing.IMAGES  # number of standing images to attack
+    seed: int | None = None  # of that sample and its attacks; None: unpredictable
 
 
 class Verification(NamedTuple):
-    """What forward passes and attacks confirm of a bundle, and further remarks."""
+    """The result of checking a bundle by forward passes and attacks, with remarks."""
 
     bundle: claims.Bundle
     findings: ClaimFindings | CorruptionFindings
-    other_network: bool  # than the record's
-    denied: list[str]  # why this does not confirm the claim, whatever the passes say
+    other_network: bool  # the network differs from the record's
+    denied: list[str]  # why the claim cannot be confirmed here, whatever the passes show
     remark: str | None  # on the program in the bundle
-    flags: dict[str, str]  # what makes the network's numbers doubtful, as was seen here
-    sample: StandingSample | None = None  # None: of common corruptions, where every answer is known
+    flags: dict[str, str]  # reasons found here to doubt the network's numbers
+    sample: StandingSample | None = None  # None: common corruptions, where every answer is known
 
     @property
     def contradiction(self) -> str | None:
-        """Say what attacks on standing images contradict; None: nothing."""
+        """How attacks on standing images contradict the claim, or None."""
         return self.sample.contradicts if self.sample else None
 
     @property
@@ -76,13 +76,13 @@ class Verification(NamedTuple):
 
     @property
     def why_not(self) -> list[str]:
-        """List why a bundle's claim is not confirmed, a reason each."""
+        """The reasons why the bundle's claim is not confirmed."""
         contradiction = [self.contradiction] if self.contradiction else []
         return [*self.denied, *findings.why_not(self.findings), *contradiction]
 
 
 def verify(settings: VerificationSettings) -> dict[str, Any]:
-    """Print what forward passes and attacks confirm, and return it for JSON."""
+    """Print the findings of forward passes and attacks, and return them for JSON."""
     done = check(settings)
     judged, sample = done.findings, done.sample
     more: dict[str, Any] = {"bundle": done.bundle.number, "other_network": done.other_network}
@@ -100,7 +100,7 @@ def verify(settings: VerificationSettings) -> dict[str, Any]:
 
 
 def check(settings: VerificationSettings) -> Verification:
-    """Try what a bundle says of its network on it; `ValueError` where that cannot be."""
+    """Check a bundle's claims on a network; raise `ValueError` if that is impossible."""
     if bool(settings.weights) == bool(settings.function):
         raise ValueError("give --weights W, or --function my_net.py:logits_fn, the network")
     bundle = claims.read(settings.bundle)
@@ -164,9 +164,9 @@ def _given(settings: VerificationSettings, record: dict[str, Any]) -> GivenFlags
 
 
 def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[str, Any]:
-    """Locate the images of a record; refuse files that the record alone names.
+    """Locate the images of a record; raise if only the record names their files.
 
-    The author of the record may have made these too.
+    The author of the record may have made these files too.
     """
     paths = "|".join(re.escape(name) for name, kind in KINDS.items() if kind.is_path)
     patterns = {"dataset": rf"({paths}):.*|hf:[./~].*", "split": ".*@.*"}
@@ -205,7 +205,7 @@ def _corrupted(
     if photographs and settings.frost is None:
         raise ValueError(
             "the bundle has images under frost, which are made with photographs; give "
-            "--frost FOLDER, with the same ones"
+            "--frost FOLDER, with the same photographs"
         )
     if settings.frost is not None:
         frost = corrupted_images.photographs(settings.frost, size)
@@ -243,9 +243,9 @@ def _corrupted(
 
 
 def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
-    """Say that this is another network than that of the record, or has other weights.
+    """Report if the network or its weights differ from the record's, else return None.
 
-    Of a user's function its name, its file's hash and its arrays count, whatever the folder.
+    A user's function is compared by its name, its file's hash and its arrays, not by its folder.
     """
     model, function = record["model"], record.get("function") or {}
     recorded = function.get("arrays_sha256") or record["weights_sha256"]
@@ -272,9 +272,9 @@ def _other_split(bundle: claims.Bundle, source: Source) -> str | None:
         if ids == list(range(len(ids))) or ids == spread.places(source, len(ids)).tolist():
             return None
         return (
-            f"the {len(ids):,} images of the record are not those that survive for this split by "
-            f"the "
-            "rule of evaluate --n: they may have been picked, and the claim itself is not confirmed"
+            f"the {len(ids):,} images of the record are not those that the rule of evaluate --n "
+            f"chooses "
+            "from this split: they may have been picked, and the claim itself is not confirmed"
         )
     return (
         f"{source.where()} has {len(source):,} images, and the bundle says "
@@ -284,7 +284,7 @@ def _other_split(bundle: claims.Bundle, source: Source) -> str | None:
 
 
 def _other_attacks(record: dict[str, Any]) -> str | None:
-    """Say that the method that a record names is not that of its attacks."""
+    """Report if the method named in a record does not match its attacks, else return None."""
     method, attacks = record.get("method"), record["attacks"]
     names = [str(attack["name"]) for attack in attacks]
     users = [str(attack["name"]) for attack in attacks if "sha256" in attack]
@@ -306,7 +306,7 @@ def _other_attacks(record: dict[str, Any]) -> str | None:
         if method in (None, stopping.FAST_METHOD, head) or str(method).startswith(f"{head}, "):
             return None
     return (
-        f"its record names the method {method!r:.40}, and its attacks are others: "
+        f"its record names the method {method!r:.40}, but its attacks differ: "
         f"{', '.join(names):.80}"
     )
 
@@ -317,12 +317,12 @@ def _other_program(folder: Path) -> str | None:
         return None
     return (
         f"{path} is not the program that this version writes: another version wrote it, or "
-        "somebody changed it; before you run it, compare it with that of its version"
+        "somebody changed it; before you run it, compare it with the program of its version"
     )
 
 
 def write_images(settings: VerificationSettings, path: Path) -> dict[str, Any]:
-    """Write images and labels as the bundle's verify.py takes them."""
+    """Write images and labels in the format of the bundle's verify.py."""
     bundle, source, prepared = _opened(settings)
     if bundle.corrupted:
         return _write_corrupted(settings, path, bundle, source, prepared)
@@ -347,9 +347,9 @@ def _write_corrupted(
     source: Source,
     prepared: Prepared,
 ) -> dict[str, Any]:
-    """Write corrupted images in the layout of CIFAR-10-C; what the bundle has not is left empty."""
+    """Write corrupted images in the layout of CIFAR-10-C; severities not in the bundle are 0."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--write_images {folder} is there; name a new folder")
+        raise ValueError(f"--write_images {folder} exists; name a new folder")
     images, count = _corrupted(settings, bundle, source, prepared), len(prepared)
     folder.mkdir(parents=True, exist_ok=True)
     with whole.explained(folder):
@@ -370,22 +370,22 @@ def _write_corrupted(
 
 
 def _pixels(images: Prepared) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield images as uint8[n,H,W,C], with the place of the first."""
+    """Yield batches of uint8[n,H,W,C], each with the place of its first image."""
     for start in range(0, len(images), 64):
         part = images[np.arange(start, min(start + 64, len(images)))]
         yield start, np.rint(part * np.float32(255)).astype(np.uint8)
 
 
 def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, np.ndarray]:
-    """Return a bundle's record, and its images as the attack leaves them, f32[N,H,W,C] in [0, 1].
+    """Return a bundle's record and its images after the attack, f32[N,H,W,C] in [0, 1].
 
-    An image that nothing fools is as it was. `ValueError` where the data set's are others.
+    Images that no attack fooled are unchanged. `ValueError` if the data set's images differ.
     """
     bundle, _, prepared = _opened(settings)
     if bundle.corrupted:
         raise ValueError(
-            f"{settings.bundle} is of common corruptions, and has no adversarial images; its "
-            "images are written by --write_images"
+            f"{settings.bundle} is of common corruptions, and has no adversarial images; "
+            "--write_images writes its images"
         )
     points = np.empty((len(bundle.rows), *prepared.shape[1:]), np.float32)
     for place, row in enumerate(bundle.rows):
@@ -401,7 +401,7 @@ def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, 
 
 
 def _opened(settings: VerificationSettings) -> tuple[claims.Bundle, Source, Prepared]:
-    """Open a bundle, and its images as they were prepared."""
+    """Open a bundle and its images, prepared as for the evaluation."""
     bundle = claims.read(settings.bundle)
     place = _source_of(settings, bundle.record)
     data = (place.pop("dataset"), place.pop("split"))

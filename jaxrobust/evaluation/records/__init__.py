@@ -1,1 +1,1 @@
-"""What is kept of an evaluation: records, verdicts image by image, what compares."""
+"""Stored results of evaluations: records, verdicts per image, and their comparison."""

@@ -1,4 +1,4 @@
-"""Records as every command reads them: checked against themselves, and compared with others."""
+"""Reading records: checks that each is consistent, and comparison with others."""
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 
 _ROUNDING = 1e-6  # of shares and of the ends of intervals
-_HEAD = 200  # letters of a file of verdicts, which have its evaluation
+_HEAD = 200  # characters at the start of a verdicts file that contain its evaluation
 
 
 def verdicts(record: AccuracyRecord, file: Path) -> Verdicts:
@@ -31,7 +31,7 @@ def verdicts(record: AccuracyRecord, file: Path) -> Verdicts:
     check(record, file)
     if record.verdicts is None:
         raise ValueError(
-            f"the record {record.evaluation} in {file} has no verdicts image by image, as of a "
+            f"the record {record.evaluation} in {file} has no verdicts image by image, being of a "
             "training or of an older version; evaluate again with --out DIR"
         )
     stored = files.read(file.parent / record.verdicts)
@@ -40,7 +40,7 @@ def verdicts(record: AccuracyRecord, file: Path) -> Verdicts:
 
 
 def compare(record: AccuracyRecord, file: Path, stored: Verdicts) -> None:
-    """Refuse verdicts that contradict their record in `file`."""
+    """Raise if verdicts contradict their record in `file`."""
     if words := next(_disagreements(record, file.parent / str(record.verdicts), stored), ""):
         raise ValueError(
             f"{record.verdicts} does not belong to its record in {file}: {words}; get both again, "
@@ -49,29 +49,29 @@ def compare(record: AccuracyRecord, file: Path, stored: Verdicts) -> None:
 
 
 def missing(record: AccuracyRecord, file: Path) -> str:
-    """Say that the verdicts of a record in `file` are missing; "" where they are there."""
+    """Report if the verdicts file of a record in `file` is missing, else return ""."""
     if record.verdicts is None or (file.parent / record.verdicts).is_file():
         return ""
     return (
-        f"{file.parent / record.verdicts} is missing, so that nothing confirms the numbers of "
+        f"{file.parent / record.verdicts} is missing, so nothing confirms the numbers of "
         f"evaluation {record.evaluation}"
     )
 
 
 def if_there(record: AccuracyRecord, file: Path) -> Verdicts | None:
-    """Read and check as `verdicts` does; None: the record has none, or they are `missing`."""
+    """Read and check as `verdicts` does; None if the record has none, or they are missing."""
     check(record, file)
     return None if record.verdicts is None or missing(record, file) else verdicts(record, file)
 
 
 def confirmed(record: AccuracyRecord, file: Path) -> None:
-    """Check as `if_there` does, and say where verdicts are missing."""
+    """Check as `if_there` does, and warn of missing verdicts."""
     if if_there(record, file) is None and (words := missing(record, file)):
         say(f"WARNING: {words}; copy it there, or evaluate again with --again")
 
 
 def check(record: AccuracyRecord, where: Any) -> None:
-    """Refuse a record whose numbers contradict each other."""
+    """Raise if the numbers of a record contradict each other."""
     if words := next(_contradictions(record), ""):
         number = f" {record.evaluation}" if record.evaluation else ""
         raise ValueError(
@@ -165,7 +165,7 @@ OTHER_PICTURES = "the images or labels of the same names are others"
 
 
 def procedure(record: AccuracyRecord) -> dict[str, Any]:
-    """List what must be the same in two records, by names for people; None: not known."""
+    """List procedural facts that two records must share, by readable names; None: not known."""
     ladder, parts = record.ladder, record.worst_case or []
     on_all = record.union and record.union.get("each_on_all_images")
     if parts:
@@ -181,7 +181,7 @@ def procedure(record: AccuracyRecord) -> dict[str, Any]:
 
 
 def _version(record: AccuracyRecord) -> str | None:
-    """Find the version of AutoAttack, also where only some of its attacks ran."""
+    """Find the version of AutoAttack, even if only some of its attacks ran."""
     if record.fast:
         return FAST
     if record.version:
@@ -191,9 +191,9 @@ def _version(record: AccuracyRecord) -> str | None:
 
 
 def pictures(record: AccuracyRecord) -> tuple[Any, ...] | None:
-    """List what tells the images and labels of a record from others; None: it does not say.
+    """Return facts that identify a record's images and labels, or None without a hash.
 
-    The command hashes what the data set has, and a program the arrays: these are never equal.
+    The command hashes the data set's files, a program the arrays: these hashes are never equal.
     """
     sha256 = (record.fingerprint or {}).get("images")
     hashed = (record.stopped or {}).get("images") or record.image_ids
@@ -202,7 +202,7 @@ def pictures(record: AccuracyRecord) -> tuple[Any, ...] | None:
 
 
 def other_pictures(one: AccuracyRecord, other: AccuracyRecord) -> bool:
-    """Compare the hashes of two records: True if their images or labels surely differ."""
+    """Compare the hashes of two records: True if their images or labels certainly differ."""
     a, b = pictures(one), pictures(other)
     return bool(a and b and a[:-1] == b[:-1] and a != b)
 
@@ -210,9 +210,9 @@ def other_pictures(one: AccuracyRecord, other: AccuracyRecord) -> bool:
 def image_differences(
     one: AccuracyRecord, other: AccuracyRecord, first: HashedImages, second: HashedImages
 ) -> str:
-    """Say that two records are of different images of the same names; "" where nothing shows it.
+    """Report if images of the same names differ between two records; "" if nothing shows that.
 
-    `first` and `second` are the images of both, whose hashes may be unknown.
+    `first` and `second` are the images of the two records; hashes may be unknown.
     """
     if words := files.other_images(first, second):
         return words
@@ -229,7 +229,7 @@ def same_images_shown(
 
 
 _ORDER = "order of images, by its seed"
-# Keys that only some records have; the labels tell other lists and classes apart as well.
+# Keys that only some records have; other lists and classes also differ in their labels.
 _OPTIONAL = (
     *("list of images", "list of classes", "image size", "type of the search"),
     *("version", "each attack of a union", _ORDER),
@@ -243,12 +243,12 @@ _FIELDS |= {"preprocessing": "preprocessing", "type of the search": "search_dtyp
 
 
 def balls(record: AccuracyRecord) -> list[tuple[str, str]]:
-    """List norm and radius of each attack, as messages have them."""
+    """List norm and radius of each attack, formatted for messages."""
     return [(threat.norm, f"{threat.epsilon:.6g}") for threat in record.threats]
 
 
 def question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
-    """Yield what two records must share for their verdicts to be compared, by names for people."""
+    """Yield facts that comparable records share, by readable names."""
     yield from ((name, getattr(record, field)) for name, field in _FIELDS.items())
     yield from procedure(record).items()
     yield _ORDER, stop_order([record])
@@ -265,7 +265,7 @@ def question(record: AccuracyRecord) -> Iterator[tuple[str, Any]]:
 def question_differences(
     there: AccuracyRecord, here: AccuracyRecord, but: Collection[str] = ()
 ) -> str:
-    """Say how the questions of two records differ, without the keys in `but`; "": they do not."""
+    """Describe how two records' questions differ, ignoring the keys in `but`; "" if equal."""
     questions = [
         {key: value for key, value in question(record) if key not in but}
         for record in (there, here)
@@ -277,15 +277,15 @@ def question_differences(
     if all(preprocessings) and same_preprocessing(
         preprocessings[1], preprocessings[0], questions[0].get("image size") or 224
     ):
-        questions[1]["preprocessing"] = preprocessings[0]  # RobustBench names some of ours
+        questions[1]["preprocessing"] = preprocessings[0]  # RobustBench renames some of them
     attacked = [{attack["name"] for attack in record.attacks} for record in (there, here)]
-    lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # "attacks" says it
+    lone = tuple(f"{name}: " for name in attacked[0] ^ attacked[1])  # reported as "attacks"
     questions = [{k: v for k, v in one.items() if not k.startswith(lone)} for one in questions]
     return hosts.differences(*questions)
 
 
 def stop_order(records: Sequence[AccuracyRecord]) -> int | None:
-    """Find the seed of the order in which one of several evaluations stopped; None: none did."""
+    """Find the image-order seed of an evaluation that stopped; None if none did."""
     seeds = [record.stopped["order_seed"] for record in records if record.stopped]
     return seeds[0] if seeds else None
 
@@ -293,10 +293,10 @@ def stop_order(records: Sequence[AccuracyRecord]) -> int | None:
 def paired(
     records: Sequence[AccuracyRecord], ids: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> Paired:
-    """Compare two lists of verdicts on images with these ids, of records among `records`.
+    """Compare two lists of verdicts on images with these ids, from `records`.
 
-    Where one of the records stopped when its numbers said so, intervals and p-values of a fixed
-    number of images do not hold: then they are those of sequences, in its order of images.
+    If one of the records was stopped by a rule, intervals and p-values for a fixed number of images
+    do not hold. Then those of sequences are used, in its order of images.
     """
     seed = stop_order(records)
     if seed is None or not len(ids):
@@ -306,16 +306,16 @@ def paired(
 
 
 def replayed(by_image: Verdicts) -> np.ndarray:
-    """Mark the images that a replayed point decided, bool[N]; also in one of several balls."""
+    """Mark the images that a replayed point decided, in any of several balls, bool[N]."""
     names = np.asarray(by_image.fooled_by, str)
     return (names == REPLAY) | np.char.endswith(names, f": {REPLAY}")
 
 
 def left_out(records: Sequence[AccuracyRecord], several: Sequence[Verdicts]) -> np.ndarray:
-    """Tell on which images several evaluations cannot be compared, bool[N].
+    """Mark the images on which several evaluations cannot be compared, bool[N].
 
-    These are those that a replayed point decided in one of them, as the attacks alone might have
-    left them standing. On ladders of the same radii all met such points, so none is left out.
+    These were decided by a replayed point in one evaluation, so the attacks alone might have left
+    them standing. On ladders of the same radii all evaluations replay, so no image is left out.
     """
     decided = np.any([replayed(one) for one in several], axis=0)
     ladders = [(record.ladder or {}).get("radii") for record in records]
@@ -325,7 +325,7 @@ def left_out(records: Sequence[AccuracyRecord], several: Sequence[Verdicts]) -> 
 
 
 def own_radii(records: Sequence[AccuracyRecord]) -> bool:
-    """Check what rungs of ladders replayed: True if only points of their own ladder's radii."""
+    """Tell whether rungs of ladders replayed only points of their own ladder's radii."""
     return all(
         any(np.isclose(source["epsilon"], radius) for radius in (record.ladder or {})["radii"])
         for record in records

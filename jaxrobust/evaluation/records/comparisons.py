@@ -1,4 +1,4 @@
-"""Two verdicts on each image: how far two networks differ, and what that says of all images."""
+"""Paired verdicts: how far two networks differ, and what that implies for all images."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,18 +11,18 @@ from jaxrobust.evaluation.records import sequences
 _Counts = Shaped[np.ndarray, "*shape"]  # whole numbers, of many comparisons at once
 _Values = Float64[np.ndarray, "*shape"]
 
-_MANY = 10**7  # images, of which those that were met are not worth counting
-_HALVINGS = 60  # of an interval of at most 2: to the last digit of float64
+_MANY = 10**7  # images, of which a sample is a negligible part
+_HALVINGS = 60  # bisections of an interval of length at most 2: to the last digit of float64
 
 
 class Paired(NamedTuple):
-    """Compares two verdicts on each of n images: plain numbers, or arrays, one for each group."""
+    """The comparison of two verdicts on each of n images: numbers, or arrays over groups."""
 
     n: Any  # images
-    first: Any  # of them right in the first
+    first: Any  # number right in the first
     second: Any
-    gained: Any  # right in the second alone
-    lost: Any  # right in the first alone
+    gained: Any  # right only in the second
+    lost: Any  # right only in the first
     difference: Any  # of the accuracies, second minus first
     low: Any  # ends of the difference's interval
     high: Any
@@ -32,7 +32,7 @@ class Paired(NamedTuple):
 def mcnemar(gained: _Counts, lost: _Counts) -> _Values:
     """Compute two-sided p-values of McNemar's exact test: are both counts equally likely?
 
-    `gained`, `lost`: images that only the one, or only the other, has right; 1 without any.
+    `gained`, `lost`: images that only one network, or only the other, has right; p is 1 if none.
     Source: McNemar 1947, doi:10.1007/BF02295996; parity:
       tests/evaluation/records/test_pairs.py against SciPy's binomtest.
     """
@@ -46,7 +46,7 @@ def mcnemar(gained: _Counts, lost: _Counts) -> _Values:
 def paired_t(differences: Float64[np.ndarray, " N"]) -> float:
     """Compute the two-sided p-value of the paired t test: is the mean of differences 0?
 
-    `differences`: of two networks' shares on the same image, each; 1.0 where all are 0.
+    `differences`: between two networks' shares on each image; p is 1.0 if all are 0.
     Source: Student 1908, doi:10.2307/2331554; parity:
       tests/evaluation/records/test_pairs.py against SciPy's ttest_rel.
     """
@@ -66,9 +66,9 @@ def difference_interval(
 
     Args:
       gained, lost: images that only the second, or only the first, has right.
-      n: all images, those on which both agree included.
+      n: all images, including those on which both agree.
     Returns:
-      (low, high), inside of [-1, 1]: the differences that a score test at 1 - `level` lets stand.
+      (low, high), inside [-1, 1]: the differences that a score test at 1 - `level` accepts.
     Source: Tango 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B;
       parity: tests/evaluation/records/test_pairs.py against values of R's contingencytables and
       PropCIs.
@@ -94,26 +94,26 @@ def difference_interval(
 
 
 def _score(difference: Any, gained: Any, lost: Any, n: Any) -> Any:
-    """Compute Tango's statistic: standard errors from a supposed difference to what was found.
+    """Compute Tango's statistic: standard errors between a hypothetical difference and the data.
 
-    The standard error is that of the likeliest probabilities of `gained` and `lost` which have that
-    difference; the one of `lost` is the larger root of a square equation.
+    The standard error uses the likeliest probabilities of `gained` and `lost` with that difference;
+    the probability of `lost` is the larger root of a quadratic equation.
     """
     half = (gained + lost - (2 * n - gained + lost) * difference) / (4 * n)
     product = lost * difference * (1 - difference) / (2 * n)
     least = half + np.sqrt(np.maximum(half**2 + product, 0))
     variance = n * (2 * least + difference * (1 - difference))
-    with np.errstate(divide="ignore", invalid="ignore"):  # at an edge that was found
+    with np.errstate(divide="ignore", invalid="ignore"):  # if the data lie at an edge
         return (gained - lost - n * difference) / np.sqrt(np.maximum(variance, 0))
 
 
 def images_needed(paired: Paired, level: float = 0.95, power: float = 0.8) -> int | None:
-    """Estimate the number of images that would tell two networks apart; None: nothing differs.
+    """Estimate the number of images needed to tell two networks apart; None if they are equal.
 
     Args:
-      paired: plain numbers; the shares of `gained` and `lost` are taken to be the true ones.
-      level: 1 minus the probability to tell apart what does not differ.
-      power: the probability to tell apart what does.
+      paired: plain numbers; the shares of `gained` and `lost` are assumed to be true.
+      level: 1 minus the probability of telling equal networks apart.
+      power: the probability of telling different networks apart.
     Source: Connor 1987, doi:10.2307/2531961; parity:
       tests/evaluation/records/test_pairs.py by simulation.
     """
@@ -127,10 +127,10 @@ def images_needed(paired: Paired, level: float = 0.95, power: float = 0.8) -> in
 
 
 def holm(p: _Values) -> _Values:
-    """Correct p-values for several questions at once, by Holm's method.
+    """Correct p-values for multiple comparisons by Holm's method.
 
-    Those below 0.05 contain a false one in at most 5% of all cases, however the questions depend
-    on each other.
+    With probability at least 95%, none of those below 0.05 is a false alarm, however the
+    comparisons depend on each other.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70; parity:
       tests/evaluation/records/test_pairs.py against values of statsmodels 0.15.
@@ -151,7 +151,7 @@ def compare(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Pa
 def compare_groups(
     first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]
 ) -> tuple[Shaped[np.ndarray, " G"], Paired]:
-    """Compare two lists of verdicts group by group: the G groups in their order, and arrays [G]."""
+    """Compare two lists of verdicts by group; return the G groups in order, and arrays [G]."""
     names, of = np.unique(groups, return_inverse=True)
 
     def count(marks: np.ndarray) -> np.ndarray:
@@ -167,11 +167,11 @@ def compare_groups(
 def compare_sequences(
     first: Shaped[np.ndarray, " n"], second: Shaped[np.ndarray, " n"], alpha: float = 0.05
 ) -> Paired:
-    """Compare two lists of verdicts bool[n], n > 0, in a random order, whenever it was cut off.
+    """Compare two lists of verdicts bool[n], n > 0, in random order, valid at any stopping time.
 
-    The interval is that of `sequences.difference_bounds`, of images like these, without end; p is
-    the inverse of the largest e-value, which is below alpha in at most that share of cases at any
-    look.
+    The interval is `sequences.difference_bounds` for an unlimited population of images; p is the
+    inverse of the largest e-value. Under equality it is below alpha at any look with a probability
+    of at most alpha.
     """
     differences = second.astype(np.int8) - first.astype(np.int8)
     grown = sequences.evidence(*(np.cumsum(differences == sign) for sign in (1, -1)))

@@ -1,4 +1,4 @@
-"""What a record says of its weights: their size, how they were trained, and the flags of that."""
+"""Facts about a record's weights: their size, their training, and flags that follow from it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from jaxrobust.weights.trained.history import History
 
 def size(net: Any, weights: Any, image_size: int, channels: int) -> NetworkSize:
     """Count the parameters of a network, and its multiply-adds for one image."""
-    arrays = weights.params or weights.stats  # those of a user's function
+    arrays = weights.params or weights.stats  # a user's function has only stats
     adds = multiply_adds(net, *weights, image_size=image_size, in_channels=channels)
     return {"parameters": sum(a.size for a in arrays.values()), "multiply_adds": adds}
 
@@ -19,12 +19,12 @@ def size(net: Any, weights: Any, image_size: int, channels: int) -> NetworkSize:
 def training(
     history: History, *, dataset: str, split: str, files_sha256: str | None = None
 ) -> TrainingFacts | None:
-    """Describe the training of weights that are evaluated on these images; None: it is not known.
+    """Describe the training of weights that are evaluated on these images; None if unknown.
 
-    `on_evaluated_images` says whether some of those were trained on, and `selection` on which
-    images the weights were chosen, and whether those are among them, both by any run of the
-    history. As far as the names of splits tell, see `grammar.overlap`, or the hashes of files; None
-    where nothing is known.
+    `on_evaluated_images` says whether any run of the history trained on some of these images.
+    `selection` names the images on which the weights were chosen, and says whether any run chose on
+    some of these images. Both are judged by the names of splits (`grammar.overlap`) or the hashes
+    of files, and are None if unknown.
     """
     runs = [run for run in history if run is not None]
     if not runs or history[-1] is None:
@@ -34,7 +34,7 @@ def training(
         name, part, sha256 = (images.get(key) for key in ("dataset", "split", "files_sha256"))
         if not (name and part):
             return None
-        if sha256 and sha256 == files_sha256:  # the same files, perhaps in another place
+        if sha256 and sha256 == files_sha256:  # the same files, perhaps under another path
             return grammar.overlap(part, split, dataset)
         return grammar.same_images((name, part), (dataset, split))
 
@@ -61,14 +61,14 @@ def _any(answers: Iterable[bool | None], unknown: bool) -> bool | None:
 
 
 def training_flags(facts: TrainingFacts | None) -> dict[str, str]:
-    """Write a record's flags for images that the weights were chosen or trained on."""
+    """Flag that the weights were chosen or trained on evaluated images."""
     if not facts:
         return {}
     doubts, chosen = {}, facts["selection"]
     if chosen["on_evaluated_images"]:
         doubts["selection"] = (
             f"the weights, or those that they started from, were chosen on images of "
-            f"{chosen['split']}, some of which, or all, are evaluated here: the numbers are too "
+            f"{chosen['split']}, some or all of which are evaluated here: the numbers are too "
             "high by what the choice gained"
         )
     if not chosen["split"]:

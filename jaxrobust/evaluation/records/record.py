@@ -1,6 +1,6 @@
-"""The record of an accuracy: one type, whose fields are the keys of a line of results.jsonl.
+"""The record of an accuracy: a type whose fields are the keys of a line of results.jsonl.
 
-A new key is a field of `AccuracyRecord`, and the place that knows its value.
+To add a key, add a field to `AccuracyRecord` and set it where its value is known.
 """
 
 import datetime
@@ -21,7 +21,7 @@ Interval = list[float]  # low, high: the exact 95% interval of an accuracy
 
 
 class AttackSettings(TypedDict, total=False):
-    """The settings of one attack, its ball among them; which ones there are depends on it."""
+    """The settings of one attack, with norm and radius; the keys depend on the attack."""
 
     norm: str
     epsilon: float  # in units of pixels in [0, 1]
@@ -36,12 +36,12 @@ class AttackSettings(TypedDict, total=False):
     step_size: float
     relative_step: float
     l1_rule: str
-    file: str  # of the user's points, or the name of the user's function; others have none
+    file: str  # of the user's points, or the name of the user's function; else absent
     sha256: str | None  # of that file
 
 
 class AttackCost(TypedDict, total=False):
-    """What an attack took; a pass is that of one image."""
+    """The cost of an attack; a pass is of one image."""
 
     attack: str
     fooled: int
@@ -50,11 +50,11 @@ class AttackCost(TypedDict, total=False):
     idle: int  # forward passes in slots without an image
     seconds: float
     compile_seconds: float
-    step_rule: str | None  # what its steps are
+    step_rule: str | None  # the rule for its steps
 
 
 class Intervals(TypedDict):
-    """The exact 95% intervals of the accuracies; None: of one that is not known."""
+    """The exact 95% intervals of the accuracies; None if an accuracy is unknown."""
 
     clean: Interval | None
     robust: Interval | None
@@ -74,11 +74,11 @@ class Architecture(TypedDict, total=False):
     num_classes: int | None
     image_size: int | None
     in_channels: int | None
-    options: dict[str, Any] | None  # fields of its row that are replaced
+    options: dict[str, Any] | None  # fields of its row that are overridden
 
 
 class UserFunction(TypedDict, total=False):
-    """A user's function that is the network, or makes it; `torch` and its like have more keys."""
+    """A user's function that is or makes the network; PyTorch networks have more keys."""
 
     name: str | None
     file: str | None
@@ -90,19 +90,19 @@ class UserFunction(TypedDict, total=False):
 
 
 class SelectionImages(TypedDict, total=False):
-    """The images that weights were chosen on."""
+    """The images on which weights were chosen."""
 
     dataset: str
     split: str | None
     attack: Any
-    on_evaluated_images: bool | None  # whether these are among those of the record
+    on_evaluated_images: bool | None  # whether some of these are evaluated in the record
 
 
 class TrainingFacts(TypedDict):
-    """How weights were trained, up to those that the record is of; None: it is not known."""
+    """The training history of the record's weights; None means unknown."""
 
-    phases: list[dict[str, Any]]  # objective, epochs and attack of each, of all runs
-    passes: float | None  # over an image, of all phases and of the runs before
+    phases: list[dict[str, Any]]  # objective, epochs and attack of each phase, over all runs
+    passes: float | None  # per image, summed over all phases and earlier runs
     on_evaluated_images: bool | None
     selection: SelectionImages
 
@@ -137,7 +137,7 @@ class DrawsJudged(TypedDict, total=False):
 
 
 class LadderSettings(TypedDict, total=False):
-    """The radii that share their adversarial images with that of the record."""
+    """The radii that share adversarial images with the record's radius."""
 
     radii: list[float]
     robust_beyond: int  # images that the next larger radius found robust
@@ -172,16 +172,16 @@ class CertifiedAccuracies(TypedDict, total=False):
 
     sigma: float  # of the noise
     draws: int
-    selection: int  # draws before these, that choose the class
+    selection: int  # earlier draws that choose the class
     alpha: float  # probability that the certificate of an image is wrong
     accuracy: dict[str, float]  # radius -> share of images that are right and certified in it
     abstained: float  # share of images without an answer
-    average_radius: float  # of all images, 0 where the answer is wrong or there is none
-    images: str  # the file next to the record that has them image by image
+    average_radius: float  # over all images, 0 if the answer is wrong or missing
+    images: str  # the file next to the record with the results per image
 
 
 class NetworkFingerprint(TypedDict, total=False):
-    """What a network computes, and on which images, as `network.fingerprint` finds it."""
+    """The fingerprint of a network and its images, see `network.fingerprint`."""
 
     program: str
     gradient: str
@@ -190,123 +190,123 @@ class NetworkFingerprint(TypedDict, total=False):
     versions: dict[str, str]
     question: str
     images: str
-    begun_by: dict[str, str]  # versions that began the evaluation, if they were others
+    begun_by: dict[str, str]  # versions that began the evaluation, if different
 
 
 class SampledSearch(TypedDict):
-    """What a search in full precision found of survivors of one in lower precision."""
+    """A search in full precision on survivors of a search in lower precision."""
 
     survivors: int  # of the search in lower precision
-    sampled: int  # of them, at random, were searched again
-    fooled: int  # of these
-    at_most: float  # share of all survivors that would be, with 95% confidence
-    fooled_of_all: int | None  # once all of them were searched again; None: they were not
-    robust_at_least: float  # accuracy that such a search of all would have left, so far as known
+    sampled: int  # number of them searched again, drawn at random
+    fooled: int  # number of these that were fooled
+    at_most: float  # share of all survivors that would be fooled, with 95% confidence
+    fooled_of_all: int | None  # if all survivors were searched again; None: they were not
+    robust_at_least: float  # bound on the accuracy after such a search of all survivors
 
 
 class FastSample(TypedDict):
-    """What the standard version's other attacks found of a sample of the fast version's survivors.
+    """The rest of the standard version's attacks on a sample of the fast version's survivors.
 
     Source of the bound: the hypergeometric distribution, see `stopping.most_fooled`.
     """
 
-    survivors: int  # of the attacks that all images met
-    sampled: int  # of them, at random, met all that the standard version has left
-    fooled: int  # of these
-    fallen: list[int]  # ids of those, which stood under what all images met
-    at_most: int  # of the other survivors that would be, too, with probability `level`
+    survivors: int  # of the attacks run on all images
+    sampled: int  # number of them, drawn at random, that went through the other attacks
+    fooled: int  # number of these that were fooled
+    fallen: list[int]  # ids of the fooled images, which survived the attacks run on all
+    at_most: int  # bound on the other survivors that would be fooled too, at confidence `level`
     level: float
-    robust_at_least: float  # accuracy that the standard version would leave, with that probability
+    robust_at_least: float  # bound on the standard version's accuracy, at that confidence
 
 
 class StoppedSequence(TypedDict, total=False):
-    """When and why an evaluation stopped before its images ended, and what it knows of all."""
+    """When and why an evaluation stopped early, and its bounds for all images."""
 
-    stopped_after: int  # images that were decided, the first ones of the order
-    of: int  # images that could be met
+    stopped_after: int  # images decided, the first of the order
+    of: int  # images available
     images: str  # ids of all images of the evaluation
-    rule: str  # what stopped it: "ahead", "tie", "width", or "images", which ended
-    alpha: float  # probability of an error, of each claim, over all looks together
+    rule: str  # what stopped it: "ahead", "tie", "width", or "images" if they ran out
+    alpha: float  # error probability of each claim, over all looks together
     order_seed: int  # of the order of the images
-    clean: Interval  # the sequence's bounds of the accuracies on all those images
+    clean: Interval  # the sequence's bounds on the accuracies on all these images
     robust: Interval
-    until_width: float  # that was asked for, a share
-    tie: float  # the same
+    until_width: float  # as requested, a share
+    tie: float  # likewise
     leads: str  # "this" or "other"
     difference: Interval  # of the robust accuracies, this minus the other
-    gained: int  # images that this network alone withstands
+    gained: int  # images on which only this network is robust
     lost: int
-    e_value: float  # the largest, that their shares are not equal
-    against_sha256: str  # of the ids and verdicts that it was compared with
-    against: dict[str, Any]  # the record that has these: its evaluation, model and weights
+    e_value: float  # the largest e-value against equal accuracies
+    against_sha256: str  # of the ids and verdicts it was compared with
+    against: dict[str, Any]  # the record of these: its evaluation, model and weights
 
 
-# When a field is written though its value is not known, as null: else it is written if it is known.
+# Fields that are written as null if unknown; all others are written only if known.
 _ALWAYS, _OF_EVALUATION = {"written": "always"}, {"written": "of an evaluation"}
 _NEVER = {"written": "never"}  # as a key of the JSON
 
 
 def always(kind: Any = None) -> Any:
-    """Make a field that is written, as null where its value is not known; empty: of `kind`."""
+    """Make a field that is always written, as null if unknown; its default is an empty `kind`."""
     empty: dict[str, Any] = {"default_factory": kind} if kind else {"default": None}
     return field(**empty, metadata=_ALWAYS)
 
 
 def of_evaluation() -> Any:
-    """Make a field that every record of an evaluation has, as null where it is not known."""
+    """Make a field that every record of an evaluation has, as null if unknown."""
     return field(default=None, metadata=_OF_EVALUATION)
 
 
 @dataclass(frozen=True)
 class AccuracyRecord:
-    """One network's accuracy on some images, with all that is needed to repeat it.
+    """One network's accuracy on some images, with everything needed to reproduce it.
 
-    A field is None where its value is not known, as of a user's function, or does not exist.
+    A field is None if its value is unknown, as for a user's function, or does not exist.
 
     Attributes:
-      absent: keys of the schema that the JSON of an older version lacked.
-      others: keys of the JSON outside the schema; they are kept.
+      absent: keys of the schema missing in the JSON of an older version.
+      others: keys of the JSON outside the schema, which are preserved.
     """
 
     time: str | None = always()
     commit: str | None = always()
     config_sha256: str | None = always()  # of the resolved config that made the network
-    weights: str | None = always()  # which ones: "train, step 440, ema"
+    weights: str | None = always()  # their name: "train, step 440, ema"
     weights_sha256: str | None = always()
     dataset: str | None = always()
     split: str | None = always()
     image_ids: str | None = always()  # by their place in the split: "0..999"
     preprocessing: str | None = always()
     dtype: str | None = always()  # the network's compute type
-    matmul_precision: str | None = always()  # of products wherever a verdict falls
-    attacks: list[AttackSettings] = always(list)  # empty: there was none
+    matmul_precision: str | None = always()  # of the forward passes that decide verdicts
+    attacks: list[AttackSettings] = always(list)  # empty: no attack
     clean: float | None = always()  # accuracy, a fraction of the images
     robust: float | None = always()  # after all attacks
     seed: int | None = always()  # of the attacks' draws
-    flags: dict[str, str] = always(dict)  # what puts the number in doubt, and why
+    flags: dict[str, str] = always(dict)  # reasons to doubt the number
     versions: dict[str, str] | None = always()
     device: str | None = always()
     schema: int | None = always()
-    verdicts: str | None = always()  # the file next to the record that has them image by image
+    verdicts: str | None = always()  # the file next to the record with the verdicts per image
     interval: Intervals | None = always()
     costs: list[AttackCost] | None = always()  # of each attack
     size: NetworkSize | None = always()
     training: TrainingFacts | None = always()
-    # all, hash or robustbench, see `spread.choice`; None: of an older version, the first ones.
+    # all, hash or robustbench, see `spread.choice`; None: older version, the first images.
     image_choice: str | None = None
-    ids_sha256: str | None = None  # of the list of ids that makes the split
+    ids_sha256: str | None = None  # of the list of ids that defines the split
     classes_sha256: str | None = None  # of the classes' names in the order of labels
-    init: dict[str, Any] | None = None  # what the training started from
+    init: dict[str, Any] | None = None  # the weights that training started from
     evaluation: str | None = of_evaluation()  # its number
     model: Architecture | None = of_evaluation()
-    method: str | None = of_evaluation()  # of the attack, as the command line says it
+    method: str | None = of_evaluation()  # the attack, as on the command line
     search_dtype: str | None = of_evaluation()
     accuracy_after: dict[str, float | None] | None = of_evaluation()  # after each attack
     version: str | None = None  # of AutoAttack
     images_sha256: str | None = None
     fingerprint: NetworkFingerprint | None = of_evaluation()
     clean_top5: float | None = None
-    stable: float | None = None  # share whose answer an attack of fixed steps leaves
+    stable: float | None = None  # share whose answer survives an attack with fixed steps
     local_lipschitz: float | None = None
     ladder: LadderSettings | None = None
     corruptions: CorruptionAccuracies | None = None
@@ -318,18 +318,18 @@ class AccuracyRecord:
     draws: DrawsJudged | None = None  # of a randomised network
     search_sample: SampledSearch | None = None
     clipped: ClippedPixels | None = None
-    fast: FastSample | None = None  # it is of the fast version: no number of AutoAttack
-    task: str | None = None  # what was asked of outputs other than logits, `tasks.Task.name`
-    stopped: StoppedSequence | None = None  # it ended once it was decided: `interval` is None
+    fast: FastSample | None = None  # fast version, which is not an AutoAttack result
+    task: str | None = None  # the task, if outputs are not logits, `tasks.Task.name`
+    stopped: StoppedSequence | None = None  # stopped once decided; then `interval` is None
     function: UserFunction | None = None
     damaged: list[str] | None = None  # images that a test could not read
-    published_by: str | None = None  # who measured it, where that was not this package
+    published_by: str | None = None  # who measured it, if not this package
     absent: tuple[str, ...] = field(default=(), metadata=_NEVER)
     others: Mapping[str, Any] = field(default_factory=dict, metadata=_NEVER)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Make the record of a line of any version; `check` tells whether it is sound."""
+        """Make the record from a line of any version; `check` validates it."""
         names = {key.name for key in keys_of(cls)}
         record = cls(**{k: v for k, v in values.items() if k in names and v is not None})
         written = record.to_json()
@@ -340,7 +340,7 @@ class AccuracyRecord:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Make the line, without the keys that its version did not have."""
+        """Return the line as a dict, without the keys that its version lacked."""
         values = {}
         due = ["always"] if self.evaluation is None else ["always", "of an evaluation"]
         for key in keys_of(type(self)):
@@ -352,7 +352,7 @@ class AccuracyRecord:
         return values | dict(self.others)
 
     def stamped(self) -> Self:
-        """Add what belongs to every number that is measured here and now."""
+        """Add the facts of every new measurement: time, commit, versions, device."""
         return replace(
             self,
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -365,26 +365,26 @@ class AccuracyRecord:
 
     @property
     def threats(self) -> list[Threat]:
-        """List norm and radius of each attack."""
+        """The norm and radius of each attack."""
         return [Threat(attack["norm"], attack["epsilon"]) for attack in self.attacks]
 
     @property
     def image_size(self) -> int | None:
-        """Give the side of the images, in pixels."""
+        """The side length of the images, in pixels."""
         return (self.model or {}).get("image_size")
 
     @property
     def is_union(self) -> bool:
-        """Tell whether several attacks or threats count together."""
+        """Whether several attacks or threats are combined."""
         return self.method == "union"
 
 
 class Measured(NamedTuple):
-    """What an evaluation measured, whatever network and images it is of."""
+    """An evaluation's measurements, without the facts about its network and images."""
 
-    record: AccuracyRecord  # attacks, accuracies, flags, costs, and what only some have
+    record: AccuracyRecord  # attacks, accuracies, flags, costs, and optional facts
     verdicts: Verdicts
-    begun_by: dict[str, str] | None = None  # versions that began it, if they were others
+    begun_by: dict[str, str] | None = None  # versions that began it, if different
 
     def noting(self, **fields: Any) -> "Measured":
         """Replace fields of the record."""
@@ -392,12 +392,12 @@ class Measured(NamedTuple):
 
 
 def keys_of(kind: type[AccuracyRecord]) -> list[Field[Any]]:
-    """List the fields that are keys of the JSON, in their order."""
+    """List the fields that are keys of the JSON, in order."""
     return [key for key in fields(kind) if key.metadata != _NEVER]
 
 
 def check(record: AccuracyRecord, where: str) -> None:
-    """Refuse what is not a record of this schema or an older one."""
+    """Raise unless a record follows this schema or an older one."""
     number = 1 if "schema" in record.absent else record.schema
     if not isinstance(number, int) or number > SCHEMA:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Result records: reading and writing them, what they are made of, and their lines for people."""
+"""Result records: reading and writing them, their parts, and their lines for people."""
 
 import dataclasses
 import hashlib
@@ -30,14 +30,14 @@ _CLIPPED = (
     "them, and were clipped"
 )
 
-# What an evaluation finds in addition to its verdicts.
+# Findings of an evaluation besides its verdicts.
 _FINDINGS = ("search_sample", "clipped", "fast")
-# What is a stopped evaluation's rule, not its finding.
+# Fields of a stopped evaluation that belong to its rule, not to its findings.
 _RULE = ("alpha", "order_seed", "until_width", "tie", "against_sha256", "against")
 
 
 def with_step_rules(costs: Iterable[AttackCost]) -> list[AttackCost]:
-    """Add to the costs of attacks what their steps are."""
+    """Add their step rules to the costs of attacks."""
 
     def rule(name: str) -> str | None:
         return _REPLAY if name == verdicts.REPLAY else registry.rule(name)
@@ -46,9 +46,7 @@ def with_step_rules(costs: Iterable[AttackCost]) -> list[AttackCost]:
 
 
 def read(workdir: Path) -> list[AccuracyRecord]:
-    """Read the records of a workdir, oldest first; refuse a damaged line, and what is not a
-    record.
-    """
+    """Read the records of a workdir, oldest first; raise on a damaged or invalid line."""
     path = workdir / "results.jsonl"
     records = [AccuracyRecord.from_json(row) for row in jsonl.read(path)]
     for record in records:
@@ -57,7 +55,7 @@ def read(workdir: Path) -> list[AccuracyRecord]:
 
 
 def append(path: Path, record: AccuracyRecord) -> None:
-    """Add a record to a file of them."""
+    """Append a record to a file."""
     check(record, str(path))
     jsonl.append(path, record.to_json())
 
@@ -65,9 +63,9 @@ def append(path: Path, record: AccuracyRecord) -> None:
 def save(
     path: Path, by_image: verdicts.Verdicts, record_of: Callable[[], AccuracyRecord]
 ) -> dict[str, Any]:
-    """Add what `record_of` makes to a file of records, its verdicts next to it; return its JSON.
+    """Append a new record to a file and write its verdicts next to it; return its JSON.
 
-    A folder that is missing is made: the evaluation took hours.
+    A missing folder is created, because the evaluation may have taken hours.
     """
     if path.suffix != ".jsonl":
         raise ValueError(f"{path} gets a line of JSON; give a file such as results.jsonl")
@@ -82,24 +80,24 @@ def save(
 
 
 def interval(accuracy: float | None, n: int) -> Interval | None:
-    """Compute the exact 95% interval of an accuracy on n images; None: there is none."""
+    """Compute the exact 95% interval of an accuracy on n images; None without an accuracy."""
     return None if accuracy is None else list(checks.binomial_interval(round(accuracy * n), n))
 
 
 def intervals(clean: float | None, robust: float | None, n: int) -> Intervals | None:
-    """Compute the intervals of both accuracies on n images; None: there are no images."""
+    """Compute the intervals of both accuracies on n images; None without images."""
     return {"clean": interval(clean, n), "robust": interval(robust, n)} if n else None
 
 
 def one_draw(clean: float, robust: np.ndarray) -> OneDraw:
-    """Write the accuracies by one draw, of which `robust` bool[N] says which images stand."""
+    """Build the accuracies by one draw; `robust`, bool[N], marks the images that stand."""
     n, share = len(robust), float(robust.mean()) if len(robust) else 0.0
     bits = randomised.packed(robust)
     return {"clean": clean, "robust": share, "interval": intervals(clean, share, n), "bits": bits}
 
 
 def identity(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what tells an evaluation from others, which neither its findings nor its versions do."""
+    """Return the facts that identify an evaluation, without its findings and versions."""
     exact = {key: value for key, value in result["fingerprint"].items() if isinstance(value, str)}
     settings = {key: value for key, value in result.items() if key not in _FINDINGS}
     if stopped := settings.get("stopped"):
@@ -111,12 +109,12 @@ def identity(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number_of(identity: Mapping[str, Any]) -> str:
-    """Compute the number of an evaluation, from what it evaluates and how."""
+    """Compute the number of an evaluation from its identity."""
     return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def ranges(ids: Sequence[int]) -> str:
-    """Name images of a split, in their order, as records do: "0..99, 7, 200..299"."""
+    """Format places in a split, in their order, as in records: "0..99, 7, 200..299"."""
     runs: list[list[int]] = []
     for number in map(int, ids):
         if runs and number == runs[-1][-1] + 1:
@@ -127,9 +125,9 @@ def ranges(ids: Sequence[int]) -> str:
 
 
 def images_of(record: AccuracyRecord) -> int | None:
-    """Count the images of a record by their places, as `ranges` names them; None: it is unknown.
+    """Count the images of a record from its places, as formatted by `ranges`; None if unknown.
 
-    Images that a test could not read are among the places, and do not count.
+    Images that a test could not read have places but do not count.
     """
     runs = _runs(record.image_ids or "")
     if runs is None:
@@ -138,7 +136,7 @@ def images_of(record: AccuracyRecord) -> int | None:
 
 
 def places(ids: str) -> np.ndarray | None:
-    """List the places that `ranges` names, i[N]; None: they are unknown."""
+    """Parse places formatted by `ranges`, i[N]; None if unknown."""
     runs = _runs(ids)
     if runs is None:
         return None
@@ -156,7 +154,7 @@ def _runs(ids: str) -> list[tuple[int, int]] | None:
 
 
 def attack_line(record: AccuracyRecord) -> str:
-    """Name the attack of a record, with its threat and what replayed points decided."""
+    """Describe the attack of a record, its threat, and how many images replay decided."""
     if not record.attacks:
         return "none"
     decided = replayed_line(record)
@@ -170,7 +168,7 @@ def attack_line(record: AccuracyRecord) -> str:
 
 
 def replayed_line(record: AccuracyRecord) -> str:
-    """Say how many images replayed points decided; "" where none were tried."""
+    """Say how many images replayed points decided; "" if none were tried."""
     if not record.replayed:
         return ""
     count = sum(source["fooled"] for source in record.replayed)
@@ -178,7 +176,7 @@ def replayed_line(record: AccuracyRecord) -> str:
 
 
 def notes_of(record: AccuracyRecord) -> list[str]:
-    """Write the lines for people on what only some evaluations have to say."""
+    """Format the notes that only some evaluations have."""
     lines = [stopping.line(record.stopped)] if record.stopped else []
     lines += [_CLIPPED.format(**record.clipped)] if record.clipped else []
     if record.task:
@@ -187,7 +185,7 @@ def notes_of(record: AccuracyRecord) -> list[str]:
 
 
 def draws_line(draws: DrawsJudged) -> str:
-    """Say by which rule a randomised network's answers were judged, and what one draw gives."""
+    """Describe the rule for a randomised network's verdicts, and the result of one draw."""
     verdict = randomised.VerdictRule(draws["rule"], draws["draws"])
     line = f"verdicts by {verdict.words()}: {randomised.RULES[verdict.rule]}"
     one = draws.get("one_draw")

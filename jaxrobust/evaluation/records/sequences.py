@@ -1,9 +1,9 @@
-"""Verdicts in a random order: what they say of all images, at any look.
+"""Verdicts in random order: bounds for all images that hold at any look.
 
-A test for a fixed number of images errs far more often than its level if it is asked again and
-again until it says yes. The evidence below holds at all looks together, however they are chosen.
-The images of an evaluation are a finite set, met in a random order without replacement, and the
-accuracies that are bounded are those on all of them.
+A test for a fixed number of images errs far more often than its level if it is repeated until it
+succeeds. The evidence below holds at all looks together, however they are chosen. The images of an
+evaluation are a finite set, sampled in random order without replacement. The bounds are for the
+accuracies on all of them.
 
 Source: Lindon & Malek 2022 (arXiv 2011.03567) for paired counts; Waudby-Smith & Ramdas 2020
   (arXiv 2006.04347, Section 3) and 2023 (arXiv 2010.09686, Sections 4 and 5) for sampling without
@@ -23,27 +23,27 @@ _Looks = Shaped[np.ndarray, "..."]  # whole numbers, of many looks at once
 _LookValues = Any  # float64, of as many looks
 
 PRIOR = 2.0  # both shapes of the Beta prior of a discordant image's side: see `evidence`
-_TUNED = 1000  # images for which a sequence is narrowest, unless it has an aim
-# Scales of the alternatives, as multiples of the number of images that they are best for, with
-# their weights: a sequence of the middle one alone is 3% narrower there, and far wider elsewhere.
+_TUNED = 1000  # images at which a sequence is narrowest, unless it has a target width
+# Scales of the alternatives, as multiples of the number of images they are best for, with their
+# weights. A sequence of the middle scale alone is 3% narrower there, and far wider elsewhere.
 _SCALES = ((0.25, 0.1), (1.0, 0.8), (4.0, 0.1))
-_LARGEST_BET = 0.45  # below 1/2 no image can take all that was won: values lie 2 apart at most
-_STEP = 60  # images of the first lots: nearly a power of two, as slots are
-_SHARE = 16  # a later lot is at most this part of the images before it
+_LARGEST_BET = 0.45  # below 1/2 one image cannot lose all winnings: values lie at most 2 apart
+_STEP = 60  # images of the first lots: just below a power of two, to fill the slots
+_SHARE = 16  # a later lot is at most this fraction of the images before it
 
 
 def order(seed: int, ids: Sequence[int]) -> Shaped[np.ndarray, " N"]:
     """Order N images by hashes of the seed and their ids; return their places, i[N].
 
-    It depends on nothing else: not on NumPy's version, and a part of the images is in the order
-    that it has in the whole.
+    It depends on nothing else, such as NumPy's version. A subset of the images keeps its order in
+    the full set.
     """
     keys = [hashlib.sha256(f"order {seed} {number}".encode()).digest() for number in ids]
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
 
 
 def lots(of: int) -> list[int]:
-    """List after how many of all images one looks: every 60, later every sixteenth more."""
+    """List the numbers of images at each look: every 60, later after every sixteenth more."""
     ends = [0]
     while ends[-1] < of:
         ends.append(ends[-1] + max(_STEP, ends[-1] // _SHARE // _STEP * _STEP))
@@ -53,12 +53,12 @@ def lots(of: int) -> list[int]:
 def evidence(gained: _Looks, lost: _Looks) -> _LookValues:
     """Compute the logarithm of the e-value that discordant images favour one of two networks.
 
-    It is the likelihood of their sides under Beta(2, 2), mixed over all its probabilities, over
-    that of a fair coin. As both sides have the same prior it is two-sided. Under networks that are
-    equally accurate, of the images or of what they were drawn from, exp(evidence) ever reaches
-    1 / alpha with a probability of at most alpha (Ville's inequality). Beta(2, 2) was chosen by
-    simulation: with 10% of 5,000 images discordant, shapes from 1 to 4 decide a difference of 3
-    points about equally early, and larger ones one of 5 points later.
+    It is the likelihood ratio of their sides under a Beta(2, 2) mixture to a fair coin, two-sided
+    because the prior is symmetric. If the networks are equally accurate on the images or on the
+    population they were drawn from, exp(evidence) ever reaches 1 / alpha with a probability of at
+    most alpha (Ville's inequality). Beta(2, 2) was chosen by simulation with 10% of 5,000 images
+    discordant. There shapes from 1 to 4 decide a difference of 3 points about equally early, and
+    larger shapes decide a difference of 5 points later.
 
     Args:
       gained, lost: images so far that only the second, or only the first, has right.
@@ -75,13 +75,13 @@ def accuracy_evidence(
 ) -> _LookValues:
     """Compute the logarithm of the e-value against `total` right images among all `of`.
 
-    It is a mixture of likelihood ratios of the hypergeometric distribution, each of one alternative
+    It is a mixture of likelihood ratios of the hypergeometric distribution, each for an alternative
     total above or below; arrays are broadcast. Impossible totals have infinite evidence.
 
     Args:
       right, n: right images among the first `n` of the random order.
       alpha: level that the alternatives are tuned for.
-      width: of the interval that is aimed at, a share; None: narrowest at 1,000 images.
+      width: target width of the interval, a share; None: narrowest at 1,000 images.
     Parity: tests/evaluation/records/test_sequential.py: coverage, and its mean for short sequences.
     """
     total, right, n = (np.asarray(values, np.float64) for values in (total, right, n))
@@ -98,10 +98,10 @@ def accuracy_evidence(
 def _alternatives(
     total: _LookValues, of: int, alpha: float, width: float | None, scale: float
 ) -> tuple[_LookValues, _LookValues]:
-    """Choose totals below and above, which a boundary tuned for a number of images would compare.
+    """Choose the totals below and above that a boundary tuned for a number of images compares.
 
-    Those for an aimed width are half of it away. Else the distance is that of the arcsine of the
-    root, on which proportions have one variance.
+    For a target width they are half of it away. Otherwise the distance is on the arcsine
+    square-root scale, on which proportions have equal variance.
     """
     if width is not None:
         away = of * width / 2 / math.sqrt(scale)
@@ -116,7 +116,7 @@ def _alternatives(
 
 
 def _log_likelihood(total: _LookValues, right: _LookValues, n: _LookValues, of: int) -> _LookValues:
-    """Compute the log-probability of one order of `right` and wrong images, but for a constant."""
+    """Compute the log-probability of one order of right and wrong images, up to a constant."""
     from scipy.special import gammaln
 
     wrong = n - right
@@ -129,10 +129,10 @@ def _log_likelihood(total: _LookValues, right: _LookValues, n: _LookValues, of: 
 def accuracy_bounds(
     right: int, n: int, of: int, alpha: float, width: float | None = None
 ) -> tuple[float, float]:
-    """Bound the share of right images among all `of` after `n` of them; arguments as above.
+    """Bound the share of right images among all `of` after `n`; see `accuracy_evidence`.
 
-    At all looks together it holds with probability 1 - alpha at least; after all images both ends
-    are what was counted.
+    It holds at all looks together with probability at least 1 - alpha; after all images both ends
+    equal the observed share.
     """
     if not of:
         return 0.0, 1.0
@@ -149,20 +149,20 @@ def difference_evidence(
     alpha: float,
     tie: float | None = None,
 ) -> tuple[_LookValues, _LookValues]:
-    """Compute evidence that differences of all images add up to more than `total`, and to less.
+    """Compute evidence that differences over all images sum to more than `total`, and to less.
 
-    Both are logarithms of what two gamblers own after each of n images who bet on every next one;
-    their stakes depend on the images before alone.
+    Both are the log-capital, after each of n images, of a gambler who bets on every next image;
+    the stakes depend only on earlier images.
 
     Args:
       differences: of verdicts, second minus first, -1, 0 or 1, in the random order.
-      tie: the share that the true difference is to be shown to lie within, which stakes are tuned
-        for; None: for 1,000 images.
+      tie: the share within which the true difference should be shown to lie; stakes are tuned for
+        it, or if None for 1,000 images.
     """
     values = np.asarray(differences, np.float64)
-    count = np.arange(values.shape[-1])  # of images before each
-    to_come = of - count  # this one included
-    sums = np.cumsum(values, axis=-1) - values  # of those before
+    count = np.arange(values.shape[-1])  # images before each
+    to_come = of - count  # images left, including this one
+    sums = np.cumsum(values, axis=-1) - values  # over the images before
     squares = np.cumsum(values**2, axis=-1) - values**2
     variances = np.maximum((0.25 + squares - sums**2 / np.maximum(count, 1)) / (1 + count), 1e-3)
     stakes = _boundary(alpha) / np.sqrt(variances * _effective(of))
@@ -176,8 +176,8 @@ def difference_evidence(
             won = stake * (values - np.clip(expected, -1, 1))
             more = np.logaddexp(more, np.cumsum(np.log1p(won), axis=-1) + math.log(weight))
             less = np.logaddexp(less, np.cumsum(np.log1p(-won), axis=-1) + math.log(weight))
-    needed = (total - sums - values) / np.maximum(to_come - 1, 1)  # of each image after it
-    needed = np.where(to_come > 1, needed, np.sign(total - sums - values) * 2)  # there are none
+    needed = (total - sums - values) / np.maximum(to_come - 1, 1)  # mean over the later images
+    needed = np.where(to_come > 1, needed, np.sign(total - sums - values) * 2)  # no later images
     more = np.where(np.maximum.accumulate(needed < -1, axis=-1), np.inf, more)
     less = np.where(np.maximum.accumulate(needed > 1, axis=-1), np.inf, less)
     return more, less
@@ -186,10 +186,10 @@ def difference_evidence(
 def difference_bounds(
     differences: Shaped[np.ndarray, " n"], of: int, alpha: float, tie: float | None = None
 ) -> tuple[float, float]:
-    """Bound the difference of two accuracies on all `of` images; arguments as above.
+    """Bound the difference of two accuracies on all `of` images; see `difference_evidence`.
 
-    At all looks together it holds with probability 1 - alpha at least: alpha / 2 for each end. What
-    was excluded after any of the images stays so.
+    It holds at all looks together with probability at least 1 - alpha: alpha / 2 for each end.
+    Values excluded after any image stay excluded.
     """
     if not len(differences):
         return -1.0, 1.0
@@ -205,7 +205,7 @@ def difference_bounds(
 
 
 def _edge(stands: Any, *, inside: int, outside: int) -> int:
-    """Find the last total that stands between one that does and one that does not."""
+    """Find the last total that stands, between `inside`, which does, and `outside`."""
     while abs(outside - inside) > 1:
         middle = (inside + outside) // 2
         inside, outside = (middle, outside) if stands(middle) else (inside, middle)
@@ -213,11 +213,11 @@ def _edge(stands: Any, *, inside: int, outside: int) -> int:
 
 
 def _boundary(alpha: float) -> float:
-    """Compute the half width, in standard errors, of a linear boundary where it is narrowest."""
+    """Compute the half width of a linear boundary at its narrowest point, in standard errors."""
     return math.sqrt(2 * math.log(2 / alpha))
 
 
 def _effective(of: int) -> float:
-    """Compute how many independent images say as much as those that a sequence is tuned for."""
-    tuned = min(_TUNED, of / 2)  # of fewer, half
+    """Compute how many independent images are worth as much as those a sequence is tuned for."""
+    tuned = min(_TUNED, of / 2)  # half, if there are fewer than twice as many
     return tuned / (1 - tuned / of)

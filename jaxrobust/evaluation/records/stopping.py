@@ -1,4 +1,4 @@
-"""When an evaluation has seen enough, and what a sample says of images that were not met."""
+"""When an evaluation can stop, and bounds from a sample for images that were not attacked."""
 
 import hashlib
 import math
@@ -12,13 +12,13 @@ from jaxrobust.evaluation.records import sequences
 from jaxrobust.evaluation.records.record import FastSample, Interval, StoppedSequence
 from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts, other_images
 
-AHEAD, TIE, WIDTH, ENDED = "ahead", "tie", "width", "images"  # which rule stopped an evaluation
+AHEAD, TIE, WIDTH, ENDED = "ahead", "tie", "width", "images"  # the rule that stopped an evaluation
 RULES = (AHEAD, TIE, WIDTH, ENDED)
-_LARGEST = 300.0  # digits of an e-value
+_LARGEST = 300.0  # maximum decimal exponent of an e-value
 
 
 class StopRule(NamedTuple):
-    """Says when an evaluation is decided, by evidence that may be looked at at any time.
+    """Decides when an evaluation stops, by evidence that is valid at any time.
 
     Either `width` or `against` is given. Shares are fractions: two points are 0.02.
     """
@@ -26,12 +26,12 @@ class StopRule(NamedTuple):
     width: float | None = None  # stop when the robust accuracy's interval is narrower
     against: Verdicts | None = None  # stop when one of two networks is ahead on these images
     tie: float | None = None  # or when their accuracies differ by less than this
-    alpha: float = 0.05  # probability of an error, of each claim, over all looks
+    alpha: float = 0.05  # error probability of each claim, over all looks
 
     def check(self, ids: np.ndarray, labels: np.ndarray, hashes: np.ndarray | None = None) -> None:
-        """Raise `ValueError` for a rule that cannot be meant on images with ids and labels.
+        """Raise `ValueError` if the rule is invalid for images with these ids and labels.
 
-        `hashes` of the images are as those of `Verdicts`; None: they are unknown.
+        `hashes` of the images are as in `Verdicts`; None means unknown.
         """
         if not 0 < self.alpha < 1:
             raise ValueError(
@@ -66,14 +66,14 @@ class StopRule(NamedTuple):
             )
 
     def places(self, seed: int, ids: np.ndarray) -> np.ndarray:
-        """Order the places of the images that can be met, i[M]: of `against`, those it has."""
+        """Order the places of the available images, i[M]; with `against`, only images it has."""
         places = sequences.order(seed, ids.tolist())
         if self.against is None:
             return places
         return places[np.isin(ids[places], self.against.image_ids)]
 
     def settings(self) -> dict[str, Any]:
-        """List what tells this rule from others, as plain values."""
+        """Return the settings that identify this rule, as plain values."""
         settings = {"alpha": self.alpha, "until_width": self.width, "tie": self.tie}
         if self.against is None:
             return settings
@@ -82,18 +82,18 @@ class StopRule(NamedTuple):
         return settings | {"against_sha256": digest.hexdigest()}
 
     def bounds(self, right: int, n: int, of: int) -> Interval:
-        """Bound an accuracy on all images that can be met, after n of them."""
+        """Bound an accuracy on all available images after n of them."""
         return list(sequences.accuracy_bounds(right, n, of, self.alpha, self.width))
 
     def look(
         self, ids: np.ndarray, clean: np.ndarray, robust: np.ndarray, of: int
     ) -> StoppedSequence:
-        """Say what is known after n images; `rule` is there if it is enough, or if they end.
+        """Summarise the state after n images; `rule` is set if a rule stops or no images are left.
 
         Args:
           ids: u32[n], of the images so far, in the random order.
           clean, robust: bool[n], their verdicts.
-          of: images that can be met in all.
+          of: total number of available images.
         """
         n = len(ids)
         sequence: StoppedSequence = {"stopped_after": n, "of": of, "alpha": self.alpha}
@@ -116,7 +116,7 @@ class StopRule(NamedTuple):
     def _compare(
         self, sequence: StoppedSequence, ids: np.ndarray, robust: np.ndarray, of: int
     ) -> str | None:
-        """Add what the pairs of verdicts say; return the rule that decides, None: none does."""
+        """Add the comparison of paired verdicts; return the rule that decides, or None."""
         assert self.against is not None
         order = np.argsort(self.against.image_ids)
         at = order[np.searchsorted(self.against.image_ids, ids, sorter=order)]
@@ -143,7 +143,7 @@ class StopRule(NamedTuple):
 
 
 def check_width(width: float, images: int) -> None:
-    """Raise `ValueError` for a width that an accuracy of this many images cannot reach."""
+    """Raise `ValueError` if the accuracy on this many images cannot reach a width."""
     if not 0 < width < 1:
         raise ValueError(f"the width must be between 0 and 100 points, not {100 * width:g}")
     if width * images <= 1:
@@ -154,14 +154,14 @@ def check_width(width: float, images: int) -> None:
 
 
 def bounds_of(stopped: StoppedSequence, accuracy: float) -> Interval:
-    """Bound another accuracy of the images of a stopped evaluation, as after one of its attacks."""
+    """Bound another accuracy of a stopped evaluation, such as after one of its attacks."""
     n, of = stopped["stopped_after"], stopped["of"]
     aim = (stopped["alpha"], stopped.get("until_width"))
     return list(sequences.accuracy_bounds(round(accuracy * n), n, of, *aim))
 
 
 def line(stopped: StoppedSequence) -> str:
-    """Write for people when and why an evaluation stopped, and its sequence's bounds."""
+    """Describe when and why an evaluation stopped, and the bounds of its sequence."""
     n, of, level = stopped["stopped_after"], stopped["of"], 100 * (1 - stopped["alpha"])
     head = "stopped after" if "rule" in stopped else "looked at"
     text = f"{head} {n:,} of {of:,} images: {why(stopped)}; robust on all {of:,} within "
@@ -177,7 +177,7 @@ def line(stopped: StoppedSequence) -> str:
 
 
 def why(stopped: StoppedSequence) -> str:
-    """Say which rule stopped an evaluation, and what it found."""
+    """Describe the rule that stopped an evaluation, and its finding."""
     return {
         AHEAD: f"{'this' if stopped.get('leads') == 'this' else 'the other'} network is ahead",
         TIE: f"they differ by less than {100 * (stopped.get('tie') or 0):g} points",
@@ -188,18 +188,18 @@ def why(stopped: StoppedSequence) -> str:
 
 
 def between(ends: Sequence[float]) -> str:
-    """Write an interval for people, in per cent."""
+    """Format an interval in per cent."""
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%"
 
 
-FAST_METHOD = "fast version"  # of records, in place of AutoAttack's name
-FAST_LEVEL = 0.95  # of the bound, which is one-sided
+FAST_METHOD = "fast version"  # method of records, instead of AutoAttack's name
+FAST_LEVEL = 0.95  # confidence of the one-sided bound
 
 
 def draw_survivors(
     seed: int, ids: Shaped[np.ndarray, " N"], survivors: Bool[np.ndarray, " N"], count: int
 ) -> Bool[np.ndarray, " N"]:
-    """Choose `count` survivors at random: the first ones in an order of the seed and the ids."""
+    """Choose `count` survivors at random: the first in an order given by the seed and the ids."""
     order = sequences.order(seed, ids.tolist())
     chosen = np.zeros(len(ids), bool)
     chosen[order[survivors[order]][:count]] = True
@@ -210,9 +210,9 @@ def most_fooled(fooled: int, sampled: int, of: int, level: float = FAST_LEVEL) -
     """Bound from above how many of `of` images would be fooled, after `fooled` of `sampled`.
 
     The sample is drawn without replacement, so the count in it is hypergeometric. The bound is the
-    largest number of all under which so few, or fewer, still have a probability above 1 - `level`:
-    it holds with probability `level` at least, for every true number. The `fooled` ones are among
-    it.
+    largest total for which `fooled` or fewer in the sample have a probability above 1 - `level`.
+    It holds with probability at least `level` for every true total, and includes the `fooled`
+    images.
 
     >>> most_fooled(0, 59, 10**6), most_fooled(0, 50, 100), most_fooled(3, 20, 20)
     (49501, 4, 3)
@@ -247,9 +247,9 @@ def _at_most(fooled: int, marked: int, sampled: int, of: int) -> float:
 
 
 def fast_sample(images: int, survivors: int, sampled: int, fallen: Sequence[int]) -> FastSample:
-    """Gather what a record says of its images, of which those with ids `fallen` fell in the sample.
+    """Build a record's facts about the sample, in which images with ids `fallen` fell.
 
-    The bound is of the survivors that were not drawn.
+    The bound is for the survivors that were not drawn.
     """
     fooled = len(fallen)
     most = most_fooled(fooled, sampled, survivors)
@@ -265,7 +265,7 @@ def fast_sample(images: int, survivors: int, sampled: int, fallen: Sequence[int]
 
 
 def met_by_all(fast: FastSample, verdicts: Verdicts) -> Verdicts:
-    """Give the verdicts of the attacks that all images met: the sample's fallen stand there."""
+    """Return the verdicts of the attacks run on all images, which the sample's fallen survived."""
     stood = np.isin(verdicts.image_ids, fast["fallen"])
     return verdicts._replace(
         fooled_by=np.where(stood, "", verdicts.fooled_by),
@@ -275,7 +275,7 @@ def met_by_all(fast: FastSample, verdicts: Verdicts) -> Verdicts:
 
 
 def fast_line(fast: FastSample) -> str:
-    """Write for people what the sample says, and that this is not a number of AutoAttack."""
+    """Describe the result of the sample, and warn that this is not an AutoAttack result."""
     head = (
         "these are verdicts of the fast version, which are not AutoAttack's: "
         f"{fast['sampled']:,} of {fast['survivors']:,} survivors, at random, met all that the "
@@ -289,12 +289,12 @@ def fast_line(fast: FastSample) -> str:
 
 
 def fast_bound(fast: FastSample) -> str:
-    """Write the bound of the accuracy, rounded down."""
+    """Format the bound on the accuracy, rounded down."""
     return f"{math.floor(1e4 * fast['robust_at_least'] + 1e-6) / 100:.2f}%"
 
 
 def is_sound(fast: Mapping[str, Any]) -> bool:
-    """Check a record's part: True if it has the keys, types and ranges of `FastSample`."""
+    """Tell whether a part of a record has the keys, types and ranges of `FastSample`."""
     counts: list[Any] = [fast.get(key) for key in ("survivors", "sampled", "fooled", "at_most")]
     shares: list[Any] = [fast.get(key) for key in ("level", "robust_at_least")]
     if not (

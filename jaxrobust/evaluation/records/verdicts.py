@@ -1,4 +1,4 @@
-"""Verdicts image by image: a small file next to a record, which names it."""
+"""Verdicts per image: a small file next to the record that names it."""
 
 import functools
 import hashlib
@@ -11,23 +11,23 @@ import numpy as np
 
 from jaxrobust.runtime.files import jsonl
 
-CLEAN = "clean"  # stands for an attack where an image is misclassified as it is
-REPLAY = "replay"  # stands for an attack where a point that another evaluation found fools
+CLEAN = "clean"  # in place of an attack: the clean image is misclassified
+REPLAY = "replay"  # in place of an attack: a point of another evaluation fools the network
 SCHEMA = 2  # of records and of these files; 1 had neither a number nor verdicts
 
 
 class _Columns(NamedTuple):
     image_ids: np.ndarray  # u32[N], places in the split
     labels: np.ndarray  # i32[N]
-    clean: np.ndarray  # bool[N], classified correctly as it is
-    fooled_by: np.ndarray  # str[N], the attack; "clean": misclassified as it is; "": none
-    norms: np.ndarray  # f64[N], of the perturbation that was found; 0: none was found or needed
-    reached: np.ndarray  # i32[N], the class that the network gives under it; -1: none, or unknown
+    clean: np.ndarray  # bool[N], classified correctly without an attack
+    fooled_by: np.ndarray  # str[N], the attack; "clean": misclassified without one; "": robust
+    norms: np.ndarray  # f64[N], of the perturbation found; 0: none was found or needed
+    reached: np.ndarray  # i32[N], the class predicted under it; -1: none, or unknown
     hashes: np.ndarray  # str[N], of the clean images, see `network.images.hashes`; "": unknown
 
 
 class Verdicts(_Columns):
-    """What an evaluation found of each of N images, in the order of the split."""
+    """An evaluation's verdicts on N images, in the order of the split."""
 
     def __new__(cls, *columns: Any, **keywords: Any) -> Self:
         """Take the columns; hashes may be left out."""
@@ -37,45 +37,45 @@ class Verdicts(_Columns):
 
     @property
     def images(self) -> "HashedImages":
-        """Return the images by their ids."""
+        """The ids and hashes of the images."""
         return HashedImages(self.image_ids, self.hashes)
 
     @property
     def robust(self) -> np.ndarray:
-        """Tell which images no attack fooled, bool[N]."""
+        """Which images no attack fooled, bool[N]."""
         return np.asarray(self.fooled_by == "")
 
 
 class HashedImages(NamedTuple):
-    """Some images by their ids, with the hash of each, as `Verdicts` has them."""
+    """Images by their ids, each with its hash, as in `Verdicts`."""
 
     ids: np.ndarray  # u32[N]
     hashes: np.ndarray  # str[N]
 
     @classmethod
     def none(cls) -> Self:
-        """Return no images, where nothing is known of them."""
+        """Return an empty set, for unknown images."""
         return cls(np.zeros(0, np.uint32), np.zeros(0, str))
 
 
 class CommonImages(NamedTuple):
-    """How many images two evaluations have in common, by their ids."""
+    """Counts of images with the same ids in two evaluations."""
 
     common: int
-    compared: int  # of them, by their hashes: both are there, and of the same kind
-    differing: int  # of these
+    compared: int  # of these, images with two hashes of the same kind
+    differing: int  # of these, images with different hashes
 
 
 def common_images(first: HashedImages, other: HashedImages) -> CommonImages:
     """Compare the images that have the same ids."""
     ids, *at = np.intersect1d(first.ids, other.ids, return_indices=True)
     a, b = first.hashes[at[0]], other.hashes[at[1]]
-    compared = (a != "") & (a.astype("U1") == b.astype("U1"))  # the letter is the kind
+    compared = (a != "") & (a.astype("U1") == b.astype("U1"))  # the first letter is the kind
     return CommonImages(len(ids), int(compared.sum()), int((compared & (a != b)).sum()))
 
 
 def other_images(first: HashedImages, other: HashedImages) -> str:
-    """Say that images with the same ids are different images; "" where nothing shows that."""
+    """Report if images with the same ids differ; "" if nothing shows that."""
     _, compared, differing = common_images(first, other)
     if not differing:
         return ""
@@ -83,7 +83,7 @@ def other_images(first: HashedImages, other: HashedImages) -> str:
 
 
 def aligned(several: Sequence[Verdicts]) -> list[Verdicts]:
-    """Cut verdicts to the images that all of them have, in the order of their places."""
+    """Restrict verdicts to the images that all of them have, in the order of their places."""
     common = functools.reduce(np.intersect1d, [one.image_ids for one in several])
     cut = []
     for one in several:
@@ -97,12 +97,12 @@ _KINDS |= {"fooled_by": str, "norms": np.float64, "reached": np.int32, "hashes":
 
 
 def file_of(evaluation: str) -> str:
-    """Name the file of an evaluation, by its number."""
+    """Return the file name of an evaluation's verdicts."""
     return f"verdicts-{evaluation}.json"
 
 
 def write(path: Path, evaluation: str, verdicts: Verdicts) -> None:
-    """Write the file as a whole or not at all."""
+    """Write the file atomically."""
     columns: dict[str, Any] = {name: getattr(verdicts, name).tolist() for name in _KINDS}
     if not any(columns["hashes"]):
         del columns["hashes"]
@@ -118,7 +118,7 @@ def _sha256(columns: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> Verdicts:
-    """Read the verdicts of a file; refuse one that is missing, damaged or of a newer version."""
+    """Read verdicts; raise if the file is missing, damaged or of a newer version."""
     if not path.is_file():
         raise ValueError(
             f"{path} is missing; copy it with its record, or evaluate again with --out DIR"
@@ -128,7 +128,7 @@ def read(path: Path) -> Verdicts:
         newer = stored["schema"] > SCHEMA
         n = len(stored["image_ids"])
         edited = "sha256" in stored and stored["sha256"] != _sha256(stored)
-        older = {"reached": [-1] * n, "hashes": [""] * n}  # columns that versions before lacked
+        older = {"reached": [-1] * n, "hashes": [""] * n}  # columns that older versions lack
         stored = older | stored
         columns = [] if newer else [np.asarray(stored[k], kind) for k, kind in _KINDS.items()]
     except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:

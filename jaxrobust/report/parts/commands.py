@@ -1,4 +1,4 @@
-"""What to copy: the command that gives a number again, its record, and RobustBench's texts."""
+"""Texts to copy: the command that reproduces a number, its record, RobustBench's texts."""
 
 import json
 import re
@@ -27,7 +27,7 @@ _VERSIONS = ("plus", "rand", "custom")
 
 
 def evaluate(one: ReportedEvaluation, workdir: str | None) -> str:
-    """Return the command of an evaluation; `workdir` is the run, None: it is not known."""
+    """Return the command of an evaluation; `workdir` is the run, or None if unknown."""
     record = one.record
     words = ["jaxrobust", "evaluate"]
     if workdir:
@@ -37,13 +37,13 @@ def evaluate(one: ReportedEvaluation, workdir: str | None) -> str:
         words += _function(record.function)
     else:
         words += ["--model", str((record.model or {}).get("name")), "--weights", "WEIGHTS"]
-    of_files = (record.corruptions or {}).get("images") == "files"  # each of which is a split
+    of_files = (record.corruptions or {}).get("images") == "files"  # each file is a split
     split, n = (None if of_files else record.split), 0
     ids = str((record.stopped or {}).get("images") or record.image_ids)
     if record.image_choice != ALL and (record.image_choice or ids.startswith("0..")):
         n = records.images_of(AccuracyRecord(image_ids=ids)) or 0 if record.stopped else one.images
     if n and not record.image_choice and split and "[" not in split:
-        split, n = f"{split}[:{n}]", 0  # of an older version, whose --n took the first ones
+        split, n = f"{split}[:{n}]", 0  # --n of older versions took the first images
     images = {"dataset": record.dataset, "split": split, "preprocessing": record.preprocessing}
     words += [word for flag, value in images.items() if value for word in (f"--{flag}", value)]
     words += ["--n", str(n)] if n else []
@@ -103,7 +103,7 @@ def _attack(record: AccuracyRecord) -> list[str]:
     if record.fast:
         return [*words, "--attack", "autoattack", "--version", "fast"]
     method, *settings = (record.method or "").split(", ")
-    # Of a user's attacks, a function is named with the others, and a file of points has a flag.
+    # A user's function is named among the attacks; a user's file of points has its own flag.
     users = {one["name"]: one["file"] for one in attacks if "sha256" in one}
     method = " + ".join(name for name in method.split(" + ") if name not in users)
     functions = [file for file in users.values() if ":" in file]
@@ -129,7 +129,7 @@ def _attack(record: AccuracyRecord) -> list[str]:
 
 
 def part(one: ReportedEvaluation) -> Markup:
-    """Write the command, the record and RobustBench's texts of an evaluation, folded."""
+    """Return the command, the record and RobustBench's texts of an evaluation, folded."""
     command = evaluate(one, str(one.run) if one.run else None)
     record = json.dumps(one.record.to_json(), indent=1, ensure_ascii=False)
     texts = {"The command": command, "The record": record}
@@ -143,7 +143,7 @@ def part(one: ReportedEvaluation) -> Markup:
     except (KeyError, TypeError, ValueError, AttributeError):
         note = "The record lacks what RobustBench's entry is made of."
     else:
-        if lacks:  # an entry would claim a leaderboard's data and radius
+        if lacks:  # an entry would claim the data and radius of a leaderboard
             note = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
         else:
             texts |= board
@@ -154,7 +154,7 @@ def part(one: ReportedEvaluation) -> Markup:
 
 
 def about(one: ReportedEvaluation) -> str:
-    """Say what the command repeats."""
+    """Describe what the command reproduces."""
     if not one.record.method and one.record.attacks:
         return (
             "This is the test of a training; jaxrobust train with its config repeats it. "

@@ -1,4 +1,4 @@
-"""Several runs or evaluations: curves over each other, and differences image by image."""
+"""Several runs or evaluations: overlaid curves, and differences image by image."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ _HEAD = (
 
 
 def overlays(runs: Sequence[ReportedRun]) -> Markup | None:
-    """Return the curves of several runs over each other, for each phase that two of them have."""
+    """Return overlaid curves of several runs for each phase that at least two of them have."""
     phases = list(dict.fromkeys(p for run in runs for p in run.phases))
     drawn = []
     for at, phase in enumerate(phases):
@@ -52,13 +52,13 @@ def groups(evaluations: Sequence[ReportedEvaluation]) -> list[list[ReportedEvalu
     """Return evaluations of different networks that answer the same question, with verdicts."""
     same: dict[str, dict[str, ReportedEvaluation]] = {}
     for one in sorted(evaluations, key=lambda one: one.record.stopped is not None):
-        if one.verdicts is not None:  # a whole evaluation of a network before one that stopped
+        if one.verdicts is not None:  # complete evaluations take precedence over stopped ones
             same.setdefault(sentences.question(one), {}).setdefault(sentences.identity(one), one)
     return [list(group.values()) for group in same.values() if len(group) > 1]
 
 
 def difference(first: ReportedEvaluation, other: ReportedEvaluation, key: str) -> Paired | None:
-    """Compare the common images, without replayed ones; None: no images, or other labels."""
+    """Compare the common images, without replayed ones; None if there are none or labels differ."""
     (a, b), left_out = _aligned(first, other)
     if left_out.all() or (a.labels != b.labels).any():
         return None
@@ -121,8 +121,8 @@ def _group(group: Sequence[ReportedEvaluation], key: str) -> Markup | None:
     unsure = [_label(one) for one in others if not _same_images(first, one)]
     if unsure:
         texts.append(
-            f"That {', '.join(unsure)} saw the same images as {_label(first)} is known by their "
-            "names alone: older versions noted no hash of each image."
+            f"Only the images' names show that {', '.join(unsure)} saw the same images as "
+            f"{_label(first)}: older versions noted no hash of each image."
         )
     threat = ", ".join(sentences.balls(first.record)) or "no attack"
     return markup.parts.section(

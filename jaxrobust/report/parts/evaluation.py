@@ -1,4 +1,4 @@
-"""An evaluation: what each attack removed and cost, each class, and the confusion they cause."""
+"""An evaluation: results and costs of each attack, accuracy by class, and the confusion."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from jaxrobust.report.parts import commands, sentences
 from jaxrobust.report.parts.radii import ACCURACY
 from jaxrobust.report.parts.sentences import between, interval, interval_name, percent
 
-_CLASSES = 40  # that a figure names; of more the lowest 30 and the highest 10
-_PAIRS = 20  # of a table of the confusion, where there are too many classes for a matrix
+_CLASSES = 40  # named in a figure; if there are more, the lowest 30 and the highest 10
+_PAIRS = 20  # in the table of the confusion, if there are too many classes for a matrix
 _COSTS = (
     *("attack", "images fooled", "passes forward", "backward", "idle", "seconds"),
     *("compiling", "step rule"),
@@ -50,7 +50,7 @@ def part(
     *,
     in_lead: bool = False,
 ) -> Markup:
-    """Return an evaluation; `in_lead`: its sentence and its doubts stand above already."""
+    """Return an evaluation; `in_lead`: its headline and doubts are already shown above."""
     matrix, below = confusion(one, f"{key}-confusion")
     return markup.parts.evaluation(
         title(one),
@@ -63,7 +63,7 @@ def part(
 
 
 def title(one: ReportedEvaluation) -> str:
-    """Name an evaluation on the page."""
+    """Return the title of an evaluation."""
     threats = ", ".join(sentences.balls(one.record)) or "no attack"
     attack = f"{sentences.method(one.record)}, {threats}"
     return f"{one.name}{f', {one.phase}' if one.phase else ''}: {attack}"
@@ -94,7 +94,7 @@ def overview(evaluations: Sequence[ReportedEvaluation]) -> Markup:
 
 
 def accuracies(one: ReportedEvaluation) -> list[tuple[str, float]]:
-    """Return the accuracies of an evaluation with their names, in the order they were found."""
+    """Return the accuracies of an evaluation with their names, in the order of measurement."""
     record = one.record
     values: list[tuple[str, float | None]] = [("clean", record.clean)]
     if record.corruptions:
@@ -160,7 +160,7 @@ def _costs(one: ReportedEvaluation) -> Markup:
 
 
 def by_class(verdicts: Verdicts) -> dict[int, tuple[int, int, int]]:
-    """Count the images of each label: all, the right ones, those that withstand everything."""
+    """Count the images of each label: all, correctly classified, and robust."""
     counts = {}
     for label in np.unique(verdicts.labels):
         mask = verdicts.labels == label
@@ -190,7 +190,7 @@ def _classes(one: ReportedEvaluation, key: str) -> Markup | None:
 
 
 def confused(one: ReportedEvaluation) -> list[tuple[int, int, int]]:
-    """Return label, class reached, images; the most frequent pair first, ties by the label."""
+    """Return (label, class reached, number of images), most frequent first, ties by label."""
     verdicts = one.verdicts
     if verdicts is None:
         return []
@@ -202,7 +202,7 @@ def confused(one: ReportedEvaluation) -> list[tuple[int, int, int]]:
 
 
 def confusion(one: ReportedEvaluation, key: str) -> tuple[Markup | None, Markup | None]:
-    """Return the confusion as a matrix, and what stands below: many classes, nothing known."""
+    """Return the confusion as a matrix, or as a table or note below the figures."""
     verdicts, pairs = one.verdicts, confused(one)
     attacked = one.record.robust is not None
     if verdicts is None:

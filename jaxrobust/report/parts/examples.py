@@ -1,4 +1,4 @@
-"""The hardest and the easiest images of an evaluation, next to what fooled the network."""
+"""The hardest and the easiest images of an evaluation, with their adversarial versions."""
 
 import base64
 import io
@@ -19,8 +19,8 @@ from jaxrobust.report.parts import sentences
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.types import Threat
 
-_EACH = 4  # easiest, and as many hardest
-_SIDE = 96  # pixels of a picture's side at most; larger images are reduced
+_EACH = 4  # number of easiest and of hardest images
+_SIDE = 96  # maximum side of a picture in pixels; larger images are reduced
 RULE = (
     "Easiest: fooled by the first attack that fools any, in the fewest iterations. Hardest of "
     "those that were fooled: by the last attack, in the most iterations. Ties go to the smaller "
@@ -40,13 +40,13 @@ class Fooled(NamedTuple):
 
 
 class Album:
-    """Pictures for a page, as long as the page stays small."""
+    """Pictures for a page, up to a limit on its size."""
 
     def __init__(self, budget: int = 1_200_000) -> None:
         self._left = budget
 
     def part(self, one: ReportedEvaluation) -> Markup | None:
-        """Return the pictures of an evaluation, or a sentence where they cannot be had."""
+        """Return the pictures of an evaluation, or a sentence on why they are missing."""
         if self._left <= 0:
             return markup.parts.note(
                 "Its images are not shown: the page would be too large. Report it alone."
@@ -91,9 +91,9 @@ def _part(one: ReportedEvaluation) -> Markup | None:
 
 
 class Search(NamedTuple):
-    """What was tried under one threat of an evaluation."""
+    """The search under one threat of an evaluation."""
 
-    prefix: str  # of its attacks in the verdicts
+    prefix: str  # of its attacks' names in the verdicts
     ledger: Path
     attacks: list[str]
 
@@ -118,7 +118,7 @@ def searched(one: ReportedEvaluation) -> list[Search]:
         for count, threat in enumerate(dict.fromkeys(record.threats)):
             member = [a for a, of in zip(attacks, record.threats, strict=True) if of == threat]
             ledger = folder / f"ledger-{number}-{count}.jsonl"
-            if not ledger.is_file():  # an evaluation next to it asked about this threat alone
+            if not ledger.is_file():  # use a separate evaluation of this threat in the folder
                 rows = map(AccuracyRecord.from_json, jsonl.read(one.file))
                 same = [r for r in rows if asked(r, r.attacks) == asked(record, member)]
                 ledger = folder / f"ledger-{same[-1].evaluation if same else None}.jsonl"
@@ -127,7 +127,7 @@ def searched(one: ReportedEvaluation) -> list[Search]:
 
 
 def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
-    """Return the shape H, W, C of the images of a ledger, and which were fooled."""
+    """Return the shape (H, W, C) of the images of a ledger, and the fooled ones."""
     shape: tuple[int, ...] = ()
     points = []
     others = sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))
@@ -144,12 +144,12 @@ def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
 
 
 def choose(points: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Fooled], list[Fooled]]:
-    """Return the easiest and the hardest of them by `RULE`; none is among both."""
+    """Return the easiest and the hardest points by `RULE`, without overlap."""
     again = [f"{name} (full)" for name in attacks]  # after a search in lower precision
     order = {name: at for at, name in enumerate([*attacks, *again])}
 
     def effort(one: Fooled) -> tuple[int, int]:
-        return order.get(one.attack, -1), one.iterations  # what was tried before is the easiest
+        return order.get(one.attack, -1), one.iterations  # replayed points are the easiest
 
     most = min(_EACH, (len(points) + 1) // 2)
     easiest = sorted(points, key=lambda f: (effort(f), f.image))[:most]
@@ -171,7 +171,7 @@ def _images(one: ReportedEvaluation, shape: tuple[int, ...]) -> Any:
 def _pictures(
     fooling: Fooled, clean: Any, shape: tuple[int, ...], label: str
 ) -> tuple[str, dict[str, str]]:
-    """Return a caption, and the pictures under the texts that describe them."""
+    """Return a caption, and the pictures by their alternative texts."""
     image = clean[[fooling.image]][0]
     count = int(np.prod(shape))
     point = np.fromfile(fooling.file, np.float32, count, offset=4 * count * fooling.stored)

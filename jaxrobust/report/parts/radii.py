@@ -1,4 +1,4 @@
-"""Accuracy against the radius: what attacks leave, and what is certified on the same images."""
+"""Accuracy against the radius: under attack, and certified on the same images."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ def ladders(evaluations: Sequence[ReportedEvaluation]) -> list[list[ReportedEval
 
 
 def attacked(groups: Sequence[Sequence[ReportedEvaluation]], key: str) -> Markup | None:
-    """Return robust accuracy against the radius, a figure for each group of `ladders`."""
+    """Return figures of robust accuracy against the radius, one per group of `ladders`."""
     drawn = []
     for number, group in enumerate(groups):
         first = group[0]
@@ -62,9 +62,7 @@ def certified(
     ladders: Sequence[Sequence[ReportedEvaluation]],
     key: str,
 ) -> Markup | None:
-    """Draw for each network what is certified at each noise, and its ladders in l2 on the same
-    images.
-    """
+    """Draw certified accuracy at each noise for each network, with l2 ladders on its images."""
     groups: dict[str, list[ReportedEvaluation]] = {}
     for one in evaluations:
         if one.record.certified:
@@ -79,16 +77,16 @@ def certified(
             name = f"certified, noise {result['sigma']:g}"
             curves.append(Line(name, radii, [*result["accuracy"].values()]))
         note = (
-            "Certified: with the stated probability for each image, no attack in l2 takes more "
-            "from the smoothed network."
+            "Certified: with the stated probability for each image, no l2 attack reduces the "
+            "smoothed network's accuracy further."
         )
         in_l2 = [ladder for ladder in ladders if ladder[0].record.threats[0].norm == "l2"]
         if shown := [_without_noise(one) for one in in_l2 if _images(one[0]) == images]:
             curves += shown
             note += (
                 " The attacks were on the network itself, without noise, which is another "
-                "classifier: its line bounds from above what it withstands itself, not what the "
-                "smoothed one does. Bars: exact 95% intervals."
+                "classifier: the line is an upper bound for that network, not for the "
+                "smoothed one. Bars: exact 95% intervals."
             )
         title = f"Certified accuracy: {group[0].name}"
         radius = Axis("l2 radius, pixels in [0, 1]", low=0.0)

@@ -1,4 +1,4 @@
-"""The sentences of a page: what a number is of, what it is worth, and what puts it in doubt."""
+"""The sentences of a page: the meaning of a number, its precision, and reasons to doubt it."""
 
 import json
 from collections.abc import Sequence
@@ -11,28 +11,28 @@ from jaxrobust.report.gathered import Gathered, ReportedEvaluation, ReportedRun,
 from jaxrobust.types import fraction
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-_FEW = 1000  # images, below which a page says how wide the interval is
-_TRIAL = 100  # images, below which no evaluation is a headline while there is a larger one
+_FEW = 1000  # images; below, a page mentions the width of the interval
+_TRIAL = 100  # images; smaller evaluations are headlines only if none is larger
 UNION = "union"
 STANDARD = "autoattack standard"
 AUTOATTACK = {"apgd-ce", "apgd-t", "fab-t", "square"}
 
 
 def percent(value: float | None) -> str:
-    """Return a fraction as a percentage; a dash where there is none."""
+    """Format a fraction as a percentage, or None as a dash."""
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
 def between(ends: Sequence[float] | None) -> str:
-    """Return an interval as percentages; nothing where there is none."""
+    """Format an interval in percent, or None as an empty string."""
     return "" if not ends else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%"
 
 
 def interval(one: ReportedEvaluation, key: Literal["clean", "robust"]) -> Sequence[float] | None:
-    """Return the exact 95% interval of `clean` or `robust`, of the record or of its images.
+    """Return the exact 95% interval of `clean` or `robust`, from the record or its images.
 
-    Of an evaluation that stopped when its numbers said so, these are its sequence's bounds, which
-    `interval_name` calls so.
+    For an evaluation stopped by a rule, return the bounds of its sequence; `interval_name` says
+    which of the two it is.
     """
     if stopped := one.record.stopped:
         return stopped.get(key)
@@ -44,20 +44,20 @@ def interval(one: ReportedEvaluation, key: Literal["clean", "robust"]) -> Sequen
 
 
 def interval_name(one: ReportedEvaluation) -> str:
-    """Name what `interval` returns, for people."""
+    """Describe the result of `interval`."""
     if stopped := one.record.stopped:
         return f"{100 * (1 - stopped['alpha']):g}% sequence for all {stopped['of']:,} images"
     return "95% interval"
 
 
 def ball(attack: AttackSettings) -> str:
-    """Return norm and radius of an attack."""
+    """Format norm and radius of an attack."""
     norm = str(attack.get("norm"))
     return f"{_NORMS.get(norm, norm)} {fraction(float(attack.get('epsilon') or 0))}"
 
 
 def balls(record: AccuracyRecord) -> list[str]:
-    """Return the threats of a record, each once."""
+    """Return the distinct threats of a record."""
     return list(dict.fromkeys(ball(attack) for attack in record.attacks))
 
 
@@ -78,7 +78,7 @@ def network(one: ReportedEvaluation) -> str:
 
 
 def headline(one: ReportedEvaluation) -> str:
-    """Return an evaluation as one sentence that needs no knowledge of attacks."""
+    """Describe an evaluation in one sentence that assumes no knowledge of attacks."""
     record, clean = one.record, percent(one.record.clean)
     count = f"{one.images:,} images" if one.images else "the images"
     where = f"{count} of {record.dataset} (split {record.split})"
@@ -108,7 +108,7 @@ def headline(one: ReportedEvaluation) -> str:
 
 
 def at_least(fast: FastSample) -> str:
-    """Say what the standard version would leave of a number of the fast version."""
+    """State the fast version's bound on the standard version's accuracy."""
     return (
         f"AutoAttack's standard version would leave at least {stopping.fast_bound(fast)}, with "
         f"{100 * fast['level']:g}% confidence"
@@ -116,12 +116,12 @@ def at_least(fast: FastSample) -> str:
 
 
 def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
-    """Return all that makes the number of an evaluation doubtful, each in a sentence or two."""
+    """Return all reasons to doubt the number of an evaluation, each in a sentence or two."""
     record, n = one.record, one.images
     reasons = [f"Flag {name}: {text}" for name, text in record.flags.items()]
     version = str(record.method).removesuffix(", stopped")
     union = record.method == UNION and {a.get("name") for a in record.attacks} >= AUTOATTACK
-    # A worst case has AutoAttack in one of its norms only.
+    # A worst case runs AutoAttack in only one of its norms.
     if record.robust is not None and (record.worst_case or not (version == STANDARD or union)):
         reasons.append(
             f"The attack was {'the ' * bool(record.fast)}{method(record)}, not the standard "
@@ -144,18 +144,18 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     if "+changes" in str(record.commit):
         reasons.append("The code differed from its commit when this was measured.")
     if record.search_dtype == "bfloat16":
-        reasons.append("The attacks searched in bfloat16, and found perhaps less than in float32.")
+        reasons.append("The attacks searched in bfloat16, and may have found less than in float32.")
     if any(run.at_work and run.folder == one.run for run in runs):
         reasons.append("The run is still being trained; a later checkpoint gives other numbers.")
     return reasons
 
 
 def chosen(gathered: Gathered) -> list[ReportedEvaluation]:
-    """Return an evaluation for each network, the strongest: that is the rule of the headline.
+    """Choose the strongest evaluation of each network for the headlines.
 
-    At least 100 images before fewer, of which more come first; then standard AutoAttack before
-    other attacks, the radius of the training before others, more images and more attacks before
-    fewer, and the younger record. The most robust network is first.
+    Evaluations of 100 images or more come before smaller ones, which are ordered by size. Then come
+    standard AutoAttack before other attacks, the radius of the training before others, more images
+    and attacks before fewer, and newer records. The most robust network is first.
     """
     best: dict[str, ReportedEvaluation] = {}
     radii = {run.folder: section(run.config, "attack").get("epsilon") for run in gathered.runs}
@@ -176,12 +176,12 @@ def chosen(gathered: Gathered) -> list[ReportedEvaluation]:
 
 
 def identity(one: ReportedEvaluation) -> str:
-    """Identify a network by the hash of its weights, else by its file and their name."""
+    """Identify a network by the hash of its weights, otherwise by record file and weights name."""
     return str(one.record.weights_sha256 or f"{one.file} {one.record.weights}")
 
 
 def question(one: ReportedEvaluation) -> str:
-    """Write as one text all that two records must share for their verdicts to be compared."""
+    """Return a text that is equal for records whose verdicts can be compared."""
     record = one.record
     images = [record.dataset, record.split, record.ids_sha256, record.classes_sha256]
     search = [record.preprocessing, record.search_dtype, record.image_size, record.attacks]
@@ -189,7 +189,7 @@ def question(one: ReportedEvaluation) -> str:
 
 
 def state(run: ReportedRun) -> str:
-    """Describe how far a run has come, in a sentence or two."""
+    """Describe the progress of a run in a sentence or two."""
     if not run.metrics.curves:
         return f"{run.name} has no metrics yet."
     phase = run.phases[-1]

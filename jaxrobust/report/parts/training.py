@@ -1,4 +1,4 @@
-"""The training of a run: a row of figures for each phase, and what happened on the way."""
+"""The training of a run: a row of figures for each quantity, and the events."""
 
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ KINDS = {"alarm": "alarms", "rollback": "rollbacks"}
 KINDS |= {"resumption": "resumptions", "skipped": "skipped steps"}
 DOUBTFUL = ("alarm", "rollback")
 _QUIET = {"skipped": 0.0, "wait": 0.01}  # panels that never exceed this are left out
-_LARGE = 300  # a positive quantity that spans more than this factor is drawn on a log axis
+_LARGE = 300  # positive quantities that span a larger factor are drawn on a log axis
 
 
 class Panel(NamedTuple):
-    """A figure of a phase: quantities by their names in metrics.jsonl, and what they are called."""
+    """A figure of a phase: quantities by their names in metrics.jsonl, with their labels."""
 
     title: str
     quantities: dict[str, str]

@@ -1,1 +1,1 @@
-"""Boards: ranked networks, of which every number is of a bundle that verified."""
+"""Boards: ranked networks, with every number from a verified bundle."""

@@ -1,4 +1,4 @@
-"""The page of all boards, made of bundles: HTML and CSS, which loads nothing and has no script."""
+"""The page of all boards, made from bundles: self-contained HTML and CSS without scripts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,39 +23,39 @@ _HEAD = (
     *("passes an image", "time", "flags"),
 )
 _LEAD = (
-    "Every number here is of a bundle that was verified before this page was made: each image was "
-    "tried on the network itself, as it is and as the attack leaves it, so clean accuracy is what "
-    "is shown, and robust accuracy at most that. Then APGD-CE and APGD-T attacked a random sample "
-    "of the images that survive: with 95% confidence these two leave at least what stands below. "
-    "Under common corruptions each image was tried with each of them, and the accuracies are what "
-    "is shown. Anyone with the bundle and the network can check it with the command in its row. "
-    "Which attack searched, what it cost, and its flags are what the bundle says."
+    "Every number here is from a bundle that was verified before this page was made. The network "
+    "itself was run on each image, clean and attacked, so clean accuracy is exact, and robust "
+    "accuracy is at most the value shown. Then APGD-CE and APGD-T attacked a random sample "
+    "of the surviving images: with 95% confidence, accuracy under these two is at least the bound "
+    "below. Under common corruptions the network was run on every corrupted image, so accuracies "
+    "are exact. Anyone with the bundle and the network can check it with the command in its row. "
+    "The attack, its cost and its flags are as stated by the bundle."
 )
 _RANKS = (
-    "Sorted by the robust accuracy that is left at least. Networks share a rank with the first of "
-    "it where McNemar's exact "
-    f"test, on the images that both have, cannot tell the two apart (p at least {ALPHA}, corrected "
-    "by Holm's method for all pairs of a table; standing images that may fall are not images that "
-    "only the first keeps). Intervals are exact (Clopper-Pearson), of robust "
-    "accuracy. Under common corruptions the mean over all of them is what is sorted, the paired t "
-    "test over images tells two networks apart, and intervals are by the standard error over "
-    "images. A pass is one of an image through the network, forward or backward."
+    "Sorted by the lower bound on robust accuracy. A network shares the rank of the first of "
+    "its group if McNemar's exact "
+    f"test, on their common images, cannot tell the two apart (p at least {ALPHA}, corrected "
+    "by Holm's method for all pairs of a table; standing images that may fall are not counted as "
+    "kept by the first alone). Intervals are exact (Clopper-Pearson), for robust "
+    "accuracy. Under common corruptions, networks are sorted by the mean over all corruptions and "
+    "compared by the paired t test over images; intervals use the standard error over "
+    "images. A pass is one image through the network, forward or backward."
 )
 
 
 def make(
     paths: Sequence[Path], out: Path, *, networks: Path | None = None, **settings: Any
 ) -> dict[str, Any]:
-    """Write `out`/index.html of the bundles that verified; return all of it for JSON.
+    """Write `out`/index.html for the bundles that verify; return its content for JSON.
 
     Args:
       paths: bundles, or folders of several.
-      out: folder of the page, which is made if need be.
-      networks: file that says which network each bundle is of; None: `networks.toml` next to each.
-      settings: `batch`, `sample` and `seed`, as `jaxrobust verify` takes them.
+      out: folder of the page, created if needed.
+      networks: file that names the network of each bundle; None: `networks.toml` next to each.
+      settings: `batch`, `sample` and `seed`, as for `jaxrobust verify`.
     Raises:
-      ValueError: there is no bundle, or `out` is a file. A bundle that does not verify is named on
-        stderr and on the page, and `whole` is False.
+      ValueError: there is no bundle, or `out` is a file. A bundle that fails verification is named
+        on stderr and on the page, and `whole` is False.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; name a folder")
@@ -68,7 +68,7 @@ def make(
         if isinstance(verified, str):
             left_out[str(one.folder)] = verified
             say(f"{one.folder} is left out: {verified}; it is not ranked")
-        else:  # a copy of a bundle is no other network
+        else:  # a copy of a bundle does not count as another network
             by_name.setdefault(verified.numbers[0], verified)
     boards = ranking.boards([*by_name.values()])
     text = page(boards, left_out)
@@ -82,10 +82,10 @@ def make(
 
 
 def page(boards: Sequence[Board], left_out: Mapping[str, str]) -> str:
-    """Write the page of boards, and of the bundles that were left out with the reasons."""
+    """Render the page of boards, with the bundles left out and the reasons."""
     sections = []
     for number, board in enumerate(boards, 1):
-        # Each place on the page has its own name: cifar10-test-l-8-255-1.
+        # Each section of the page has its own anchor: cifar10-test-l-8-255-1.
         key = re.sub(r"[^a-z0-9]+", "-", title(board).lower()).strip("-")
         tables = []
         for table in board.tables:
@@ -101,7 +101,7 @@ def page(boards: Sequence[Board], left_out: Mapping[str, str]) -> str:
 
 
 def title(board: Board) -> str:
-    """Name a board."""
+    """Return the title of a board."""
     return f"{board.data}: {board.threat}"
 
 
@@ -131,7 +131,7 @@ def _network(row: Standing, rows: Sequence[Standing], head: Sequence[str]) -> di
 
 
 def percent(value: float) -> str:
-    """Write a share of images: 51.24%."""
+    """Format a share of images: 51.24%."""
     return f"{100 * value:.2f}%"
 
 
@@ -143,7 +143,7 @@ def _time(seconds: float) -> str:
 
 
 def plain(boards: Sequence[Board], left_out: Mapping[str, str]) -> dict[str, object]:
-    """List all of a page for JSON; accuracies are fractions."""
+    """Return the content of a page for JSON; accuracies are fractions."""
     return {
         "boards": [
             {

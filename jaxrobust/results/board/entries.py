@@ -1,4 +1,4 @@
-"""What a board knows of a network, of bundles that verified and of nothing else."""
+"""The entries of a board: facts about networks, only from verified bundles."""
 
 import itertools
 import json
@@ -30,61 +30,61 @@ class BoardEntry(NamedTuple):
     """A network under one threat, or under several at once, or under common corruptions."""
 
     name: str
-    weights: str  # which ones: "train, step 440, ema"
-    network: str  # that no other network shares
+    weights: str  # their name: "train, step 440, ema"
+    network: str  # unique key of the network
     data: str  # data set and split
-    images: str  # of which places mean the same images: split and list of ids
+    images: str  # split and list of ids: equal if places mean the same images
     threats: tuple[tuple[str, float], ...]  # norm, radius
     attack: str
-    settings: str  # of its attacks; what is compared has the same
+    settings: str  # of its attacks; equal for entries that are compared
     verdicts: Verdicts
-    sha256: np.ndarray  # str[N], of the clean images as they were prepared
+    sha256: np.ndarray  # str[N], of the prepared clean images
     split_images: int | None
     flags: dict[str, str]
-    passes: float | None  # forward and backward, of all images; None: the bundle does not say
+    passes: float | None  # forward and backward, over all images; None: the bundle does not say
     seconds: float | None
     device: str
     numbers: tuple[str, ...]  # of the bundles
-    commands: tuple[str, ...]  # that check them
+    commands: tuple[str, ...]  # that verify them
     corruptions: tuple[str, ...] = ()  # fog-1 and so on; empty: it was attacked
     withstood: np.ndarray | None = None  # share of the corruptions under which each image is right
-    falling: tuple[int, int] = (0, 0)  # standing images that the board's attacks would fool: bounds
+    falling: tuple[int, int] = (0, 0)  # bounds on standing images that the board's attacks fool
 
     @property
     def n(self) -> int:
-        """Count the images."""
+        """The number of images."""
         return len(self.verdicts.labels)
 
     @property
     def clean(self) -> float | None:
-        """Compute the share of images that are right as they are; None: it was not measured."""
+        """Compute the clean accuracy; None if it was not measured."""
         return float(self.verdicts.clean.mean()) if len(self.verdicts.clean) else None
 
     @property
     def robust(self) -> float:
-        """Compute the share of images that at most withstand it all; else 1 - mean error."""
+        """Compute the upper bound on robust accuracy; under corruptions, 1 - mean error."""
         shares = self.verdicts.robust if self.withstood is None else self.withstood
         return float(shares.mean()) - self.falling[0] / self.n
 
     @property
     def at_least(self) -> float:
-        """Compute the share of images that attacks of the board leave, with 95% confidence."""
+        """Bound the accuracy under the board's attacks from below, with 95% confidence."""
         return self.robust - (self.falling[1] - self.falling[0]) / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Compute the 95% interval of `robust`, which is exact but under corruptions."""
+        """Compute the 95% interval of `robust`, which is exact except under corruptions."""
         if self.withstood is not None:
             return findings.mean_interval(self.withstood)
         return contradictions.interval(round(self.robust * self.n), self.n)
 
 
 def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
-    """Verify a bundle; return its entry, or the reason why it does not verify.
+    """Verify a bundle; return its entry, or the reason why verification fails.
 
-    `settings` are `batch`, `sample` and `seed`, as `jaxrobust verify` takes them.
+    `settings` are `batch`, `sample` and `seed`, as for `jaxrobust verify`.
 
-    A bundle comes from somebody else: whatever is wrong with it is a reason, and stops no board.
+    Bundles come from others, so any fault becomes a reason and does not stop the board.
     """
     if not listed.flags:
         return f"no network is named for it; give [{listed.folder.name}] of {NETWORKS} its weights"
@@ -98,14 +98,14 @@ def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
         if message := functions.of_users(error):
             return message
         return f"its record cannot be read ({type(error).__name__}: {error})"
-    except Exception as error:  # of a network that its maker wrote
+    except Exception as error:  # raised by the user's network
         if message := functions.of_users(error):
             return message
         raise
 
 
 def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
-    """Make the entry of a bundle that verified; `ValueError` if its record is not valid."""
+    """Make the entry of a verified bundle; `ValueError` if its record is invalid."""
     about = done.bundle.about
     record = AccuracyRecord.from_json(done.bundle.record)
     records.check(record, str(listed.folder))
@@ -117,7 +117,7 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
         )
     model, function = record.model or {}, record.function or {}
     name = str(model.get("name"))
-    network = [  # all that tells it from others, and how its images are prepared
+    network = [  # the identity of the network, and the preparation of its images
         *(name.rpartition(":")[2], models.essential(name, model.get("options") or {})),
         *(function.get("sha256"), function.get("arrays_sha256") or record.weights_sha256),
         record.preprocessing,
@@ -143,10 +143,10 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
 
 
 def _attacked(done: Verification, record: AccuracyRecord, listed: ListedBundle) -> dict[str, Any]:
-    """Make the fields of an entry that an attack gives it, and the board's own attacks."""
+    """Make the fields of an attacked entry, from the bundle's and the board's attacks."""
     del listed
     assert done.sample is not None
-    parts = [str(record.method)]  # the attack, and what keeps verdicts from being compared
+    parts = [str(record.method)]  # the attack, and facts that make verdicts incomparable
     if record.search_dtype not in (None, "float32"):
         parts.append(f"searched in {record.search_dtype}")
     if record.ladder:
@@ -181,7 +181,7 @@ def _verdicts(rows: Rows) -> Verdicts:
 
 
 def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle) -> dict[str, Any]:
-    """Make the fields of an entry that common corruptions give it."""
+    """Make the fields of an entry under common corruptions."""
     assert isinstance(done.findings, CorruptionFindings)
     rows, names = done.bundle.rows, done.bundle.about["corruptions"]
     right, measured = rights(rows), record.corruptions or {}
@@ -220,7 +220,7 @@ def _flags(record: AccuracyRecord) -> dict[str, str]:
 
 
 def _sum(record: AccuracyRecord, *keys: str) -> float | None:
-    """Add a record's costs; None where one is not said, or is not a number."""
+    """Sum a record's costs; None if one is missing or not a number."""
     costs: list[Any] = list(record.costs or ())
     values = [_duration(cost.get(key)) for cost in costs for key in keys]
     numbers = [value for value in values if value is not None]
@@ -228,13 +228,13 @@ def _sum(record: AccuracyRecord, *keys: str) -> float | None:
 
 
 def _duration(value: Any) -> float | None:
-    """Read a number of seconds or passes; None: it is not a finite number of 0 or more."""
+    """Read a number of seconds or passes; None unless it is finite and at least 0."""
     sound = type(value) in (int, float) and math.isfinite(value) and value >= 0
     return float(value) if sound else None
 
 
 def corruptions_of(one: BoardEntry) -> str:
-    """Write the corruptions of an entry for people, a kind in all its severities as the kind."""
+    """Describe an entry's corruptions; a kind with all its severities is written as the kind."""
     kinds: dict[str, list[str]] = {}
     for name in one.corruptions:
         kinds.setdefault(name.rpartition("-")[0], []).append(name)
@@ -248,14 +248,14 @@ def corruptions_of(one: BoardEntry) -> str:
 
 
 def ball(norm: str, epsilon: float) -> str:
-    """Write a threat for people: L∞ 8/255."""
+    """Format a threat for people: L∞ 8/255."""
     return sentences.ball({"norm": norm, "epsilon": epsilon})
 
 
 def union(several: Sequence[BoardEntry]) -> BoardEntry | None:
-    """Put one network's entries under several threats together; None: they share no image.
+    """Combine a network's entries under several threats; None if they share no image.
 
-    An image stands where it stands in each. As every verdict is confirmed, so is the union.
+    An image stands if it stands in each entry. As every verdict is confirmed, so is the union.
     """
     first, ids = several[0], several[0].verdicts.image_ids
     for one in several[1:]:
@@ -273,7 +273,7 @@ def union(several: Sequence[BoardEntry]) -> BoardEntry | None:
         fooled_by = np.where(fooled_by == "", np.array(names, object), fooled_by)
         clean &= one.verdicts.clean[rows]
     verdicts = Verdicts(*(column[at[0]] for column in first.verdicts))
-    flags = {}  # with the threat after the name where not all have one
+    flags = {}  # the threat follows the name unless all entries share the flag
     for one in several:
         for name, text in one.flags.items():
             everywhere = all(other.flags.get(name) == text for other in several)

@@ -1,7 +1,7 @@
-"""The bundles of a board, and the file that says which network each is of.
+"""The bundles of a board, and the file that names the network of each.
 
-A bundle holds no network. The keeper of a board names them in a file of TOML, `networks.toml` of
-the folder of bundles: `[FOLDER]`, and under it what `jaxrobust verify` is to be given.
+A bundle holds no network. The maintainer of a board lists them in a TOML file, `networks.toml` in
+the folder of bundles: a section `[FOLDER]` holds the arguments for `jaxrobust verify`.
 """
 
 import tomllib
@@ -13,31 +13,31 @@ from jaxrobust.evaluation.bundles import claims
 from jaxrobust.runtime.text.spelling import meant
 
 NETWORKS = "networks.toml"
-# What is said of a bundle: the first ones are flags of `jaxrobust verify`.
+# The keys of a bundle's section; these are flags of `jaxrobust verify`.
 FLAGS = ("weights", "function", "dataset", "split", "classes", "data_dir", "frost")
-WORDS = ("name", "data")  # of the network and of the data set, as the board is to write them
-_FILES = (claims.ABOUT, claims.ROWS, claims.SUMS)  # of which a damaged bundle may lack two
+WORDS = ("name", "data")  # display names of the network and the data set on the board
+_FILES = (claims.ABOUT, claims.ROWS, claims.SUMS)  # a damaged bundle may lack two of them
 
 
 class ListedBundle(NamedTuple):
-    """A folder that is, or was, a bundle, and what was said of its network."""
+    """A folder with a bundle, perhaps damaged, and the section about its network."""
 
     folder: Path
-    given: dict[str, str]  # keys of `FLAGS` and `WORDS`; empty: nothing was said
+    given: dict[str, str]  # keys of `FLAGS` and `WORDS`; empty: there is no section
 
     @property
     def flags(self) -> dict[str, str]:
-        """Take what `jaxrobust verify` is given."""
+        """The flags for `jaxrobust verify`."""
         return {key: self.given[key] for key in FLAGS if key in self.given}
 
 
 def find(paths: Sequence[Path], networks: Path | None = None) -> list[ListedBundle]:
-    """List the bundles of folders, each a bundle or a folder of several, in the given order.
+    """List the bundles at `paths`, each a bundle or a folder of several, in this order.
 
     Args:
       networks: file of networks for all of them; None: `networks.toml` next to each bundle.
     Raises:
-      ValueError: a folder is not there or holds no bundle, or a file of networks is not valid.
+      ValueError: a folder is missing or holds no bundle, or a file of networks is invalid.
     """
     explicit = None if networks is None else read(networks)
     listed: dict[Path, ListedBundle] = {}
@@ -45,7 +45,7 @@ def find(paths: Sequence[Path], networks: Path | None = None) -> list[ListedBund
         if not path.is_dir():
             raise ValueError(f"{path} is not a folder; name bundles, or a folder of several")
         bundles = [path]
-        if not _is_bundle(path):  # those in it, without those that are being written
+        if not _is_bundle(path):  # the bundles in it, except any being written
             inside = (p for p in path.iterdir() if p.name[0] != "." and _is_bundle(p))
             bundles = sorted(inside)
         if not bundles:
@@ -70,7 +70,7 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
-    """Read a file of networks, by the folders of bundles that its sections name."""
+    """Read a file of networks; its sections are named after bundle folders."""
     try:
         networks: dict[str, Any] = tomllib.loads(path.read_text())
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Boards: a data set under a threat, and on each the networks in their order and with their ranks.
+"""Boards: the ranked networks for a data set under a threat.
 
-Networks share a rank with the first of their group where the paired test cannot tell the two apart.
-Of an attacked network what counts is what it keeps under the attacks of the board, which are of a
-sample of its standing images: those that may fall are taken as fallen.
+A network shares the rank of the first of its group if the paired test cannot tell the two apart.
+An attacked network counts by its accuracy under the board's attacks on a sample of its standing
+images: images that may fall count as fallen.
 """
 
 import itertools
@@ -16,32 +16,32 @@ from jaxrobust.report.parts import sentences
 from jaxrobust.results.board import entries
 from jaxrobust.results.board.entries import BoardEntry
 
-ALPHA = 0.05  # below which two networks are told apart
+ALPHA = 0.05  # level of the tests that tell networks apart
 
 
 class Standing(NamedTuple):
-    """A network's place."""
+    """A network's rank on a board."""
 
     entry: BoardEntry
     rank: int
-    common: int  # images on which it was compared with the first of its rank
-    p: float  # of that comparison, corrected; 1 of the first itself
+    common: int  # number of images compared with the first of its rank
+    p: float  # corrected p-value of that comparison; 1 for the first itself
 
 
 class AttackTable(NamedTuple):
-    """The networks of a board that were attacked in the same way, best first."""
+    """The networks of a board under the same attack, best first."""
 
     attack: str
     rows: list[Standing]
 
     @property
     def corrupted(self) -> bool:
-        """The kind of table: True of accuracies under common corruptions."""
+        """Whether accuracies are under common corruptions."""
         return bool(self.rows[0].entry.corruptions)
 
     @property
     def standard(self) -> bool:
-        """True of bundles that standard AutoAttack made, or that needed no attack."""
+        """Whether bundles are from standard AutoAttack, or needed no attack."""
         return self.corrupted or self.attack.partition(",")[0] == sentences.STANDARD
 
 
@@ -54,7 +54,7 @@ class Board(NamedTuple):
 
 
 def boards(entries_of_bundles: Sequence[BoardEntry]) -> list[Board]:
-    """Sort entries into boards, with those of the union of three norms where a network has them."""
+    """Sort entries into boards, adding the union of three norms for networks that have all."""
     every = [*entries_of_bundles, *_unions(entries_of_bundles)]
     sorted_boards = []
 
@@ -72,7 +72,7 @@ def boards(entries_of_bundles: Sequence[BoardEntry]) -> list[Board]:
 
 
 def _threat(one: BoardEntry) -> str:
-    """Write the threats of an entry, or its corruptions, for people."""
+    """Describe the threats or corruptions of an entry."""
     if one.corruptions:
         return entries.corruptions_of(one)
     balls = ", ".join(entries.ball(*threat) for threat in one.threats)
@@ -87,7 +87,7 @@ def _grouped(
 
 
 def _unions(rows: Sequence[BoardEntry]) -> list[BoardEntry]:
-    """Make the entries of the union of three norms, for each choice of a radius in each."""
+    """Make the entries of the union of three norms, one per combination of radii."""
     unions = []
     for group in _grouped(rows, lambda one: (one.network, one.images, one.data, one.attack)):
         by_norm: dict[str, list[BoardEntry]] = {}
@@ -101,12 +101,12 @@ def _unions(rows: Sequence[BoardEntry]) -> list[BoardEntry]:
 
 
 def ranked(rows: Sequence[BoardEntry]) -> list[Standing]:
-    """Order networks by the robust accuracy that is bounded from below, and give each a rank.
+    """Order networks by the lower bound on robust accuracy, and rank them.
 
-    A group is the best network that is left and those behind it which the paired test cannot tell
-    from it, up to the first which it can: McNemar's exact test on the images that survive, the
-    paired t test on the shares of corruptions. p-values are Holm's of all pairs, as any of them may
-    come to be asked.
+    A group is the best remaining network and the next ones, up to the first that the paired test
+    can tell from it. The test is McNemar's exact test on surviving images, or the paired t test on
+    shares of corruptions. p-values are corrected by Holm's method for all pairs, as any pair may be
+    tested.
     """
     best = lambda one: (-one.at_least, -one.robust, -(one.clean or 0), one.name, one.numbers)  # noqa: E731
     order = sorted(rows, key=best)
@@ -132,10 +132,10 @@ _Pairs = Sequence[tuple[BoardEntry, BoardEntry]]
 def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
     """Count the common images of each pair, and test their verdicts.
 
-    Images are the same by their place in the same split, else by the hash of what the network
-    sees. What a replayed point fools counts: the point was confirmed, and the author of the bundle
-    could call any point replayed. Images that the board's attacks might fool are not those that a
-    network alone keeps, as far as that could turn the outcome.
+    Images are matched by their place in the same split, otherwise by the hash of the network's
+    input. Images fooled by a replayed point count: the point was confirmed, and the author of the
+    bundle could label any point as replayed. Images that the board's attacks might fool do not
+    count as kept by one network alone, as far as that could change the outcome.
     """
     numbers, only = [], []
     for one, other in asked:
@@ -154,7 +154,7 @@ def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
 def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
     """Count the common images of each pair, and test the shares of corruptions they withstand.
 
-    Images are the same if their hashes are, which are of all corrupted versions of one.
+    Images are matched by hashes that cover all corrupted versions of an image.
     """
     numbers, plain = [], []
     for one, other in asked:

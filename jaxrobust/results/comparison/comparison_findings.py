@@ -1,4 +1,4 @@
-"""What evaluations say of each other: every one against the first, on the images of all."""
+"""Comparison of evaluations: each against the first, on the common images."""
 
 import itertools
 from collections import Counter
@@ -18,9 +18,9 @@ from jaxrobust.results.comparison.evaluations import (
     without_replayed,
 )
 
-LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
+LEVEL = 0.95  # of intervals; networks with p below 1 - LEVEL can be told apart
 INTERVAL = f"{100 * LEVEL:.0f}% interval"
-SEQUENCE = f"{100 * LEVEL:.0f}% sequence"  # where an evaluation stopped when its numbers said so
+SEQUENCE = f"{100 * LEVEL:.0f}% sequence"  # if a rule stopped one of the evaluations
 _OF_RECORD = (
     *("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing"),
     *("attacks", "seed", "commit", "flags"),
@@ -35,7 +35,7 @@ class Difference(NamedTuple):
 
     @property
     def apart(self) -> bool:
-        """Return whether the two can be told apart."""
+        """Whether the two can be told apart."""
         return self.p < 1 - LEVEL
 
 
@@ -46,42 +46,42 @@ class Pair(NamedTuple):
     other: str
     clean: Difference
     robust: Difference | None  # None: no attack
-    after: dict[str, Paired]  # each attack, of what it and those before it have left
+    after: dict[str, Paired]  # attack -> accuracies after it
     classes: np.ndarray  # labels [G]
-    by_class: Paired  # [G], robust accuracy where there was an attack, else clean
+    by_class: Paired  # [G], robust accuracy if there was an attack, else clean
     p_by_class: np.ndarray  # f64[G], corrected for the number of classes
-    sequence: bool = False  # intervals and p-values hold at all looks: an evaluation has stopped
+    sequence: bool = False  # an evaluation was stopped: intervals and p-values hold at all looks
 
     @property
     def steps(self) -> dict[str, Paired]:
-        """Return the comparisons from clean to robust accuracy, attack by attack."""
+        """The comparisons from clean to robust accuracy, attack by attack."""
         between = {f"after {name}": one for name, one in [*self.after.items()][:-1]}
         last = {"robust": self.robust.paired} if self.robust else {}
         return {"clean": self.clean.paired} | between | last
 
 
 class ComparisonFindings(NamedTuple):
-    """All that a comparison finds."""
+    """The findings of a comparison."""
 
     evaluations: list[ComparedEvaluation]
     pairs: list[Pair]
-    removed: dict[str, list[int]]  # images that each attack fooled, of each evaluation
+    removed: dict[str, list[int]]  # attack -> number of images fooled in each evaluation
     remarks: list[str]
-    left_out: str = ""  # which images are not compared, and why; to be said first
+    left_out: str = ""  # which images are not compared, and why; reported first
 
     @property
     def interval(self) -> str:
-        """Name what is shown with differences: intervals, or sequences that hold at all looks."""
+        """The kind of bounds on differences: intervals, or sequences that hold at all looks."""
         return SEQUENCE if any(pair.sequence for pair in self.pairs) else INTERVAL
 
     @property
     def images(self) -> int:
-        """Return the number of images that are compared."""
+        """The number of images compared."""
         return len(self.evaluations[0].verdicts.labels)
 
 
 def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
-    """Compare evaluations, which answer the same question on the same images, with the first."""
+    """Compare evaluations of the same question and images with the first."""
     notes = remarks(evaluations)
     evaluations, left_out = without_replayed(evaluations)
     order = _attacks(evaluations)
@@ -116,8 +116,8 @@ def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
 def _attacks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
     """List the attacks that may have fooled images, in the order in which they were tried.
 
-    Of several balls, verdicts name each with its attack: "l2 0.5: apgd-ce". What records do not
-    list, such as a replayed point, was tried before all attacks, or before those of its ball.
+    With several balls, verdicts name the ball and the attack: "l2 0.5: apgd-ce". Names that records
+    do not list, such as replayed points, were tried before all attacks or those of their ball.
     """
     record = evaluations[0].record
     fooling = {n for one in evaluations for n in one.verdicts.fooled_by.tolist()} - {"", "clean"}
@@ -128,7 +128,7 @@ def _attacks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
         if not of_ball:
             listed |= dict.fromkeys(sorted(n for n in fooling if n == f"{ball}{REPLAY}"))
         plain = f"{ball}{attack['name']}"
-        fixed = f"{plain}-{attack.get('steps')}"  # as verdicts name attacks of fixed steps
+        fixed = f"{plain}-{attack.get('steps')}"  # name of attacks with fixed steps in verdicts
         listed[fixed if fixed in fooling else plain] = None
     again = [f"{name} (full)" for name in listed if f"{name} (full)" in fooling]
     replays = sorted(fooling - {*listed, *again})
@@ -144,7 +144,7 @@ def _differences(
 
 
 def compare_all(verdicts: Sequence[np.ndarray]) -> dict[tuple[int, int], Difference]:
-    """Compare every pair of verdicts bool[N] on the same images, corrected for all of them."""
+    """Compare every pair of verdicts bool[N] on the same images, corrected for all pairs."""
     places = list(itertools.combinations(range(len(verdicts)), 2))
     compared = [comparisons.compare(verdicts[one], verdicts[other]) for one, other in places]
     corrected = comparisons.holm(np.array([one.p for one in compared]))
@@ -153,7 +153,7 @@ def compare_all(verdicts: Sequence[np.ndarray]) -> dict[tuple[int, int], Differe
 
 
 def plain(findings: ComparisonFindings) -> dict[str, Any]:
-    """Return findings as JSON has them; accuracies and their differences are fractions."""
+    """Return findings for JSON; accuracies and their differences are fractions."""
     return {
         "schema": 1,
         "level": LEVEL,
@@ -169,7 +169,7 @@ def plain(findings: ComparisonFindings) -> dict[str, Any]:
 
 
 def plain_evaluation(name: str, one: ComparedEvaluation) -> dict[str, Any]:
-    """Return an evaluation of a comparison as JSON has it, under its short name."""
+    """Return a compared evaluation for JSON, under its short name."""
     record, verdicts = one.record, one.verdicts
     return {
         "name": name,

@@ -24,15 +24,15 @@ _FIXED = (
     "(1998)."
 )
 _LOOKED = (
-    "An evaluation stopped when its numbers said so, where p-values and intervals of a fixed "
-    "number of images do not hold. p here is the inverse of the largest e-value of a Beta mixture "
-    "(Lindon and Malek 2022), sequences are by betting (Waudby-Smith and Ramdas 2023): both hold "
-    "whenever one looks, and are wider for that."
+    "An evaluation was stopped by a rule, so p-values and intervals for a fixed "
+    "number of images do not hold. Here p is the inverse of the largest e-value of a Beta mixture "
+    "(Lindon and Malek 2022), and sequences are by betting (Waudby-Smith and Ramdas 2023): both "
+    "hold at any look, and are therefore wider."
 )
 
 
 def about(record: AccuracyRecord, images: int) -> str:
-    """Say what was compared on."""
+    """Describe the images and the attack of a comparison."""
     return (
         f"{images:,} images of {record.dataset}, split {record.split}, preprocessing "
         f"{record.preprocessing}; attack: {records.attack_line(record)}."
@@ -40,7 +40,7 @@ def about(record: AccuracyRecord, images: int) -> str:
 
 
 def document(findings: ComparisonFindings, picture: str | None = None) -> str:
-    """Return the comparison; `picture` is the name of the figure's file next to it."""
+    """Return the comparison as Markdown; `picture` is the figure's file next to it."""
     compared, evaluations = findings.pairs, findings.evaluations
     names = [letter(at) for at in range(len(evaluations))]
     words = [words for pair in compared for words in in_words(pair, len(compared))]
@@ -70,37 +70,37 @@ def document(findings: ComparisonFindings, picture: str | None = None) -> str:
             rows.append([str(pair.classes[at]), str(one.n), *_numbers(one), last])
         parts += ["## Classes that differ most", grid(rows)]
     correction = (
-        f"Holm's correction (1979) holds for the {len(compared)} pairs of one accuracy, and for the"
-        " classes of one pair; intervals are each for itself."
+        f"Holm's correction (1979) covers the {len(compared)} pairs of one accuracy, and the"
+        " classes of one pair; intervals are not corrected."
         if len(compared) > 1
-        else "Holm's correction (1979) holds for the classes; clean and robust accuracy, and what "
-        "each attack leaves, are each a question for itself, as are all intervals."
+        else "Holm's correction (1979) covers the classes; clean and robust accuracy, accuracies "
+        "after single attacks, and all intervals are not corrected."
     )
     computed = (
-        "Both networks saw the same images, so what counts is on which of them they disagree. "
-        f"{_LOOKED if any(pair.sequence for pair in compared) else _FIXED} {correction} All of it "
-        "is about these weights on images like these: how much two trainings of one recipe differ "
-        "by their seeds, no test of two networks knows."
+        "Both networks saw the same images, so only images on which they disagree matter. "
+        f"{_LOOKED if any(pair.sequence for pair in compared) else _FIXED} {correction} These "
+        "results are for these weights on images like these: no test of two networks can show "
+        "how much trainings of one recipe differ by their seeds."
     )
     parts += ["## How this was computed", computed]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def title(findings: ComparisonFindings) -> str:
-    """Write the title of a picture: both networks, or the first of several."""
+    """Return the title of a picture: both networks, or the first of several."""
     shown = [f"{letter(at)}: {one.label}" for at, one in enumerate(findings.evaluations)]
     shown = shown if len(findings.pairs) == 1 else shown[:1]
     return "\n".join([*shown, images_line(findings.evaluations[0].record, findings.images)])
 
 
 def images_line(record: AccuracyRecord, images: int) -> str:
-    """Say in a line of a picture which images were compared, and under which attack."""
+    """Return the line of a picture that names the images and the attack."""
     attack = records.attack_line(record)
     return f"{images:,} images of {record.dataset}, {record.split}; attack: {attack}"
 
 
 def in_words(pair: Pair, count: int) -> Iterator[str]:
-    """Yield whether two networks can be told apart; `count` is the number of pairs."""
+    """Yield sentences on whether two networks can be told apart; `count` is the number of pairs."""
     if pair.robust:
         yield _verdict(pair, pair.robust, "robust accuracy", count)
     yield _verdict(pair, pair.clean, "clean accuracy", count)
@@ -201,27 +201,27 @@ def _share(one: Paired) -> tuple[str, str]:
 
 
 def points(one: Paired | Over) -> str:
-    """Write a difference in points."""
+    """Format a difference in points."""
     return f"{100 * one.difference:+.2f}"
 
 
 def interval(one: Paired | Over) -> str:
-    """Write the interval of a difference, in points."""
+    """Format the interval of a difference in points."""
     return f"{100 * one.low:+.2f} to {100 * one.high:+.2f}"
 
 
 def grid(rows: list[list[str]]) -> str:
-    """Write rows of cells as a table, the first of them as its head."""
+    """Format rows of cells as a table; the first row is its head."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     safe = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in safe)
 
 
 def p_value(value: float) -> str:
-    """Write a p-value with two digits."""
+    """Format a p-value with two digits."""
     return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
 
 
 def said_p(value: float) -> str:
-    """Write a p-value as a sentence has it."""
+    """Format a p-value for a sentence."""
     return f"p = {p_value(value)}".replace("= <", "<")

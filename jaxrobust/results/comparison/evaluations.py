@@ -1,4 +1,4 @@
-"""Evaluations with a verdict for each image: where they lie, and whether they may be compared."""
+"""Evaluations with verdicts per image: finding them, and checking that they are comparable."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.types import THREAT_NORMS
 
-_SHOWN = 6  # evaluations that a message lists
+_SHOWN = 6  # evaluations listed in a message
 
 
 class ComparedEvaluation(NamedTuple):
@@ -24,22 +24,22 @@ class ComparedEvaluation(NamedTuple):
     place: str  # as it was named
     ours: RunRecord
     verdicts: Verdicts
-    images: int  # that were evaluated; verdicts are of those that are compared
+    images: int  # number evaluated; verdicts cover only the compared images
 
     @property
     def record(self) -> AccuracyRecord:
-        """Return the record."""
+        """The record."""
         return self.ours.record
 
     @property
     def label(self) -> str:
-        """Name the network of this evaluation for people: epochs, raw and ema are told apart."""
+        """The name of the network and its weights, which include the epoch, raw or ema."""
         name = (self.record.model or {}).get("name") or "a network"
         return f"{name} ({self.record.weights})" if self.record.weights else str(name)
 
     @property
     def cells(self) -> list[str]:
-        """Return the cells of a table's row: network, accuracies in percent, and the record."""
+        """The cells of a table row: network, accuracies in percent, and the record."""
         clean, robust = (
             f"{100 * v.mean():.2f}" for v in (self.verdicts.clean, self.verdicts.robust)
         )
@@ -48,7 +48,7 @@ class ComparedEvaluation(NamedTuple):
 
 
 def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvaluation]:
-    """Read `PLACE[#NUMBER]`s on their common images; `ValueError`: they cannot be compared."""
+    """Read `PLACE[#NUMBER]`s on their common images; `ValueError` if they are not comparable."""
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
     ball = None if threat is None else ball_of(threat)
@@ -74,7 +74,7 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
             "attack"
         )
     common = verdicts.aligned([
-        # Images that only a sample of attacks met might have fallen to the others too.
+        # Attacks run only on a sample might have fooled other images too.
         stopping.met_by_all(one.record.fast, one.verdicts) if one.record.fast else one.verdicts
         for one in evaluations
     ])  # fmt: skip
@@ -84,7 +84,7 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
 
 
 def ball_of(threat: str) -> set[tuple[str, str]]:
-    """Read --threat as `balls` writes those of a record: none for "clean"."""
+    """Parse --threat into the format of `checked.balls`; empty for "clean"."""
     written, colon, radius = threat.partition(":")
     norm = spelled(written)
     if threat == "clean":
@@ -103,7 +103,7 @@ def _evaluation(place: str, run_record: RunRecord) -> ComparedEvaluation:
 
 
 def held_at(place: str) -> tuple[str, str, dict[str, RunRecord]]:
-    """Read `PLACE[#NUMBER]`: its folder, that number or "", and all records by their numbers."""
+    """Read `PLACE[#NUMBER]`; return the folder, the number or "", and all records by number."""
     folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
     return (
         folder,
@@ -121,7 +121,7 @@ def _fitting(folder: str, others: Sequence[RunRecord], records: dict[str, RunRec
             return False
         try:
             return not differences(_evaluation(str(other.file), other), _evaluation("", one))
-        except ValueError:  # verdicts that are missing or damaged
+        except ValueError:  # the verdicts are missing or damaged
             return False
 
     fit = {
@@ -139,7 +139,7 @@ def addresses(folder: str, run_records: dict[str, RunRecord]) -> list[str]:
 
 
 def few(names: Sequence[str]) -> str:
-    """List the first names for a message, and count the others."""
+    """Format the first names for a message, and count the others."""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -187,7 +187,7 @@ def _chosen(
 
 
 def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
-    """Say how the questions of two evaluations differ; "" if they do not."""
+    """Describe how the questions of two evaluations differ; "" if they are equal."""
     texts = [checked.question_differences(first.record, other.record)]
     there, here = verdicts.aligned([first.verdicts, other.verdicts])
     if not len(there.labels):
@@ -207,9 +207,9 @@ def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
 def without_replayed(
     evaluations: list[ComparedEvaluation], names: Sequence[str] = ()
 ) -> tuple[list[ComparedEvaluation], str]:
-    """Leave out the images that replayed points decided; a sentence says so, "" where none is.
+    """Leave out the images that replayed points decided; return a sentence on them, or "".
 
-    The sentence calls evaluations by `names`, or A, B and so on.
+    The sentence uses `names` for the evaluations, or A, B and so on.
     """
     images = [one.verdicts for one in evaluations]
     left_out = checked.left_out([one.record for one in evaluations], images)
@@ -217,7 +217,7 @@ def without_replayed(
         return evaluations, ""
     if left_out.all():
         raise ValueError(
-            "replayed points decided all of these images, so that nothing is left to compare; "
+            "replayed points decided all of these images, so nothing is left to compare; "
             "evaluate again with --noreplay"
         )
     replayed = [checked.replayed(one) for one in images]
@@ -236,9 +236,9 @@ def without_replayed(
 
 
 def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()) -> list[str]:
-    """List differences that are mentioned but do not prevent a comparison.
+    """List differences that do not prevent a comparison.
 
-    Evaluations are called by `names`, or A, B and so on.
+    The sentences use `names` for the evaluations, or A, B and so on.
     """
     names = names or [letter(at) for at in range(len(evaluations))]
     sentences = []
@@ -255,8 +255,8 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
             sentences.append(f"{name} stopped after {n:,} of its {of:,} images: {why}.")
         if record.fast and (fallen := record.fast["fooled"]):
             sentences.append(
-                f"{name} is of the fast version: {fallen:,} images that only the attacks of its "
-                "sample fooled count as standing here, because the others did not meet these."
+                f"{name} is of the fast version: {fallen:,} images fooled only by the attacks on "
+                "its sample count as standing here, because other images did not meet these."
             )
     tried = [name for name, record in named_records if record.replayed]
     if tried and not any(checked.replayed(one.verdicts).any() for one in evaluations):
@@ -280,7 +280,7 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
 
 
 def unconfirmed(evaluations: Sequence[ComparedEvaluation], names: Sequence[str]) -> list[str]:
-    """Say where nothing but their names shows that images are the same."""
+    """Report evaluations whose images match only by name."""
     sentences, older, unsure = [], [], []
     first = evaluations[0]
     for name, one in zip(names, evaluations, strict=True):
@@ -291,13 +291,13 @@ def unconfirmed(evaluations: Sequence[ComparedEvaluation], names: Sequence[str])
             unsure.append(name)
     if older:
         sentences.append(
-            f"What {_and(older)} evaluated is known by the names of the images alone: an older "
-            "version, which did not note their bytes, wrote that."
+            f"The images of {_and(older)} are known only by their names: an older "
+            "version, which did not note their bytes, wrote the record."
         )
     if unsure and names[0] not in older:
         sentences.append(
-            f"That {_and(unsure)} evaluated the same images as {names[0]} is known by their names "
-            "alone: no hashes of each image, which older versions did not note, show it."
+            f"Only the images' names show that {_and(unsure)} evaluated the same as {names[0]}: "
+            "hashes of each image, which older versions did not note, are missing."
         )
     return sentences
 
@@ -312,5 +312,5 @@ def _each(values: Sequence[Any], names: Sequence[str] = ()) -> str:
 
 
 def letter(index: int) -> str:
-    """Name the evaluation at a place: A to Z, then N27."""
+    """Return the short name of an evaluation by its index: A to Z, then N27."""
     return chr(ord("A") + index) if index < 26 else f"N{index + 1}"

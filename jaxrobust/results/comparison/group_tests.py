@@ -1,4 +1,4 @@
-"""Tests of two groups of networks: over the images that all of them saw, and over their seeds."""
+"""Tests of two groups of networks: over their common images, and over their seeds."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64
 
 
 class Over(NamedTuple):
-    """A difference of means, second minus first, with what one kind of chance makes of it."""
+    """A difference of means, second minus first, with its interval and p-value."""
 
     difference: float
     low: float  # ends of the interval
@@ -19,16 +19,16 @@ class Over(NamedTuple):
 def over_images(
     first: Bool[np.ndarray, "S N"], second: Bool[np.ndarray, "T N"], level: float = 0.95
 ) -> Over:
-    """Compare two groups of these very networks: would other images give the same answer?
+    """Compare two groups of fixed networks: would other images give the same answer?
 
-    Each image has a share of the networks of each group that are right on it. If the groups were
-    alike, each image's difference of shares would as likely have the other sign; p is the exact
-    probability, over all 2^N choices of signs, that the sum lies as far from 0 as it does. With one
-    network in each group it is McNemar's exact test. The interval is Student's, over images.
+    For each image, each group has a share of networks that are right. If the groups were alike,
+    each difference of shares would be as likely to have the other sign; p is the exact probability,
+    over all 2^N choices of signs, that the sum lies at least as far from 0. With one network in
+    each group it is McNemar's exact test. The interval is Student's, over images.
 
     Args:
       first, second: verdicts of the S and T networks on the same N > 1 images; right is True.
-      level: of the interval.
+      level: confidence level of the interval.
     Source: Fisher 1935, The Design of Experiments, section 21; parity:
       tests/results/test_groups.py against all choices of signs, SciPy's permutation test and
       McNemar's.
@@ -49,8 +49,8 @@ def over_images(
 def _sign_flips(sizes: np.ndarray, total: int) -> float:
     """Compute the probability that a sum of +-`sizes`, i64[N], is at least |`total`| from 0.
 
-    2 S - sum(sizes) has the law of that sum, where S adds each size with probability 1/2: the law
-    of S is built size by size, without a draw.
+    The sum has the law of 2 S - sum(sizes), where S includes each size with probability 1/2. The
+    law of S is computed exactly, size by size.
     """
     law = np.ones(1)
     for size in sizes[sizes > 0].tolist():
@@ -69,10 +69,10 @@ def over_seeds(
 
     Args:
       first, second: the accuracies of the networks of each group, on the same images.
-      level: of the interval.
+      level: confidence level of the interval.
     Returns:
-      The difference with Welch's t interval and test; None: a group has one network alone, or no
-      two of a group differ, so that nothing says how far seeds scatter.
+      The difference with Welch's t interval and test. None if a group has only one network, or if
+      the networks of each group are equal: then nothing shows how far seeds scatter.
     Source: Welch 1947, doi:10.1093/biomet/34.1-2.28; parity: tests/results/test_groups.py against
       SciPy's ttest_ind.
     """

@@ -1,4 +1,4 @@
-"""Two groups of evaluations, such as the seeds of two recipes: their means, as text and as JSON."""
+"""Comparison of two groups of evaluations, such as seeds of two recipes, as text and JSON."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,13 +23,13 @@ AGAINST = "against"  # the word between two groups
 _SIDES = ("A", "B")
 _HOW = (
     "Two questions, with two answers. *These networks*: if other images had been drawn, would they "
-    "still differ? Of each image counts the share of the networks of each group that "
-    "are right on it; p is the exact sign-flip test over images (Fisher 1935), with one network a "
-    "side McNemar's, and the interval is Student's over images. *Networks trained so*: if other "
-    "seeds had been drawn, would networks of these recipes still differ on these images? Each "
-    "network counts once, by its accuracy; test and interval are Welch's (1947). The spread is the "
-    "standard deviation over the networks of a group. Clean and robust accuracy, images and seeds "
-    "are each a question for itself, without a correction for several."
+    "still differ? Each image counts by the share of each group's networks that "
+    "are right on it; p is from the exact sign-flip test over images (Fisher 1935), with one "
+    "network a side McNemar's, and the interval is Student's over images. *Networks trained so*: "
+    "if other seeds had been drawn, would networks of these recipes still differ on these images? "
+    "Each network counts once, by its accuracy; test and interval are Welch's (1947). The spread "
+    "is the standard deviation over the networks of a group. Clean and robust accuracy, images and "
+    "seeds are tested separately, without correction for multiple tests."
 )
 
 
@@ -39,22 +39,22 @@ class GroupDifference(NamedTuple):
     first: np.ndarray  # f64[S], of each network of A
     second: np.ndarray  # f64[T], of each of B
     images: Over
-    seeds: Over | None  # None: they say nothing
+    seeds: Over | None  # None: nothing is known over seeds
 
     @property
     def means(self) -> tuple[float, float]:
-        """Return the mean of each group."""
+        """The mean of each group."""
         return float(self.first.mean()), float(self.second.mean())
 
     @property
     def spreads(self) -> tuple[float | None, float | None]:
-        """Return the standard deviation over the networks of each group; None: it has one."""
+        """The standard deviation over the networks of each group; None if it has only one."""
         a, b = (float(v.std(ddof=1)) if len(v) > 1 else None for v in (self.first, self.second))
         return a, b
 
 
 class GroupFindings(NamedTuple):
-    """All that a comparison of two groups finds."""
+    """The findings of a comparison of two groups."""
 
     names: list[str]  # A1, A2, B1
     evaluations: list[ComparedEvaluation]
@@ -62,16 +62,16 @@ class GroupFindings(NamedTuple):
     clean: GroupDifference
     robust: GroupDifference | None  # None: no attack
     remarks: list[str]
-    left_out: str  # which images are not compared, and why; to be said first
+    left_out: str  # which images are not compared, and why; reported first
 
     @property
     def images(self) -> int:
-        """Return the number of images that are compared."""
+        """The number of images compared."""
         return len(self.evaluations[0].verdicts.labels)
 
 
 def parted(words: Sequence[str]) -> list[list[str]]:
-    """Part words at `against`: one group, or two; `ValueError`: a side is empty, or there are more.
+    """Split words at `against` into one group or two; `ValueError` if one is empty, or with more.
 
     >>> parted(["a", "b", "against", "c"])
     [['a', 'b'], ['c']]
@@ -84,7 +84,7 @@ def parted(words: Sequence[str]) -> list[list[str]]:
             groups[-1].append(word)
     if len(groups) > 2:
         raise ValueError(
-            f"{AGAINST} stands {len(groups) - 1} times, and parts two groups; write it once, and a "
+            f"{AGAINST} appears {len(groups) - 1} times; write it once, between two groups, and a "
             f"folder of that name as ./{AGAINST}"
         )
     if not all(groups):
@@ -95,9 +95,9 @@ def parted(words: Sequence[str]) -> list[list[str]]:
 
 
 def find(first: Sequence[str], second: Sequence[str], threat: str | None = None) -> GroupFindings:
-    """Read two groups of `PLACE[#NUMBER]`s and compare them; `ValueError`: they cannot be."""
+    """Read and compare two groups of `PLACE[#NUMBER]`s; `ValueError` if they are not comparable."""
     loaded = evaluations.load([*first, *second], threat)
-    places: dict[str, str] = {}  # by the weights: copies of a network would count as seeds
+    places: dict[str, str] = {}  # by weights, so that copies of a network do not count as seeds
     for one in loaded:
         sha256, stopped = one.record.weights_sha256, one.record.stopped
         if sha256 is not None and sha256 in places:
@@ -108,8 +108,8 @@ def find(first: Sequence[str], second: Sequence[str], threat: str | None = None)
         places[str(sha256)] = one.place
         if stopped:
             raise ValueError(
-                f"{one.place} stopped after {stopped['stopped_after']:,} images, and bounds of "
-                "groups are of a fixed number; the same command without --against and "
+                f"{one.place} stopped after {stopped['stopped_after']:,} images, but bounds for "
+                "groups need a fixed number; the same command without --against and "
                 "--until_width finishes it"
             )
     size = len(first)
@@ -117,7 +117,7 @@ def find(first: Sequence[str], second: Sequence[str], threat: str | None = None)
     notes = evaluations.remarks(loaded, names)
     for side, group in zip(_SIDES, (loaded[:size], loaded[size:]), strict=True):
         models = sorted({str((one.record.model or {}).get("name")) for one in group})
-        if len(models) > 1:  # which are not seeds of one
+        if len(models) > 1:  # not only different seeds
             notes.append(f"{side} has networks of several architectures: {', '.join(models)}.")
     loaded, left_out = evaluations.without_replayed(loaded, names)
     images = [one.verdicts for one in loaded]
@@ -137,7 +137,7 @@ def _difference(verdicts: list[np.ndarray], size: int) -> GroupDifference:
 
 
 def plain(findings: GroupFindings) -> dict[str, Any]:
-    """Return findings as JSON has them; accuracies and their differences are fractions."""
+    """Return findings for JSON; accuracies and their differences are fractions."""
     rows = zip(findings.names, findings.evaluations, strict=True)
     return {
         "schema": 1,
@@ -162,7 +162,7 @@ def _plain(one: GroupDifference) -> dict[str, Any]:
 
 
 def document(findings: GroupFindings, picture: str | None = None) -> str:
-    """Return the comparison as Markdown; `picture` is the name of the figure's file next to it."""
+    """Return the comparison as Markdown; `picture` is the figure's file next to it."""
     questions = {"robust accuracy": findings.robust, "clean accuracy": findings.clean}
     asked = {accuracy: one for accuracy, one in questions.items() if one is not None}
     lines = [text for name, one in asked.items() for text in sentences(one, name, findings.images)]
@@ -195,7 +195,7 @@ def document(findings: GroupFindings, picture: str | None = None) -> str:
 
 
 def sentences(one: GroupDifference, accuracy: str, images: int) -> Iterator[str]:
-    """Yield an answer for these networks, and one for networks that are trained as they were."""
+    """Yield an answer for these networks, and one for networks trained in the same way."""
     a, b = (f"{100 * mean:.2f}" for mean in one.means)
     means = (
         f"A has {a}% in the mean of {counted(len(one.first), 'network')}, B {b}% of "

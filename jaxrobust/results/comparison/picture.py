@@ -1,4 +1,4 @@
-"""The picture of a comparison of networks or groups, and its three files: text, numbers, this."""
+"""The picture of a comparison of networks or groups, and the files: text, numbers, picture."""
 
 import io
 import json
@@ -24,13 +24,13 @@ from jaxrobust.results.comparison.groups import GroupDifference, GroupFindings
 from jaxrobust.runtime.files import jsonl, whole
 
 _INK, _APART, _PALE = "#1f4e79", "#d1495b", "#b9c4d0"
-_NAMED = 40  # classes that have a name and an interval in the picture: more do not fit
-_WIDTH = 44  # letters of a network's name in a line
-_LABELS = 12  # names of classes that are told apart, where there are more
+_NAMED = 40  # maximum number of classes shown with name and interval
+_WIDTH = 44  # characters per line of a network's name
+_LABELS = 12  # maximum number of names of classes told apart, with more than `_NAMED` classes
 
 
 def draw(findings: ComparisonFindings) -> Any:
-    """Draw of two networks their attacks and classes, of several their differences."""
+    """Draw attacks and classes of two networks, or the differences of several."""
     if len(findings.pairs) > 1:
         return _several(findings)
     pair = findings.pairs[0]
@@ -118,7 +118,7 @@ def _classes(panel: Any, pair: Pair, axis: str) -> None:
 
 
 def draw_groups(findings: GroupFindings) -> Any:
-    """Draw the accuracies of all networks, and next to them the differences of the means."""
+    """Draw the accuracies of all networks next to the differences of the means."""
     differences = {"clean": findings.clean, "robust": findings.robust}
     shown = {accuracy: one for accuracy, one in differences.items() if one is not None}
     sizes = f"A: {findings.sizes[0]}, B: {findings.sizes[1]} networks\n"
@@ -145,7 +145,7 @@ def _gaps(panel: Any, shown: dict[str, GroupDifference]) -> None:
     names: list[str] = []
     for accuracy, difference in shown.items():
         for kind, over in (("images", difference.images), ("seeds", difference.seeds)):
-            if over is not None:  # of one network nothing is known over seeds
+            if over is not None:  # one network shows nothing over seeds
                 _bar(panel, len(names), over, False, 5, 2)
             names.append(f"{accuracy}, over {kind}")
     panel.set_yticks(range(len(names)), names, fontsize=8)
@@ -154,10 +154,10 @@ def _gaps(panel: Any, shown: dict[str, GroupDifference]) -> None:
 
 
 def write(out: Path, name: str, findings: ComparisonFindings | GroupFindings) -> dict[str, Any]:
-    """Write text, numbers, which are returned, and picture.
+    """Write text, numbers and picture; return the numbers.
 
     Raises:
-      ValueError: the folder holds those of other evaluations.
+      ValueError: the folder holds a comparison of other evaluations.
     """
     if isinstance(findings, GroupFindings):
         plain, drawing = groups.plain(findings), draw_groups(findings)
@@ -188,5 +188,5 @@ def _compares(table: Path) -> list[tuple[str, ...]] | None:
 
 
 def _files(plain: dict[str, Any]) -> list[tuple[str, ...]]:
-    keys = ("file", "evaluation", "group")  # a group only where there are groups
+    keys = ("file", "evaluation", "group")  # "group" exists only for groups
     return [tuple(one[key] for key in keys if key in one) for one in plain["evaluations"]]

@@ -1,1 +1,1 @@
-"""A config for somebody's own images and network, and all that is wrong with a config at once."""
+"""Configs for the user's own images and network, and a check for all mistakes in a config."""

@@ -1,4 +1,4 @@
-"""The config for a data set and a network: its values, each with its reason, and its text."""
+"""A config for a data set and a network: its values, each with a reason, and its text."""
 
 import os
 import textwrap
@@ -16,17 +16,17 @@ from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
 
 _COLUMNS = 100  # of a config
-_SIDES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 224)  # of networks, in pixels
+_SIDES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 224)  # usual image sizes of networks, in pixels
 _SMALL = 64  # pixels up to which networks for small images are chosen
 _CLEAN_UPDATES, _ATTACKED_UPDATES = 600, 1500  # of a first run
 _MOST_EPOCHS = 40
-# norm -> radius of small images, and of larger ones: usual for CIFAR-10 and for ImageNet.
+# norm -> usual radii for small images (CIFAR-10) and larger ones (ImageNet).
 RADII = {"linf": ("8/255", "4/255"), "l2": ("0.5", "2"), "l1": ("12", "75")}
-_PUBLIC = "convnext_tiny.fb_in1k"  # of timm's; the paper's clean start of ConvNeXt-T
+_PUBLIC = "convnext_tiny.fb_in1k"  # from timm; the paper's clean start of ConvNeXt-T
 
 
 class ConfigLine(NamedTuple):
-    """A key of a config, its value, and why it has it."""
+    """A key of a config, its value, and the reason for it."""
 
     key: str
     value: Any  # plain, or `Expression`
@@ -34,19 +34,19 @@ class ConfigLine(NamedTuple):
 
 
 class Expression(str):
-    """An expression that stands in the config as it is written, such as 8 / 255."""
+    """An expression that is written to the config literally, such as 8 / 255."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkChoice:
-    """What somebody says of the network and the threat; None: it is chosen."""
+    """The user's choice of network and threat; None means choose automatically."""
 
     torch: str | None = None  # my_models.py:build
     torch_args: dict[str, Any] | None = None
     weights: str | None = None  # to start from
-    model: str | None = None  # the network of these weights, or one of ours
+    model: str | None = None  # the network of these weights, or a network of the package
     classes: int | None = None  # of the head of these weights
     norm: str = "linf"
     epsilon: str | None = None
@@ -54,12 +54,12 @@ class NetworkChoice:
 
 
 def look(data: DataFacts, **fields: Any) -> NetworkChoice:
-    """Look at the network that `fields` of `NetworkChoice` name: does it export, and what are its
+    """Inspect the network that `fields` of `NetworkChoice` name: does it export, and what are its
     weights for?
 
     Raises:
-      ValueError: a network that cannot be traced, missing weights, or weights that do not say whose
-        they are; says what to do.
+      ValueError: the network cannot be traced, or the weights are missing or do not name their
+        network; says what to do.
     """
     choice = NetworkChoice(**fields)
     if choice.torch and (choice.weights or choice.model):
@@ -68,7 +68,7 @@ def look(data: DataFacts, **fields: Any) -> NetworkChoice:
         )
     if choice.torch_args and not choice.torch:
         raise ValueError("--torch_args are those of --torch; name the network too")
-    if choice.torch:  # traced for images as the config will say; refused in the words of --torch
+    if choice.torch:  # traced for images as in the config; errors are worded for --torch
         config = base()
         config.model.update(
             name=f"torch:{choice.torch}",
@@ -80,7 +80,7 @@ def look(data: DataFacts, **fields: Any) -> NetworkChoice:
         network_of(config)
     if not choice.weights:
         return choice
-    path = imports.local(sources.parse(str(choice.weights)), model=choice.model)  # brought here
+    path = imports.local(sources.parse(str(choice.weights)), model=choice.model)  # downloads
     network = load.fitted(reading.artifact_of(path), choice.model)
     if network.in_channels != data.channels:
         raise ValueError(
@@ -108,7 +108,7 @@ def lines(data: DataFacts, choice: NetworkChoice) -> list[ConfigLine]:
 
 
 def side(data: DataFacts) -> int:
-    """Choose the side of the network's images: that of all images, or a usual one below theirs."""
+    """Choose the network's image size: the common size of all images, or a usual size below."""
     usual = data.sides[1]
     if data.same_size and usual <= _SIDES[-1]:
         return usual
@@ -155,10 +155,10 @@ def _network(data: DataFacts, choice: NetworkChoice, size: int) -> list[ConfigLi
 
 
 def _data(data: DataFacts, size: int) -> list[ConfigLine]:
-    # A crop of a padded image leaves its size; only resized crops take images of several sizes.
+    # A crop of a padded image keeps its size; only resized crops take images of several sizes.
     crop = "crop" if data.same_size and size <= _SMALL and size == data.sides[1] else "basic"
     mirrored = {"crop": "crop-flip", "basic": "resized-crop-flip"}[crop]
-    grey = data.channels == 1  # mostly signs
+    grey = data.channels == 1  # mostly characters
     why = "mirrored signs would be others" if grey else f"use {crop} if mirroring changes the class"
     augmentation = ConfigLine("data.augmentation", crop if grey else mirrored, why)
     return [
@@ -216,7 +216,7 @@ def _threat(choice: NetworkChoice, size: int) -> list[ConfigLine]:
 
 
 def text(data: DataFacts, lines: Sequence[ConfigLine], file: str) -> str:
-    """Write the lines with their reasons as a config, and above them how it is used."""
+    """Format the lines with their reasons as a config, headed by its usage."""
     first = f"{data.name}: {data.images:,} images to train on, {len(data.classes)} classes."
     body, section = [], ""
     for line in lines:
@@ -258,7 +258,7 @@ def text(data: DataFacts, lines: Sequence[ConfigLine], file: str) -> str:
 
 
 def write(file: Path, content: str, lists: dict[str, list[str]]) -> None:
-    """Write a config and its lists of images; what is there already is not replaced."""
+    """Write a config and its lists of images; raise if a file exists."""
     for path in (file, *map(Path, lists)):
         if os.path.lexists(path):
             raise ValueError(f"{path} is there already; name another file, or remove it")

@@ -1,4 +1,4 @@
-"""What a config has to know of a data set: sizes, classes, and three splits that share no image."""
+"""Facts about a data set for a config: sizes, classes, and three disjoint splits."""
 
 import hashlib
 import itertools
@@ -15,33 +15,33 @@ from jaxrobust.data.splits import storage
 from jaxrobust.data.stream.loading import DecodedImages
 from jaxrobust.runtime.text import spelling
 
-SELECTION, TEST = 0.1, 0.2  # shares of a split that has to be divided
+SELECTION, TEST = 0.1, 0.2  # shares of a split that must be divided
 _LOOKED_AT = 32  # images whose sizes are read
-_HELD_OUT = ("test", "validation")  # a data set's own, the first for the reported numbers
+_HELD_OUT = ("test", "validation")  # splits of a data set, the first for the reported numbers
 
 
 class DataFacts(NamedTuple):
-    """A data set as a config names it."""
+    """A data set as named in a config."""
 
     name: str  # as `data.name`
     images: int  # of the training split
-    classes: tuple[str, ...]  # their names; numbers where they have none
+    classes: tuple[str, ...]  # their names, or numbers if they have none
     channels: int
     sides: tuple[int, int, int]  # pixels of the shorter side: smallest, usual, largest
     same_size: bool  # whether all images are squares of one size
     splits: dict[str, str]  # "train", "selection", "test" -> the split
-    divided: str  # how they came about, a clause
-    lists: Mapping[str, list[str]]  # name of a file -> the images that it is to list
+    divided: str  # how the splits were made, a clause
+    lists: Mapping[str, list[str]]  # file name -> the images to list in it
 
 
 def look(place: str, *, config: Path) -> DataFacts:
-    """Look at a folder of images, an `.npz` file or a named data set.
+    """Inspect a folder of images, an `.npz` file or a named data set.
 
-    `config`: the file to be written, whose name begins the names of lists of images.
+    `config`: the file to be written; the names of lists of images begin with its name.
 
     Raises:
-      DataError: there are no images, one class, images that cannot be read, folders in folders, or
-        too few images to divide; says what to do.
+      DataError: no images, only one class, unreadable images, nested folders, or too few images to
+        divide; says what to do.
     """
     name = named(place)
     if name.startswith(image_folder.PREFIX):
@@ -72,9 +72,9 @@ def look(place: str, *, config: Path) -> DataFacts:
 
 
 def named(place: str) -> str:
-    """Write what people type as the name of a data set: a folder, an `.npz` file, or a name.
+    """Turn user input into the name of a data set: a folder, an `.npz` file, or a name.
 
-    A folder that is there goes before a data set of that name.
+    An existing folder takes precedence over a data set of that name.
 
     >>> named("digits"), named("npz:mine.npz"), named("ImageNet-1k"), named("birds/all")
     ('digits', 'npz:mine.npz', 'imagenet2012', 'folder:birds/all')
@@ -94,7 +94,7 @@ def named(place: str) -> str:
 
 
 def _splits(name: str) -> dict[str, Source]:
-    """Open those of the usual splits that a data set has; `all` where it has no other."""
+    """Open the usual splits that a data set has; `all` if it has no others."""
     sources, refused = {}, []
     for split in ("train", *_HELD_OUT):
         try:
@@ -112,7 +112,7 @@ def _splits(name: str) -> dict[str, Source]:
 
 
 def _check_depth(name: str) -> None:
-    """Refuse a folder whose class folders hold folders only: which of them are the classes?"""
+    """Raise if all class folders hold folders, because it is unclear which are the classes."""
     top = storage.place(name.removeprefix(image_folder.PREFIX))
     entries = storage.entries(top)
     if entries is None or image_folder.splits_there(top):
@@ -126,7 +126,7 @@ def _check_depth(name: str) -> None:
 
 
 def _sides(source: Source) -> tuple[int, int, int]:
-    """Measure the shorter sides of some images; a damaged one is an error that names its file."""
+    """Measure the shorter sides of some images; raise on a damaged one and name its file."""
     if source.image_shape:
         side = min(source.image_shape[:2])
         return side, side, side
@@ -139,7 +139,7 @@ def _sides(source: Source) -> tuple[int, int, int]:
 def _divided(
     sources: Mapping[str, Source], config: Path
 ) -> tuple[list[str], str, dict[str, list[str]]]:
-    """Name splits for training, choosing weights and testing, and the lists that these need."""
+    """Name splits for training, choosing weights and testing; also return the lists they need."""
     divided = "train" if "train" in sources else "all"
     held_out = [split for split in _HELD_OUT if split in sources]
     if len(held_out) == 2:
@@ -147,7 +147,7 @@ def _divided(
     shares = (SELECTION,) if held_out else (SELECTION, TEST)
     source, percents = sources[divided], " and ".join(f"{share:.0%}" for share in shares)
     words = f"{percents} of {divided} {'is' if held_out else 'are'} held back"
-    mixed = True  # a part at the end holds all classes; TFDS mixes what it writes
+    mixed = True  # whether a part at the end holds all classes; TFDS shuffles its images
     if source.labels is not None:
         last = source.labels[len(source.labels) - round(shares[-1] * len(source.labels)) :]
         mixed = len(np.unique(last)) == len(np.unique(source.labels))
@@ -162,10 +162,10 @@ def _divided(
 
 
 def _lists(source: Source, shares: tuple[float, ...]) -> list[list[str]]:
-    """Divide the files of a folder, or the places in an `.npz`, in each class: for training first,
-    then each share.
+    """Divide each class's files in a folder, or places in an `.npz`: training first, then each
+    share.
 
-    Names alone decide which are held back, so that a copy of the folder is divided in the same way.
+    Only names decide which are held back, so a copy of the folder is divided in the same way.
     """
     assert source.labels is not None
     lists: list[list[str]] = [[] for _ in range(1 + len(shares))]

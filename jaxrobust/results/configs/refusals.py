@@ -1,4 +1,4 @@
-"""All that training would refuse or warn of in a config, at once; nothing is compiled."""
+"""All errors and warnings that training would raise for a config, without compiling."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -26,21 +26,21 @@ _SPLITS = ("train_split", "selection_split", "test_split")
 
 
 class Review(NamedTuple):
-    """What was found in a config."""
+    """The findings on a config."""
 
-    refused: list[str]  # sentences with which training would end
-    warned: list[str]  # of those that it, or the doctor, would say
+    refused: list[str]  # errors that would end training
+    warned: list[str]  # warnings of training or the doctor
     memory: list[str]  # a line for each phase
 
     def plain(self) -> dict[str, list[str]]:
-        """List it as values that JSON has."""
+        """Return the findings for JSON."""
         return self._asdict()
 
 
 def parts_refused(config: Config) -> list[str]:
-    """List the mistakes of a config, each part checked by itself; equal sentences are listed once.
+    """List the mistakes of a config, checking each part separately, without duplicates.
 
-    Training ends with the first one.
+    Training would end with the first one.
     """
     refused: dict[str, None] = {}
     for check in _checks(config):
@@ -58,7 +58,7 @@ def review(config: Config, devices: int) -> Review:
     memory: list[str] = []
     if not refused:
         try:
-            run.check(config, Path("runs/check"))  # what only parts together show
+            run.check(config, Path("runs/check"))  # mistakes in combinations of parts
             memory = _memory(config, devices)
         except (ValueError, OSError) as error:
             refused.append(str(error))
@@ -94,7 +94,7 @@ def _phase(config: Config, name: str) -> Iterator[Callable[[], Any]]:
     yield partial(optim.of_phase, p, name, decay_mask="all", steps_per_epoch=1000)
     yield partial(build.mesh_of, config)
     yield partial(build.batch_augmentation, config, name, devices=1)
-    yield partial(build.phase, config, name, 10**9)  # of more images than any batch
+    yield partial(build.phase, config, name, 10**9)  # more images than any batch
     for key in ("evaluation", "test"):
         size, count = config[key].batch_size, jax.device_count()
         yield partial(build.divides, size, count, f"{key}.batch_size")
@@ -111,7 +111,7 @@ def _warnings(config: Config, devices: int, fitted: list[str]) -> list[str]:
         of_phases = {name: of_phase(config, name) for name in phases(config)}
         sentences = [*fitted, *warnings.lines(of_phases)]
         findings = examined(CONFIG_CHECKS, PlannedRun(config, devices))
-    except (ValueError, OSError):  # which is among the refusals
+    except (ValueError, OSError):  # already listed as refused
         return fitted
     for finding in findings:
         if finding.result.level in (RED, YELLOW):
@@ -122,7 +122,7 @@ def _warnings(config: Config, devices: int, fitted: list[str]) -> list[str]:
 
 
 def _memory(config: Config, devices: int) -> list[str]:
-    """Estimate what a step of each phase takes of a device's memory, compared with what it has."""
+    """Estimate the device memory of a step of each phase, compared with the capacity."""
     lines = []
     for part in work(config):
         state = elsewhere.state_bytes(part, part.config.mesh.fsdp or devices)

@@ -1,4 +1,4 @@
-"""Candidates of a choice: evaluated at one image size, and those that an earlier call evaluated."""
+"""Candidates of a choice: their evaluation at an image size, and results of earlier calls."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -24,13 +24,13 @@ from jaxrobust.types import Threat, threats
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import kept
 
-# (weights, in full) -> clean, robust, images; not in full: `robust` may be an upper bound.
+# (weights, full) -> clean, robust, images; unless full, `robust` may be an upper bound.
 Measure = Callable[[Any, bool], dict[str, Any]]
-_REPLAYED = 4  # candidates whose adversarial images are kept; neighbours resemble each other most
+_REPLAYED = 4  # candidates whose adversarial images are kept; neighbours are the most alike
 
 
 class Size(NamedTuple):
-    """How candidates are evaluated at one image size."""
+    """The evaluation of candidates at one image size."""
 
     preprocessing: str
     measure: Measure
@@ -39,7 +39,7 @@ class Size(NamedTuple):
 
 
 def changed(config: Any, changes: dict[str, dict[str, Any]]) -> Any:
-    """Copy a config, with other values in some of its sections; None leaves a value as it is."""
+    """Copy a config with changed values in some sections; None leaves a value unchanged."""
     copy = plain(config)
     for section, values in changes.items():
         copy[section] |= {key: value for key, value in values.items() if value is not None}
@@ -70,16 +70,16 @@ def at_size(
     evaluate = build.evaluation(config, mesh, steps=steps)
 
     def measure(weights: Any, full: bool) -> dict[str, Any]:
-        del full  # this attack is one
+        del full  # this attack always runs in full
         return accuracy.count(evaluate, weights, images, mesh, bar="images")
 
     return Size(preprocessing, measure, forward, shown)
 
 
 def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
-    """Measure by AutoAttack or its first attack; the last candidates' ledgers are replayed.
+    """Measure with AutoAttack or its first attack, replaying the last candidates' ledgers.
 
-    Of several norms an image is robust when it withstands all, and each has ledgers for itself.
+    With several norms, a robust image withstands all of them; each norm has its own ledgers.
     """
     balls = threats(config.attack)
     ledgers: dict[Threat, list[Path]] = {ball: [] for ball in balls}
@@ -119,7 +119,7 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
 
 
 def computed(run: Path, phase: str, sizes: Mapping[int, Any]) -> dict[str, Any]:
-    """Hash what each `sizes.Size` computes and its images, and say whose programs it is."""
+    """Hash the program and images of each size, with the versions that traced the programs."""
     here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
     _, both = kept.read(run, phase, kept.steps_of(run, phase)[0])
     hashed = {}
@@ -136,7 +136,7 @@ def computed(run: Path, phase: str, sizes: Mapping[int, Any]) -> dict[str, Any]:
 def candidates(
     path: Path, question: dict[str, Any], computed: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the candidates that are done, and what was computed, at all sizes."""
+    """Return the finished candidates, and the hashes of computations at all sizes."""
     if not path.exists():
         return [], computed
     begun = kept.read_selection(path)
@@ -153,7 +153,7 @@ def candidates(
         there = begun["computed"].get(size, hashed)
         other = [key for key in hashed if there[key] != hashed[key]]
         is_another = "are others" if "images" in other else "is another"
-        whose = ""  # another version may write the same network as another program
+        whose = ""  # another version may trace the same network as another program
         if "images" not in other and fingerprint.other_versions(begun["by"], computed["by"]):
             whose = f" (begun by {fingerprint.words(begun['by'])})"
         if other:
@@ -166,7 +166,7 @@ def candidates(
 
 
 def check_weights(run: Path, candidates: list[dict[str, Any]]) -> None:
-    """Refuse candidates whose weights the run holds no more."""
+    """Raise if the run's weights are no longer those of the candidates."""
     for row in candidates:
         _, both = kept.read(run, row["phase"], row["step"])
         weights = kept.at_size(run, row["phase"], both.of(row["weights"]), row["image_size"])

@@ -1,4 +1,4 @@
-"""The choice among the weights that a run kept: evaluated, compared, and written down."""
+"""The choice among the weights that a run kept: evaluate, compare and record them."""
 
 import contextlib
 import json
@@ -29,20 +29,20 @@ _COLOURS = ("#1f4e79", "#d1495b", "#3c896d", "#b07d2b", "#6b4c9a", "#5f6b73")
 
 
 class SelectionSettings(NamedTuple):
-    """What is chosen among, on which images, and under which attack."""
+    """The candidates, the images and the attack of a choice."""
 
     run: Path
     phase: str | None = None
     image_size: tuple[int, ...] = ()
     attack: str = "apgd-ce"  # or autoattack
-    steps: int | None = 10  # None: of AutoAttack
+    steps: int | None = 10  # None: for AutoAttack
     split: str | None = None
     n: int = 0  # images, spread over the classes; 0: all
     batch: int | None = None
 
 
 def select(settings: SelectionSettings) -> dict[str, Any]:
-    """Evaluate what is missing, choose, and return what stands in the file.
+    """Evaluate missing candidates, choose, and return the content of the file.
 
     Several hosts evaluate together, and the first one writes.
     """
@@ -78,7 +78,7 @@ def select(settings: SelectionSettings) -> dict[str, Any]:
             candidates = sorted([*candidates, row], key=key_of)
             _write(path, question, candidates, code)
         chosen, reason = choose(candidates, question["metric"])
-        while not chosen.get("exact", True):  # what is below an exact best, no attack makes better
+        while not chosen.get("exact", True):  # upper bounds below an exact best cannot win
             exact = _in_full(settings, phase, at, chosen)
             candidates = [exact if key_of(row) == key_of(exact) else row for row in candidates]
             _write(path, question, candidates, code)
@@ -130,7 +130,7 @@ def _config(settings: SelectionSettings, phase: str) -> Any:
 
 
 def _settings(balls: Sequence[Threat]) -> dict[str, Any]:
-    """Write the ball of an attack, or several, in all of which an image has to be right."""
+    """Return the settings of a threat, or of several that an image must all withstand."""
     threats = [ball.settings() for ball in balls]
     return (
         threats[0]
@@ -167,9 +167,9 @@ def _measured(
                 "preprocessing": at[size].preprocessing,
                 "weights_sha256": hashes.weights_sha256(*weights),
                 **{key: reached[key] for key in ("clean", "robust", "images")},
-                "passes": reached.get("passes"),  # of AutoAttack; a backward one counts 2
+                "passes": reached.get("passes"),  # of AutoAttack; a backward pass counts as 2
                 "exact": exact,
-                "collapse": reached.get("collapse"),  # null: not seen
+                "collapse": reached.get("collapse"),  # null: no collapse found
             }
 
 
@@ -191,10 +191,10 @@ def _in_full(
 
 
 def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any], str]:
-    """Return the best of the candidates, and why it is that.
+    """Return the best candidate and the reason.
 
-    A network of one class keeps its answer under attack, which is not robustness: it is chosen only
-    where all are such networks.
+    A network that answers one class keeps its answer under attack, which is not robustness. It is
+    chosen only if all candidates are such networks.
     """
 
     def rank(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -218,12 +218,12 @@ def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any
 
 
 def key_of(row: dict[str, Any]) -> tuple[int, str, int]:
-    """Return step, kind of weights and image size, which tell candidates apart."""
+    """Return step, kind of weights and image size, which identify a candidate."""
     return row["step"], row["weights"], row["image_size"]
 
 
 def warnings_of(chosen: dict[str, Any], candidates: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield what puts a choice in doubt: it answers one class, or that is unknown."""
+    """Yield reasons to doubt a choice: it answers one class, or that is unknown."""
     if chosen.get("collapse"):
         yield chosen["collapse"]["words"]
     if older := sum("collapse" not in row for row in candidates):
@@ -244,7 +244,7 @@ def _write(
 
 
 def draw(selection: dict[str, Any], path: Path) -> str:
-    """Draw both accuracies over the epochs; return the picture's path, or why there is none."""
+    """Draw both accuracies over the epochs; return the picture's path, or why it is missing."""
     try:
         plt = plotting()
     except ValueError as error:

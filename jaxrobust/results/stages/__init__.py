@@ -1,1 +1,1 @@
-"""What follows a training in one command: the choice of weights, attacks on them, their export."""
+"""Stages after a training in one command: choice of weights, attacks on them, their export."""

@@ -1,4 +1,4 @@
-"""Whether stages can work after a training, and what all of it costs, before it begins."""
+"""Checks, before a training, that its stages can work, and an estimate of the total cost."""
 
 import functools
 import importlib.util
@@ -33,12 +33,12 @@ from jaxrobust.runtime.devices import hardware
 from jaxrobust.training.run import splits
 from jaxrobust.types import Threat, threats
 
-_MOMENTS = 10  # that a choice has at least, where the config does not say which are kept
-_STEPS = 10  # of the APGD that chooses
+_MOMENTS = 10  # minimum number of kept weights for a choice, if the config keeps none
+_STEPS = 10  # of APGD for the choice
 
 
 def prepared(config: Any, stages: Sequence[Stage]) -> list[str]:
-    """Make a run keep the weights that a choice is among, where its config keeps none; say it."""
+    """Make a run keep weights to choose from, if its config keeps none; return a message."""
     if config.checkpoint.keep_every_epochs or all(stage.kind != SELECT for stage in stages):
         return []
     every = max(config[phases(config)[-1]].epochs // _MOMENTS, 1)
@@ -50,7 +50,7 @@ def prepared(config: Any, stages: Sequence[Stage]) -> list[str]:
 
 
 def check(config: Config, stages: Sequence[Stage], workdir: Path) -> None:
-    """Refuse stages that would fail after the training, with what to do instead."""
+    """Raise if a stage would fail after the training; the error says what to do instead."""
     last = of_phase(config, phases(config)[-1])
     for number, stage in enumerate(stages):
         try:
@@ -104,7 +104,7 @@ def _check_attack(config: Config, stage: Stage) -> None:
 def _check_export(config: Config, stage: Stage, workdir: Path) -> None:
     model = config.model
     if not pytorch.is_name(model.name):
-        models.known(model.name)  # of a user's function nobody knows the PyTorch side
+        models.known(model.name)  # a user's function has no PyTorch counterpart
     layouts.known(stage.layout, place(workdir, stage))
     sizes = (model.num_classes, model.image_size, dict(model.options))
     layouts.check(Network(model.name, {}, {}, *sizes), stage.layout)
@@ -117,17 +117,17 @@ def _check_export(config: Config, stage: Stage, workdir: Path) -> None:
 
 
 def place(workdir: Path, stage: Stage) -> Path:
-    """Name the folder that an export writes."""
+    """Return the folder of an export."""
     return workdir / "export" / stage.layout
 
 
 def images(config: Config) -> int:
-    """Count the images of the test split that the stages evaluate; 0: all."""
+    """Return the number of test images that the stages evaluate; 0 means all."""
     return config.test.images
 
 
 def _check_entry(config: Config, stage: Stage, attacks: Sequence[Stage]) -> None:
-    """Refuse an entry of RobustBench for which no attack before it has its radius and images."""
+    """Raise if no attack before a RobustBench entry has the radius and images it needs."""
     source = splits.opened(config, "test_split")
     data, size = config.data, config.model.image_size
     count = min(images(config) or len(source), len(source))
@@ -152,13 +152,13 @@ def _check_entry(config: Config, stage: Stage, attacks: Sequence[Stage]) -> None
 
 
 def epochs_kept(config: Config) -> int:
-    """Count the moments whose weights the last phase keeps."""
+    """Count how many times the last phase keeps weights."""
     every = config.checkpoint.keep_every_epochs
     return math.ceil(config[phases(config)[-1]].epochs / every) if every else 0
 
 
 def devices() -> Target | None:
-    """Describe the devices by their peaks, so that nothing is compiled; None: they are unknown."""
+    """Describe the devices by their peak speeds, without compiling; None if unknown."""
     kind, count = jax.devices()[0].device_kind, jax.device_count()
     on_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1
     chip = _cores(count) if on_cpu else hardware.chip(kind)
@@ -167,7 +167,7 @@ def devices() -> Target | None:
 
 @functools.cache
 def _cores(devices: int) -> hardware.Chip:
-    """Measure the peak of a device of this machine's CPU, by a product of matrices: in a moment."""
+    """Measure the peak speed of a device of this machine's CPU by a quick matrix product."""
     side, times = 1024, []
     product, matrix = jax.jit(jnp.matmul), jnp.ones((side, side))
     for _ in range(4):  # the first compiles
@@ -179,7 +179,7 @@ def _cores(devices: int) -> hardware.Chip:
 
 
 def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
-    """Write what the training costs, and each stage after it."""
+    """Format the estimated cost of the training and of each stage after it."""
     on = devices()
     if on is None:
         kind = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -212,11 +212,11 @@ def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
 
 
 def _seconds(stage: Stage, config: Config, result: dict[str, Any]) -> float | None:
-    """Estimate a stage from the figures of an account; None: nothing is known of it."""
+    """Estimate the time of a stage from an account; None if unknown."""
     if stage.kind == EXPORT:
         return None
     last = result["phases"][-1]
-    trained = len(threats(config.attack))  # whose test is of all of them
+    trained = len(threats(config.attack))  # the test covers all of them
     count = len(stage.threats) or trained
     if stage.kind == SELECT:
         times = -(-last["epochs"] // config.evaluation.every_epochs)
@@ -232,5 +232,5 @@ def _seconds(stage: Stage, config: Config, result: dict[str, Any]) -> float | No
 
 
 def _passes(steps: int) -> int:
-    """Count the passes of APGD and of the verdicts before and after it; a backward one is two."""
+    """Count the passes of APGD and its two verdicts; a backward pass counts as two."""
     return 3 * steps + 2

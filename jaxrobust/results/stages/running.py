@@ -1,6 +1,6 @@
-"""Stages before a training, read and checked, and after it, one after the other.
+"""Stages: read and checked before a training, and run one by one after it.
 
-What each made is noted, and what is there is not made again.
+Results of each stage are noted, and existing results are not made again.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ from jaxrobust.training.run import run as training_run
 from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.trained import kept, runs
 
-NOTES = "stages.jsonl"  # of a run: a line for each stage that is done
+NOTES = "stages.jsonl"  # in a run: a line for each finished stage
 
 
 def stages(then: str | None, config: Any, workdir: Path, *, estimate: bool) -> list[Stage]:
-    """Read and check the stages of `--then`; None: there are none.
+    """Read and check the stages of `--then`; none if it is None.
 
-    Where nothing has begun and `estimate` is asked for, what all of it costs is said.
+    With `estimate`, the total cost is printed unless the training has begun.
     Raises:
       ValueError: an unknown stage, or one that cannot work after this training.
     """
@@ -63,12 +63,12 @@ def run(
     *,
     begin: Callable[[Stage], None] = lambda stage: None,
 ) -> None:
-    """Run the stages on the weights of a run that is trained; all hosts call it.
+    """Run the stages on the weights of a trained run; all hosts call it.
 
-    The same call again continues where it stopped: a stage that is done, with what it made still
-    there, is passed over.
+    Calling it again resumes where it stopped: a finished stage whose results still exist is
+    skipped.
     Raises:
-      ValueError: another process does the same, or what a stage writes is in the way.
+      ValueError: another process runs the stages, or other files are in the way.
     """
     if not stages:
         return
@@ -109,7 +109,7 @@ def _alone(workdir: Path) -> Iterator[None]:
 
 
 def _by_first(function: Callable[[], Any]) -> Any:
-    """Return for all hosts what the first one finds in the files; what it refuses, all do."""
+    """Return the first host's result on all hosts; if it raises, all raise."""
     result = hosts.together(lambda: None if jax.process_index() else function())
     return hosts.everyone(result)[0]
 
@@ -123,7 +123,7 @@ def _weights(workdir: Path, selected: bool) -> str:
 
 
 def _is_done(workdir: Path, asked: dict[str, Any]) -> bool:
-    """Tell whether the last line of a stage is of this one, and what it made is there."""
+    """Tell whether the last note of a stage matches `asked` and its results exist."""
     lines = [row for row in jsonl.read(workdir / NOTES) if row.get("stage") == asked["stage"]]
     if not lines or any(lines[-1].get(key) != value for key, value in asked.items()):
         return False
@@ -143,7 +143,7 @@ def _note(workdir: Path, row: dict[str, Any]) -> None:
     if jax.process_index() == 0:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         jsonl.append(workdir / NOTES, row | {"time": now, "commit": provenance.commit()})
-    hosts.together(lambda: None)  # who is behind reads the line
+    hosts.together(lambda: None)  # wait, so that slower hosts read the line
 
 
 def _attack(
@@ -154,7 +154,7 @@ def _attack(
         attack=stage.attack,
         n=checks.images(config),
         selected=selected,
-        # RobustBench takes no accuracy in which images of other evaluations were tried.
+        # RobustBench does not accept accuracies with images replayed from other evaluations.
         noreplay=entry and stage.attack == AUTOATTACK,
     )
     written, place = command.evaluated(flags, threats=stage.threats)
@@ -164,12 +164,12 @@ def _attack(
 
 
 def _export(stage: Stage, workdir: Path, *, selected: bool) -> dict[str, Any]:
-    """Export into a new folder, which takes its place as a whole."""
+    """Export into a new folder, then move it into place atomically."""
     out = checks.place(workdir, stage)
     new = workdir / "export" / "unfinished" / stage.layout
     first = jax.process_index() == 0
     if first:
-        shutil.rmtree(new.parent, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(new.parent, ignore_errors=True)  # left by a killed process
     record = workdir / "evaluation" / "results.jsonl" if stage.id else None
     entry: dict[str, Any] = {"selected": selected, "record": record, "id": stage.id}
     settings = ExportSettings(stage.layout, new, workdir=workdir, **entry)
@@ -192,10 +192,10 @@ def _place(new: Path, out: Path, files: dict[str, str]) -> None:
     lasting = {
         name: sha256 for name, sha256 in files.items() if not name.endswith(".certificate.json")
     }
-    if out.exists() and not _are(out, lasting):  # a certificate has its date
+    if out.exists() and not _are(out, lasting):  # certificates contain a date
         raise ValueError(
-            f"{out} holds something else than the export of these weights; move it away, and the "
-            "same command continues"
+            f"{out} holds something else than the export of these weights; move it away and "
+            "repeat the command"
         )
     shutil.rmtree(out, ignore_errors=True)
     new.rename(out)

@@ -1,4 +1,4 @@
-"""Stages by their names, as `--then` has them: select, autoattack:linf:4/255+l2:2, export:hub."""
+"""Stages as named in `--then`: select, autoattack:linf:4/255+l2:2, export:hub."""
 
 from typing import NamedTuple
 
@@ -16,14 +16,14 @@ _FORM = "write such as --then select,autoattack:linf:4/255+l2:2+l1:75,export:hub
 
 
 class Stage(NamedTuple):
-    """One stage; of an export and of an attack, which."""
+    """One stage after a training."""
 
-    text: str  # as it was written
+    text: str  # as written by the user
     kind: str  # SELECT, ATTACK or EXPORT
     attack: str = ""
-    threats: tuple[str, ...] = ()  # none: those that the run trained against
+    threats: tuple[str, ...] = ()  # empty: those that the run trained against
     layout: str = ""  # of an export
-    id: str | None = None  # of an entry of RobustBench for a new network
+    id: str | None = None  # of a RobustBench entry for a new network
 
     @property
     def balls(self) -> list[Threat]:
@@ -32,7 +32,7 @@ class Stage(NamedTuple):
 
 
 def parse(text: str) -> list[Stage]:
-    """Parse the stages of `--then`, in their order; a `ValueError` says what to write instead.
+    """Parse the stages of `--then`, in order; a `ValueError` says what to write instead.
 
     >>> [stage.kind for stage in parse("select,autoattack:linf:4/255+l2:2,export:hub")]
     ['select', 'attack', 'export']
@@ -79,7 +79,7 @@ def _parsed(word: str) -> Stage:
     )
     if name == CLEAN and argument:
         raise ValueError(f"--then={word}: clean images are in no ball; leave {argument} out")
-    if len(set(stage.balls)) < len(stage.threats):  # parsed, which refuses
+    if len(set(stage.balls)) < len(stage.threats):  # `balls` parses, and may raise
         raise ValueError(f"--then={word} has a threat twice; give it once")
     return stage
 

@@ -61,5 +61,5 @@ class DamagedTest(absltest.TestCase):
 
     def test_a_file_of_text(self):
         self.path.write_text("hello")
-        with self.assertRaisesRegex(ValueError, "plain arrays .not a zip file.; save it by"):
+        with self.assertRaisesRegex(ValueError, "plain arrays .not a zip file.; save it with"):
             user_attacks.of_file(str(self.path))

@@ -200,7 +200,7 @@ class HereTest(parameterized.TestCase):
         self.assertEqual((row["mfu"], row["data_cores"]), (None, None))
         self.assertEqual(devices, jax.devices("cpu"))  # as training does
         self.assertEqual(self.account(HERE, batch_size=36)[2], jax.devices("cpu")[:1])
-        self.assertIn("Measured on this machine", found["known"][0])
+        self.assertIn("Measured briefly on this machine", found["known"][0])
         self.assertNotIn("peak", " ".join(found["assumed"]))
 
     def test_all_devices_of_an_accelerator(self):

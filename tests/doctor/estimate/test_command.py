@@ -69,7 +69,7 @@ class CommandTest(parameterized.TestCase):
         for part in ("steps", "selection", "test", "compile", "checkpoints"):
             self.assertGreater(row["parts_s"][part], 0, part)
         self.assertGreater(row["memory_bytes"], 0)
-        self.assertIn("Measured on this machine", out)
+        self.assertIn("Measured briefly on this machine", out)
 
     @pytest.mark.slow
     @absltest.skipUnless(

@@ -74,11 +74,11 @@ WORSE_THAN_SAID = [
     forgeries.Forgery("no hash of weights", changed_record(function={}), "This is another network"),
     forgeries.Forgery(
         "the name of a stronger attack", changed_record(method="autoattack standard"),
-        "names the method 'autoattack standard', and its attacks are others: apgd-ce, apgd-t",
+        "names the method 'autoattack standard', but its attacks differ: apgd-ce, apgd-t",
     ),
     forgeries.Forgery(
         "a name like that of a stronger attack", changed_record(method="AutoAttack standard"),
-        "names the method 'AutoAttack standard', and its attacks are others: apgd-ce, apgd-t",
+        "names the method 'AutoAttack standard', but its attacks differ: apgd-ce, apgd-t",
     ),
     forgeries.Forgery("a lost verdict", lost_verdict, "None for the verdict"),
 ]  # fmt: skip

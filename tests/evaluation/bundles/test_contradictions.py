@@ -76,7 +76,7 @@ class FaultTest(parameterized.TestCase):
         ("about/record/attacks/0/epsilon", 0, "has the invalid radius 0"),
         ("about/image", [2, 2], r"has images of the invalid shape \[2, 2\]"),
         ("about/image", [2, 2, 0], r"has images of the invalid shape \[2, 2, 0\]"),
-        ("about/image", [2, 3, 1], "and its record is of 2 pixels"),
+        ("about/image", [2, 3, 1], "but its record says 2 pixels"),
         ("rows/2/verdict", "c", "has the verdict 'c' on image 2"),
         ("rows/2/verdict", "replay", "has the verdict 'replay' on image 2"),
         ("rows/2/label", 3, "has the label 3 for image 2, which is not a class"),

@@ -207,7 +207,7 @@ class ForgedTest(Case):
     @parameterized.parameters(
         ({"split_images": 7}, "is of 40 images of a split that has 7"),
         ({"corruptions": ["fog-1"]}, "is of ['fog-1'], and its record of clean, fog-1, fog-4"),
-        ({"image": [8, 9, 3]}, "has images of the shape [8, 9, 3], and its record is of 8 pixels"),
+        ({"image": [8, 9, 3]}, "has images of shape [8, 9, 3], but its record says 8 pixels"),
         ({"schema": 2}, "it has None for the verdict of line 1, which is invalid"),
     )
     def test_facts(self, changes, said):
@@ -265,7 +265,7 @@ class ProgramTest(Case):
     def test_wrong_inputs(self):
         self.assertEqual(
             self.ran("--labels", self.images / "labels.npy"),
-            (2, "verify: --labels has no effect on common corruptions, whose folder has labels\n"),
+            (2, "verify: --labels has no effect on common corruptions: their folder has labels\n"),
         )
         np.save(self.images / "snow.npy", np.zeros((35, 8, 8, 3), np.uint8))
         self.assertIn("snow.npy has 7 images of each severity, not 40", self.ran()[1])
@@ -274,7 +274,7 @@ class ProgramTest(Case):
         (self.images / "fog.npy").unlink()
         code, said = self.ran()
         self.assertEqual((code, said.count("\n")), (2, 1), said)
-        self.assertIn("fog.npy is not a .npy file that can be read", said)
+        self.assertIn("fog.npy cannot be read as a .npy file", said)
         shutil.rmtree(self.images)
         self.images.touch()
         self.assertIn("is not a folder; a bundle of common corruptions needs one", self.ran()[1])

@@ -295,9 +295,9 @@ class FunctionTest(Case):
         self.assertIn("Pass --labels to compare", printed)
         code, printed, said = self.checked("--trust-labels")
         self.assertEqual((code, said), (0, ""), printed)
-        self.assertIn("the labels are the bundle's own, and taken on trust, as was", printed)
+        self.assertIn("the labels are the bundle's own, and taken on trust, as requested", printed)
         self.assertRegex(printed, r"(\d+) of \1 fooled: confirmed")
-        self.assertIn("this program cannot know", printed)
+        self.assertIn("This program cannot tell", printed)
         printed, _ = ended(
             self.checked("--labels", self.root / "images.labels.npy", module="linear.py:NETWORK")
         )
@@ -313,8 +313,8 @@ class FunctionTest(Case):
         self.assertIn("not confirmed: not among the images that were given", printed)
 
     @sweeps.rows(
-        ({"images": "none.npy"}, "none.npy is not a .npy file that can be read"),
-        ({"images": "linear.py"}, "linear.py is not a .npy file that can be read"),
+        ({"images": "none.npy"}, "none.npy cannot be read as a .npy file"),
+        ({"images": "linear.py"}, "linear.py cannot be read as a .npy file"),
         (
             {"images": "channels.npy"},
             r"is uint8\(397, 1, 8, 8\); the bundle needs uint8 or float32",
@@ -426,7 +426,7 @@ class NetworkTest(absltest.TestCase):
                 claims_torch.network(f"{path}:{name}", "cpu")
         for name in (path, "net:", ":load", ""):
             with self.assertRaisesRegex(
-                ValueError, f"^--module {name} is not a FILE.py:NAME, such"
+                ValueError, f"^--module {name} is not of the form FILE.py:NAME, such"
             ):
                 claims_torch.network(name, "cpu")
         for file in ("nowhere.py", "no_such.package"):

@@ -155,7 +155,7 @@ class RefusalTest(parameterized.TestCase):
         ledger.write_text("\n".join([head, *rows]) + "\n")
         with self.assertRaisesRegex(
             ValueError,
-            r"is of other images, .* of image \d+ is [\d.]+ in linf away from ours, more than its "
+            r"is of other images, .* of image \d+ is [\d.]+ in linf away, more than its "
             "radius of 0.007843; replay an evaluation of these images",
         ):
             evaluate(*given, replay=[ledger], **asked)

@@ -255,7 +255,7 @@ class OtherImagesTest(CommandCase):
         self.evaluate(out="second", n=90)
         printed, _ = ended(command_calls.words(compare.main, "first", "second"))
         self.assertIn("A and B have the same robust accuracy", printed)
-        self.assertNotIn("known by their names", printed)
+        self.assertNotIn("Only the images' names show", printed)
 
     def test_what_older_records_cannot_show_is_said(self):
         self.data(images())
@@ -265,4 +265,4 @@ class OtherImagesTest(CommandCase):
         del found["hashes"]
         path.write_text(json.dumps(found))
         printed, _ = ended(command_calls.words(compare.main, "first", "second"))
-        self.assertIn("B evaluated the same images as A is known by their names alone", printed)
+        self.assertIn("Only the images' names show that B evaluated the same as A", printed)

@@ -265,7 +265,7 @@ class RunTest(OfRun):
         ({"norm": "l0", "epsilon": "65"}, "a radius of 65 in l0 holds every image of 8x8 pixels"),
         (
             {"norm": "l0", "epsilon": "3", "bundle": "b"},
-            "--bundle is of linf, l2, l1, not of l0; leave it out",
+            "--bundle supports linf, l2, l1, not l0; leave it out",
         ),
         ({"attack": "cw-0"}, "--attack=cw-0 is unknown; one of clean, fgsm, pgd-K, cw-K, margin-K"),
         ({"attack": "pgd-2", "step": "four"}, "--step=four is not a number; write one"),
@@ -464,7 +464,7 @@ class FileTest(parameterized.TestCase):
         ({"dataset": "fake:8x8x3", "attack": "clean"}, "takes 1 channels, but .* has 3"),
         ({"dataset": "fake:8x8x1:7"}, r"head\.fc\.bias: shape \(10,\)"),
         ({}, "give --epsilon, in units of the .0, 1. pixel range, such as 4/255"),
-        ({"phase": "train"}, "--phase is one of a --workdir"),
+        ({"phase": "train"}, "--phase belongs to a --workdir"),
         ({"out": "gs://b/out"}, "--out gs://b/out is an address, .*: mount the bucket on every"),
         ({"workdir": "gs://b/run"}, "--workdir gs://b/run is an address, .* gcsfuse "),
         ({"bundle": "gs://b/run"}, "--bundle gs://b/run is an address"),

@@ -232,7 +232,7 @@ class BundleTest(CommandCase):
         ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
         said = refused(self.evaluate(**self.given, bundle=str(self.bundle)))
         self.assertFalse(self.bundle.exists())
-        self.assertIn("lacks the answers image by image, as those of an older version do", said)
+        self.assertIn("lacks the answers image by image, like ledgers of older versions", said)
         self.assertEqual(self.record(**self.given, again=True, bundle=str(self.bundle))["seed"], 3)
 
     def test_images_for_pytorch(self):
@@ -257,7 +257,7 @@ class BundleTest(CommandCase):
         self.assertTrue(judged.whole, judged)
         code, _, said = self.check("--write_images", place, function=None)
         self.assertEqual((code, said.count("\n")), (2, 1))
-        self.assertIn("images is there; name a new folder", said)
+        self.assertIn("images exists; name a new folder", said)
         code, _, said = self.check("--write_adversarial", self.folder / "x.pt", function=None)
         self.assertEqual((code, said.count("\n")), (2, 1))
         self.assertIn("is of common corruptions, and has no adversarial images", said)

@@ -123,7 +123,7 @@ class CommandTest(parameterized.TestCase):
         said = refused(call(**given(finish=True, **more)))
         self.assertRegex(
             said.replace("\n", " "),
-            "--finish makes the standard evaluation of one by --version=fast, and .* has none of "
+            "--finish completes an evaluation by --version=fast, and .* has none of "
             "this network with these images, norm, radius and seed; run --version=fast first",
         )
 
@@ -151,8 +151,8 @@ class CommandTest(parameterized.TestCase):
             self.assertAlmostEqual(after, record["robust"] + record["fast"]["fooled"] / N)
         fooled = self.fast["fast"]["fooled"]
         self.assertIn(
-            f"A is of the fast version: {fooled} images that only the attacks of its sample "
-            "fooled count as standing here, because the others did not meet these.",
+            f"A is of the fast version: {fooled} images fooled only by the attacks on its sample "
+            "count as standing here, because other images did not meet these.",
             evaluations.remarks(found),
         )
 
@@ -209,7 +209,7 @@ class FlagsTest(parameterized.TestCase):
         ({"search_dtype": "bfloat16"}, "leave --search_dtype=bfloat16 out"),
         ({"worst_case": True, "union_only": True}, "leave --worst_case and --union_only out"),
         ({"certify": 0.25, "attack": "clean"}, "leave --certify out"),
-        ({"bundle": "b"}, "as AutoAttack's, not of --version=fast; leave it out, and give it with"),
+        ({"bundle": "b"}, "needs all of AutoAttack, not --version=fast; leave it out, and give it"),
     )
     def test_flags_that_contradict_the_version(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):

@@ -45,10 +45,10 @@ class ContradictionTest(parameterized.TestCase):
         return command.evaluated(GivenFlags(**network | changes), sizes, threats, ladder)
 
     @sweeps.rows(
-        ({"version": "fast"}, "--version=fast is of one evaluation, and .* trained in 2 norms"),
-        ({"finish": True}, "--finish is of one evaluation, .*; name one .*: --threat=linf:0.1"),
-        ({"until_width": 1.0}, "--until_width is of one .*=linf:0.1 or --threat=l2:0.5"),
-        ({"bundle": "new"}, "--bundle is of one threat at one image size"),
+        ({"version": "fast"}, "--version=fast is for one evaluation, and .* trained in 2 norms"),
+        ({"finish": True}, "--finish is for one evaluation, .*; name one .*: --threat=linf:0.1"),
+        ({"until_width": 1.0}, "--until_width is for one .*=linf:0.1 or --threat=l2:0.5"),
+        ({"bundle": "new"}, "--bundle takes one threat at one image size"),
     )
     def test_what_takes_one_norm(self, changes, words):
         with self.assertRaisesRegex(ValueError, words):
@@ -71,14 +71,14 @@ class ContradictionTest(parameterized.TestCase):
         self.assertEqual((subject.threat, subject.norm), (expected, changes["norm"]))
 
     @sweeps.rows(
-        ({"sizes": (32, 64, 32)}, "--image_size=32, 64, 32 has one of them twice"),
+        ({"sizes": (32, 64, 32)}, "--image_size=32, 64, 32 repeats a size"),
         (
             {"corruptions": "fog", "attack": "clean", "sizes": (32, 64)},
             "--corruptions takes one --image_size",
         ),
         ({"norm": "l2", "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
         ({"epsilon": 0.0, "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
-        ({"threats": ["linf:0.1", "linf:1/10"]}, "has one of them twice"),
+        ({"threats": ["linf:0.1", "linf:1/10"]}, "repeats a threat; give each once"),
         ({"attack": "clean", "threats": ["linf:0.1"]}, "--threat has no effect on --attack=clean"),
         ({"union_only": True, "threats": ["linf:0.1"]}, "--union_only needs more than one --thr"),
         ({"union_only": True}, "--union_only needs more than one --threat"),
@@ -90,8 +90,8 @@ class ContradictionTest(parameterized.TestCase):
         ({"attack": "pgd-20", "ladder": LADDER}, "leave out pgd-20"),
         ({"version": "rand", "ladder": LADDER}, "leave out --version=rand"),
         ({"corruptions": "fog", "attack": "clean", "sizes": (32, 64)}, "--corruptions takes one"),
-        ({"bundle": "new", "sizes": (32, 64)}, "--bundle is of one threat at one image size"),
-        ({"bundle": "new", "version": "rand"}, "not of --version=rand"),
+        ({"bundle": "new", "sizes": (32, 64)}, "--bundle takes one threat at one image size"),
+        ({"bundle": "new", "version": "rand"}, "not --version=rand"),
         ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not keep"),
     )
     def test_flags_that_contradict(self, changes, words):
@@ -265,7 +265,7 @@ class QuestionTest(parameterized.TestCase):
         ({"attack": "pgd-20", "step": 0.0}, "--step=0 must be above 0"),
         ({"attack": "pgd-20", "relative_step": math.inf}, "--relative_step=inf must be above 0"),
         ({"attack": "pgd-20", "start": "there"}, "--start=there is unknown"),
-        ({"attack": "pgd-20", "l1_rule": "art"}, "--l1_rule=art is of l1, not of linf"),
+        ({"attack": "pgd-20", "l1_rule": "art"}, "--l1_rule=art is for l1, not linf"),
         ({"batch": 0}, "--batch=0 must be at least 1"),
         ({"n": -1}, "--n=-1 must be at least 0"),
         ({"seed": -1}, "--seed=-1 must be at least 0"),
@@ -286,7 +286,7 @@ class QuestionTest(parameterized.TestCase):
                 self.check(none, attack=attack)
         l1 = Subject(SPEC, threat=Threat("l1", 12.0), norm="l1")
         self.check(l1, attack="pgd-20", l1_rule="art")
-        with self.assertRaisesRegex(ValueError, "--start=uniform is of .*, not of l1"):
+        with self.assertRaisesRegex(ValueError, "--start=uniform is for .*, not l1"):
             self.check(l1, attack="pgd-20", start="uniform")
 
 

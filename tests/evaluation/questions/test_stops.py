@@ -134,7 +134,7 @@ class CommandTest(parameterized.TestCase):
         self.assertRegex(
             text, r"B stopped after \d+ of its 200 images: the interval is below 20 po"
         )
-        self.assertIn("An evaluation stopped when its numbers said so", text)
+        self.assertIn("An evaluation was stopped by a rule", text)
         self.assertIn("95% sequence", text)
         for of_a_fixed_number in ("95% interval", "McNemar", "Tango"):
             self.assertNotIn(of_a_fixed_number, text)
@@ -187,7 +187,7 @@ class CommandTest(parameterized.TestCase):
         ("attack", 'attacks is "apgd-t" there, "apgd-ce" here'),
         ("images", "the images or labels of the same names are others"),
         ("labels", "the images or labels of the same names are others"),
-        ("order", "it stopped in the order of images of seed 7, and this one has that of seed 0"),
+        ("order", "it stopped in the image order of seed 7, and this one has the order of seed 0"),
         ("both", r"holds 2 evaluations of this question; name one of them: both#"),
         ("neither", "none of the 2 evaluations of --against=neither can be compared with this one"),
         ("replayed", r"replayed points decided 1 of its images, .* again with --noreplay"),
@@ -263,7 +263,7 @@ class FlagsTest(parameterized.TestCase):
             "needs attacks that continue image by image.*pgd-20",
         ),
         ({"until_width": 2.0, "attack": "clean"}, "--until_width needs attacks.*leave clean out"),
-        ({"against": "a", "version": "rand"}, "answers are fixed, not of --version=rand"),
+        ({"against": "a", "version": "rand"}, "needs a deterministic network, not --version=rand"),
         ({"against": "a", "search_dtype": "bfloat16"}, "leave --search_dtype=bfloat16 out"),
         ({"until_width": 2.0, "bundle": "b"}, "leave --bundle out, or leave --until_width out"),
         ({"against": "a", "worst_case": True, "union_only": True}, "--worst_case and --union_only"),

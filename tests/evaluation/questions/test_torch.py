@@ -161,7 +161,7 @@ class TorchTest(parameterized.TestCase):
         ({"torch": "nets.py:random"}, r"give --version=rand"),
         (
             {"torch": "nets.py:random", "version": "rand", "bundle": "bundle"},
-            "--bundle is of networks whose answers are fixed, not of --version=rand",
+            "--bundle needs a deterministic network, not --version=rand",
         ),
         ({"torch": "nets.py:broken"}, r"nets\.py, line \d+: RuntimeError: no such checkpoint"),
         ({"torch": "nets.py:arrays"}, "it is a state dict, not a torch.nn.Module"),
@@ -175,7 +175,7 @@ class TorchTest(parameterized.TestCase):
         ({"torch": "nets.py:ready", "dataset": None}, "--torch needs --dataset NAME"),
         ({"torch": "nets.py:ready", "model": "convnext_n"}, "give --workdir RUN"),
         ({"torch": "nets.py:ready", "workdir": "a"}, "--workdir and --torch name .* to --out DIR"),
-        ({"torch": "nets.py:ready", "phase": "train"}, "--phase says nothing of a --torch"),
+        ({"torch": "nets.py:ready", "phase": "train"}, "--phase has no effect on a --torch"),
         ({"function": "nets.py:ready", "torch_args": {"a": 1}}, "torch_args belongs to --torch"),
         ({"torch": "nets.py:ready", "dataset": "fake:8x8x1:7"}, "gives 10 logits, .* 7 classes"),
     )

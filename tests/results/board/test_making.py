@@ -135,7 +135,7 @@ class BoardTest(parameterized.TestCase):
             bundle.number, "jaxrobust verify good_l2 --function", f"{N} of 397",
             f"{100 * bundle.record['robust']:.2f}%", "Attacked by apgd-ce + apgd-t",
             "robust accuracies are at most these", ">digits, test: L2 0.3</h2>",
-            ">digits, test: L∞ 0.05</h2>", "Which attack searched, what it",
+            ">digits, test: L∞ 0.05</h2>", "The attack, its cost and its",
         ):  # fmt: skip
             self.assertIn(part, text)
         self.assertLess(text.index("Ridge"), text.index("Noise"))
