@@ -21,16 +21,16 @@ from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import certificates, weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
-# max|difference| / max|reference|. In float32, rounding in another order of the sums may be larger
-# for some weights: then twice the error of the reference itself against its float64.
+# max|difference| / max|reference|. In float32, summing in another order may round by more for some
+# weights: then the bound is twice the reference's own error against its float64.
 LOGITS = {"float32": 1e-5, "float64": 1e-9}
 GRADIENTS = {"float64": 1e-7}
-# Of a user's function: layers such as Flax's batch norm compute in float32, whatever the dtype.
+# For a user's function: layers such as Flax's batch norm compute in float32, whatever the dtype.
 ROUNDED_LOGITS, ROUNDED_GRADIENTS = {"float32": 1e-5, "float64": 1e-6}, {"float64": 1e-5}
 
 
 class Differs(OSError):
-    """Two networks that should be the same compute something else."""
+    """Two networks that should be the same compute different values."""
 
 
 def certify(
@@ -40,7 +40,7 @@ def certify(
     compared: dict[str, Path],
     images: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Measure how well a network agrees with its reference; None: none is installed."""
+    """Measure how well a network agrees with its reference; None: no reference is installed."""
     certificate: dict[str, Any] = {
         "model": network.name,
         "num_classes": network.num_classes,
@@ -76,7 +76,7 @@ def certify(
 
 
 def checked(certificate: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the certificate itself; `Differs` if the two networks do not agree."""
+    """Return the certificate unchanged; `Differs` if the two networks disagree."""
     if certificate["agrees"] is False:
         raise Differs(
             f"{name} and its reference differ, so nothing is written (with --nocertificate it "
@@ -86,7 +86,7 @@ def checked(certificate: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def write(weights: Path, certificate: dict[str, Any]) -> Path:
-    """Write a certificate next to a weight file, which it then names; return where."""
+    """Write a certificate next to a weight file, add the file to it, and return its path."""
     file, compared = {"name": weights.name, "sha256": file_sha256(weights)}, certificate["files"]
     if file not in compared.values():
         compared["ours"] = file
@@ -153,7 +153,7 @@ def _faults(measured: dict[str, Any], *, is_function: bool = False) -> list[str]
 
 
 def lines(certificate: dict[str, Any]) -> list[str]:
-    """Return a certificate for people."""
+    """Format a certificate for people to read."""
     out = [certificates.summary(certificate)]
     if certificate["reference"] is None:
         return out
@@ -191,7 +191,7 @@ def compare(
     options: dict[str, Any] | None = None,
     images: Path | None = None,
 ) -> dict[str, Any]:
-    """Compare weights with those of a reference; return the certificate next to them."""
+    """Compare weights with a reference, write the certificate next to them, and return it."""
     about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
     layout = str(model if model in PUBLISHED else about.get("published_id") or "timm")
     name = PUBLISHED[layout].model if model in PUBLISHED else model

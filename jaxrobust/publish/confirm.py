@@ -25,7 +25,7 @@ _BATCH = 250
 def verdicts(
     net: Any, record: AccuracyRecord, ledger: Path, count: int, *, data_dir: str | None = None
 ) -> str:
-    """Attack `count` images of a record with pyautoattack, and count the equal verdicts."""
+    """Attack `count` images of a record with pyautoattack and count the equal verdicts."""
     try:
         import pyautoattack
     except ImportError as error:
@@ -51,13 +51,13 @@ def verdicts(
 def _images(
     record: AccuracyRecord, count: int, data_dir: str | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read some images of a record: their places in the split, them, their labels."""
+    """Read some images of a record: their places in the split, the images, their labels."""
     model = record.model or {}
     source = registry.open_source(
         str(record.dataset), str(record.split), data_dir=data_dir, num_classes=model["num_classes"]
     ).for_channels(model.get("in_channels"))
     places = _places(record)
-    # Those of a record on fewer images, where these are spread; else its first ones.
+    # The images that a smaller record would spread over the split, if it has all; else the first.
     spread_places = spread.places(source, count)
     places = spread_places if np.isin(spread_places, places).all() else places[:count]
     parts = pipeline.evaluation_batches(
@@ -80,7 +80,7 @@ def _places(record: AccuracyRecord) -> np.ndarray:
 
 
 def _ours(ledger: Path, record: AccuracyRecord, places: np.ndarray) -> np.ndarray:
-    """Read bool[N]: no attack fooled the image; one that none was tried on was misclassified."""
+    """Read bool[N]: whether no attack fooled the image; an image not attacked was misclassified."""
     files = [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]
     rows = [row for file in files for row in jsonl.read(file) if "image" in row]
     if not rows:

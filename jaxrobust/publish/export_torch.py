@@ -41,22 +41,22 @@ from jaxrobust.weights.trained import kept, runs
 
 
 class ExportSettings(NamedTuple):
-    """What is exported, and as what."""
+    """The weights to export, and the format."""
 
     layout: str  # one of `layouts.LAYOUTS`, or a RobustBench id
     out: Path
     workdir: Path | None = None
     phase: str | None = None
-    weights: str | None = None  # instead of a run's
-    model: str | None = None  # of a file of weights, as the next two
+    weights: str | None = None  # instead of a run
+    model: str | None = None  # for a weight file, as the next two
     image_size: int | None = None
     options: dict[str, Any] | None = None
     which: str | None = None  # ema or raw; None: what the run evaluates
-    selected: bool = False  # those that a selection chose
+    selected: bool = False  # the weights that a selection chose
     record: Path | None = None  # results.jsonl
-    evaluation: str | None = None  # id of the record; None: the last one of these weights
-    id: str | None = None  # of the entry of a new network
-    confirm: int | None = None  # images that pyautoattack attacks too
+    evaluation: str | None = None  # id of the record; None: the last record of these weights
+    id: str | None = None  # of a new network's entry
+    confirm: int | None = None  # the number of images that pyautoattack also attacks
     data_dir: str | None = None
     license: str | None = None
     nocertificate: bool = False
@@ -125,10 +125,10 @@ class ExportedNetwork(NamedTuple):
     """What is exported."""
 
     network: Network
-    which: str  # the weights, in words
-    file: Path | None  # that they are from, if it is one
+    which: str  # a name of the weights, for people
+    file: Path | None  # the file of the weights, if they are one
     account: Account
-    sha256: str  # of the weights, as records have it
+    sha256: str  # of the weights, as in records
 
 
 def read(settings: ExportSettings) -> ExportedNetwork:
@@ -260,9 +260,9 @@ def publish(staged: Path, out: Path) -> None:
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
-    """Export, and say what was written; what is raised leaves nothing behind.
+    """Export, and tell what was written; after an error no files remain.
 
-    On several hosts all read the weights, and the first one writes; the others return nothing.
+    On several hosts all read the weights, and the first writes; the others return nothing.
     """
     _check(settings)
     with patience.of("reading the weights", here=jax.process_index() == 0):
@@ -354,16 +354,16 @@ def push_to_hub(
     accuracies of their records, or the module next to it where timm has no such network.
 
     Args:
-      source: the workdir of a run, or what else `jaxrobust.load` takes.
-      repository: `ORG/REPO`, which is made if it is not there.
-      private: of a new repository.
-      token: of the hub; default: that of `hf auth login`, or $HF_TOKEN.
+      source: the workdir of a run, or any other source that `jaxrobust.load` takes.
+      repository: `ORG/REPO`, created if it does not exist.
+      private: whether a new repository is private.
+      token: for the hub; default: the token of `hf auth login`, or $HF_TOKEN.
       revision: branch; default: the main one.
       message: of the commit.
-      license: of the weights, for the card; default: what is known of them.
-      certificate: compare the file with its reference network before, which needs PyTorch.
+      license: of the weights, for the card; default: the known licence.
+      certificate: first compare the file with its reference network, which needs PyTorch.
     Raises:
-      ValueError: no such weights, no name of a repository, or weights that do not agree.
+      ValueError: no such weights, not a repository name, or weights that do not agree.
       ImportError: Hugging Face's client is missing.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository, re.ASCII):

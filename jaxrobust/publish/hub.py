@@ -1,8 +1,8 @@
 """A network as a repository of the model hub: `--layout hub`.
 
 `model.safetensors` and `config.json` as timm has them, where timm builds the network; else the
-self-contained module next to its `model.safetensors`. README.md is the model card. Its facts are
-those of `account`; unknown facts are marked as to be filled in by hand.
+self-contained module next to its `model.safetensors`. README.md is the model card. Its facts come
+from `account`; unknown facts are marked to be filled in by hand.
 Source: timm 1.0.9, timm/models/_hub.py (`load_model_config_from_hf`), for the keys of config.json;
 the hub's documentation of model cards for those of the card's head.
 """
@@ -23,7 +23,7 @@ from jaxrobust.weights.naming import convert
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _RESIZED = re.compile(r"(bicubic|bilinear)-(\d+)-crop-(\d+)")
 _SHARE = re.compile(r"(bicubic|bilinear)-(0?\.\d+|1\.0)")
-_ROBUSTBENCH = {  # in timm's words: interpolation, the share of the side that the crop keeps
+_ROBUSTBENCH = {  # in timm's terms: interpolation, the share of the side that the crop keeps
     "Res256Crop224": ("bilinear", 224 / 256),
     "BicubicRes256Crop224": ("bicubic", 224 / 256),
 }
@@ -34,7 +34,7 @@ _AUTOATTACK = Paper(
     "ICML 2020",
     "https://arxiv.org/abs/2003.01690",
 )
-# What the card says of the use: of a network of timm's, of a self-contained module, of both.
+# How the card explains use: of a timm network, of a self-contained module, of both.
 _TIMM = f"""With timm (`local-dir:` needs 1.0.16 or newer):
 
 ```python
@@ -132,7 +132,7 @@ def config(network: Network, account: Account, sha256: str) -> dict[str, Any]:
 
 
 def _resized(preprocessing: str | None) -> dict[str, Any]:
-    """Return timm's words for a preprocessing; empty: unknown, or timm has none."""
+    """Translate a preprocessing into timm's keys; empty: unknown, or timm cannot express it."""
     name = preprocessing or ""
     if name in _ROBUSTBENCH:
         interpolation, share = _ROBUSTBENCH[name]

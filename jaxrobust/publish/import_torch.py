@@ -1,4 +1,4 @@
-"""Weights of files, URLs, the hub, timm and RobustBench as a folder of this package."""
+"""Weights from files, URLs, the hub, timm and RobustBench, as a folder of this package."""
 
 from pathlib import Path
 from typing import Any

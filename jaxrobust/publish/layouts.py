@@ -1,5 +1,5 @@
-"""A network of ours as files to hand on: our own folder, or PyTorch's, which are those of timm, the
-hub and RobustBench, or a module alone.
+"""One of our networks as files to share: our folder format, or PyTorch's, which are those of timm,
+the hub and RobustBench, or a single module.
 """
 
 from collections import OrderedDict
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxrobust.publish import torch_program
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"
-_OF_TORCH = ("state-dict", "robustbench")  # of modules of PyTorch alone
+_OF_TORCH = ("state-dict", "robustbench")  # only for PyTorch modules
 LAYOUTS = (
     "jaxrobust",
     "timm",
@@ -37,7 +37,7 @@ _MODULE = "export the self-contained module (--layout module)"
 
 
 def known(layout: str, out: Path) -> str:
-    """Return the layout itself; `ValueError` for one that is not known or that nothing reads."""
+    """Return the layout unchanged; `ValueError` if it is unknown or nothing reads it."""
     if layout not in LAYOUTS:
         if layout not in PUBLISHED:
             raise ValueError(
@@ -201,7 +201,7 @@ def label(network: Network) -> str:
 
 
 def weights_of(file: Path) -> Path:
-    """Return the file with the weights, of the one that PyTorch reads first."""
+    """Find the file with the weights, given the file that PyTorch reads first."""
     if file.suffix != ".py":
         return file
     pt_file = file.with_suffix(".pt")

@@ -1,4 +1,4 @@
-"""Accounts of networks that are handed on: their inputs, their training and their records."""
+"""Accounts of networks that are published: their inputs, their training and their records."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.trained import history, runs
 
 UNKNOWN = "not known"
-_NAMED = 20  # classes; more stand in a file
+_NAMED = 20  # classes; longer lists are in a file
 
 
 class Account(NamedTuple):
@@ -25,7 +25,7 @@ class Account(NamedTuple):
 
     which: str  # the name of the weights
     trained: str = ""  # a sentence
-    threat: Threat | None = None  # that it was trained or published for
+    threat: Threat | None = None  # the threat that it was trained or published for
     preprocessing: str | None = None
     dataset: str | None = None  # of the training
     classes: tuple[str, ...] = ()  # in the order of labels
@@ -87,7 +87,7 @@ def _records(file: Path, sha256: str) -> list[AccuracyRecord]:
 
 
 def of_weights(network: Network, weights_name: str) -> Account:
-    """Take the facts that stand in or next to the file or imported folder of a network."""
+    """Collect the facts stored in or next to the file or imported folder of a network."""
     about = load.about(network)
     accuracies = tuple(map(AccuracyRecord.from_json, about["accuracies"] or ()))
     for record in accuracies:
@@ -123,7 +123,7 @@ def with_records(account: Account, file: Path | None, sha256: str) -> Account:
 
 
 def classes(network: Network, account: Account) -> str:
-    """Say what the logits stand for."""
+    """Describe the classes of the logits."""
     count = f"{network.num_classes:,}"
     if account.imagenet:
         return f"ImageNet's {count}, in the order of their WordNet ids (n01440764 is 0)"
@@ -145,7 +145,7 @@ def channels(network: Network) -> str:
 
 
 def normalisation(network: Network) -> str:
-    """Describe mean and std; empty: the network takes images as they are."""
+    """Describe mean and std; empty: the network does not normalise."""
     if not network.normalised:
         return ""
     values = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))

@@ -1,6 +1,6 @@
-"""The PyTorch network that a conversion is compared with, holding the weights of the file.
+"""The PyTorch network that a conversion is compared with, with the weights of the file.
 
-PyTorch and timm are imported inside of functions: without them there is no reference.
+PyTorch and timm are imported inside functions: without them no reference exists.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ Arrays = dict[str, Any]  # np.ndarray
 
 _NOTHING = contextlib.nullcontext()
 INSTALL = "pip install 'jaxrobust[parity]'"
-# Our fields of sizes -> timm's arguments.
+# Our size fields -> timm's arguments.
 TIMM_OPTIONS = {"depths": "depths", "dims": "dims", "depth": "depth"}
 TIMM_OPTIONS |= {"dim": "embed_dim", "heads": "num_heads"}
 
 
 class Reference(NamedTuple):
-    """A PyTorch network in evaluation mode, from images in [0, 1], and how it came about."""
+    """A PyTorch network in evaluation mode, for images in [0, 1], and its origin."""
 
     net: Any
     origin: str
     independent: bool  # not written by us
-    weights: str  # how it got them
+    weights: str  # how they were loaded
     robustbench_id: str = ""  # whose names it has
 
 
@@ -57,7 +57,7 @@ def deviations(
 
 
 def named(network: Network, *, wrapped: bool) -> Arrays:
-    """Name weights as the reference does, in its order; `wrapped`: `normalize.*` and `model.*`."""
+    """Name weights as in the reference, in its order; `wrapped`: `normalize.*` and `model.*`."""
     arrays = network.params | network.stats
     if pytorch.is_name(network.name):
         state = pytorch.find("state_dict")(network.name, *network[1:3], network.sizes)
@@ -124,7 +124,7 @@ def _robustbench(path: Path, robustbench_id: str) -> Reference:
 
 
 def place(folder: Path, robustbench_id: str) -> Path:
-    """Find the place where RobustBench looks for an id's file: below `model_dir` or $TORCH_HOME."""
+    """Find the path where RobustBench looks for an id's file: below `model_dir` or $TORCH_HOME."""
     file = PUBLISHED[robustbench_id].file
     if not file:
         raise ValueError(

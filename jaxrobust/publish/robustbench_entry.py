@@ -1,4 +1,4 @@
-"""RobustBench's JSON entry and the texts of two of its issues, from a result record.
+"""RobustBench's JSON entry and the texts of two of its issues, written from a result record.
 
 Source: the keys and formats of RobustBench's model_info/{imagenet,cifar10,cifar100}/*/*.json, its
 .github/ISSUE_TEMPLATE/new-model.md and new-external-evaluation-s-.md, and its threat models
@@ -21,19 +21,19 @@ from jaxrobust.types import Threat, fraction
 
 BY_HAND = "TO BE FILLED IN BY HAND"
 _ID = re.compile(r"[A-Z][A-Za-z-]*\d{4}[A-Za-z0-9]+(_[\w-]+)?")
-# That the entry or the issue reads of a record.
+# The keys of a record that the entry or the issue reads.
 _KEYS: tuple[str, ...] = ("attacks", "clean", "commit", "dataset", "device", "dtype")
 _KEYS += ("evaluation", "flags", "image_ids", "model", "preprocessing", "robust", "seed")
 _KEYS += ("split", "time", "versions", "weights")
 
 
 class Protocol(NamedTuple):
-    """What a leaderboard counts."""
+    """The data and threat model of a leaderboard."""
 
     dataset: str  # as RobustBench calls it
     threat: Threat
-    images: int  # the first ones
-    data_flags: str  # the data, as our command line takes it
+    images: int  # the number of images, from the first
+    data_flags: str  # flags that select the data on our command line
     listed: bool = True  # whether RobustBench has this leaderboard
 
     @property
@@ -65,7 +65,7 @@ _PREPARED = re.compile(r"(?:tfds:)?(cifar100?)(?:[:/].*)?")
 
 
 def protocol_of(record: AccuracyRecord) -> Protocol:
-    """Return the leaderboard that a record is meant for: that of its data and its norm."""
+    """Return the leaderboard for a record: the one with its dataset and norm."""
     match = _PREPARED.fullmatch(str(record.dataset))
     dataset = match[1] if match else "imagenet"
     norms = {threat.norm for threat in record.threats}
@@ -74,7 +74,7 @@ def protocol_of(record: AccuracyRecord) -> Protocol:
 
 
 def check_id(robustbench_id: str) -> str:
-    """Return the id itself; `ValueError` for one that RobustBench would not take."""
+    """Return the id unchanged; `ValueError` if RobustBench would reject it."""
     if not _ID.fullmatch(robustbench_id):
         raise ValueError(
             f"--id {robustbench_id} is not an id of RobustBench: the first author's name, the "
@@ -85,7 +85,7 @@ def check_id(robustbench_id: str) -> str:
 
 
 def architecture(name: str, options: dict[str, Any]) -> str:
-    """Return an architecture as leaderboards write it."""
+    """Write an architecture as leaderboards do."""
     with_options = "".join(f", {key}={value}" for key, value in options.items())
     if pytorch.is_name(name):
         of_timm = pytorch.PREFIX + pytorch.TIMM
@@ -99,7 +99,7 @@ def architecture(name: str, options: dict[str, Any]) -> str:
 
 
 def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRecord:
-    """Choose the record of these weights: the named evaluation, or the last that counts."""
+    """Choose the record of these weights: the named evaluation, or the last valid one."""
     rows = [AccuracyRecord.from_json(row) for row in jsonl.read(path) if "weights_sha256" in row]
     if evaluation is not None:
         rows = [r for r in rows if r.evaluation == evaluation]
@@ -134,7 +134,7 @@ def ledger_of(records: Path, record: AccuracyRecord) -> Path:
 
 
 def lacks(record: AccuracyRecord) -> list[str]:
-    """List the differences of a record from the protocol of its leaderboard."""
+    """List the differences between a record and the protocol of its leaderboard."""
     method = record.method
     wanted = {
         f"its attack is {method or 'not AutoAttack'}, not autoattack standard": (
@@ -149,7 +149,7 @@ def lacks(record: AccuracyRecord) -> list[str]:
 
 
 def other_question(record: AccuracyRecord) -> list[str]:
-    """List the differences of images and threat from those of the record's leaderboard."""
+    """List the differences in images and threat between a record and its leaderboard."""
     p, ids, radii = protocol_of(record), record.image_ids, record.threats
     same = [
         ball.norm == p.threat.norm and math.isclose(ball.epsilon, p.threat.epsilon, rel_tol=1e-6)
@@ -183,7 +183,7 @@ def percent(fraction: float | None) -> str:
 
 
 def entry(record: AccuracyRecord) -> dict[str, Any]:
-    """Return the JSON of model_info/DATASET/THREAT, in RobustBench's order of keys."""
+    """Make the JSON for model_info/DATASET/THREAT, with the keys in RobustBench's order."""
     model, p = record.model or {}, protocol_of(record)
     return {
         "link": BY_HAND,
@@ -203,7 +203,7 @@ def entry(record: AccuracyRecord) -> dict[str, Any]:
 
 
 def unknown(record: AccuracyRecord) -> list[str]:
-    """Return the keys of the entry that no record knows."""
+    """Return the keys of the entry that the record cannot fill."""
     return [key for key, value in entry(record).items() if str(value).startswith(BY_HAND)]
 
 
@@ -214,7 +214,7 @@ def issue(
     sha256: str,
     confirmed: str | None = None,
 ) -> str:
-    """Write the issue by RobustBench's template; `confirmed`: what pyautoattack found."""
+    """Write the issue from RobustBench's template; `confirmed`: the result of pyautoattack."""
     fields, p = entry(record), protocol_of(record)
     image_set = "5,000 images of RobustBench" if p.dataset == "imagenet" else "10,000 test images"
     versions = ", ".join(f"{name} {version}" for name, version in (record.versions or {}).items())
@@ -267,9 +267,9 @@ def issue(
 
 
 def external_evaluation(record: AccuracyRecord, file: str, sha256: str) -> str:
-    """Write the issue of an evaluation of a network of the zoo; `file` has its adversarial images.
+    """Write the issue for an evaluation of a zoo network; `file` has its adversarial images.
 
-    `ValueError` where images or threat are not those of a leaderboard.
+    `ValueError` if the images or the threat differ from those of every leaderboard.
     """
     p = protocol_of(record)
     unlisted = [] if p.listed else [f"it has none of {p.dataset}, {p.norm}"]

@@ -1,6 +1,6 @@
 """A network's evaluation pass as a graph of PyTorch expressions.
 
-The pass is traced for images of several sizes, and the traces are read side by side: a number that
+The pass is traced for images of several sizes, and the traces are read in parallel: a number that
 differs between them is a size, which the module computes from the shape of its images.
 """
 
@@ -24,7 +24,7 @@ SAME = "optimization_barrier copy copy_p name layout_constraint sharding_constra
 SAME += " reduce_precision"
 METHODS = "exp exp2 log log1p expm1 erf sqrt rsqrt tanh sin cos tan sinh cosh abs sign ceil "
 METHODS += "square round asin acos atan"
-# The code of operations that compute each element from those of their inputs.
+# The code of elementwise operations.
 ELEMENTWISE = {name: f"{{}}.{name}()" for name in METHODS.split()} | {
     **{
         "floor": "{}.floor()",
@@ -42,12 +42,12 @@ ELEMENTWISE = {name: f"{{}}.{name}()" for name in METHODS.split()} | {
 REDUCED = {"sum": "sum", "max": "amax", "min": "amin", "and": "all", "or": "any", "prod": "prod"}
 ALONG = "cumsum cumprod argmax argmin"
 BIASED = ("F.linear(", "conv(")
-# Rules that take inputs as they are, without the axes that JAX has broadcast.
+# Rules that take inputs without the axes that JAX has broadcast.
 LAZY = (
     "reshape squeeze expand_dims broadcast_in_dim convert_element_type stop_gradient integer_pow "
 )
 LAZY += "div select_n clamp"
-# Layers of PyTorch, by functions that compute the same: their jaxpr is looked for.
+# PyTorch layers, with functions that compute the same: their jaxprs are searched for.
 LAYERS: list[tuple[Callable, str]] = [
     (inspect.unwrap(layers._norm_forward), "layer_norm({}, {}, {}, {})"),
     (inspect.unwrap(layers._gelu_forward), "F.gelu({} + {})"),
@@ -62,7 +62,7 @@ LAYERS: list[tuple[Callable, str]] = [
 
 
 class NoRule(ValueError):
-    """An operation that has no rule."""
+    """An operation without a rule."""
 
 
 class Varies(Exception):
@@ -182,7 +182,7 @@ def _layer_of(text: str, *avals: Any) -> str | None:
 
 
 def live(trace: Sequence[Operation], results: Sequence[Operation]) -> list[Operation]:
-    """List the operations that results need."""
+    """List the operations that the results depend on."""
     operations, needed = [], {*map(id, results)}
     for op in reversed(trace):
         if id(op) in needed:
@@ -220,7 +220,7 @@ def merged(values: Sequence[Any]) -> Any:
 
 
 def _without_numpy(value: Any) -> Any:
-    """Turn NumPy's numbers into Python's, which code is written of; those in tuples too."""
+    """Turn NumPy numbers, also inside tuples, into Python numbers, which can be printed as code."""
     if type(value) in (tuple, list):
         return type(value)(map(_without_numpy, value))
     return value.item() if isinstance(value, np.generic) else value
@@ -231,7 +231,7 @@ class VaryingSize(tuple):
 
 
 def product(sizes: Iterable[Any]) -> Any:
-    """Multiply sizes, and other calculations with them; see `calculated`."""
+    """Multiply sizes; for other calculations with them see `calculated`."""
     return calculated(lambda *numbers: math.prod(numbers), *sizes)
 
 
@@ -245,7 +245,7 @@ def calculated(function: Callable, *sizes: Any) -> Any:
 
 
 class Body(NamedTuple):
-    """What a loop repeats."""
+    """The part of a loop that is repeated."""
 
     arguments: list[Any]  # nodes and sizes
     nodes: list[Node]
@@ -264,7 +264,7 @@ def reached(results: Iterable[Any]) -> set[Node]:
 
 
 class Graph:
-    """Makes nodes of the operations of all traces; `wide` is their type of floating point."""
+    """Makes nodes from the operations of all traces; `wide` is their floating-point type."""
 
     def __init__(self, network: str, wide: np.dtype) -> None:
         self.network, self.wide = network, wide

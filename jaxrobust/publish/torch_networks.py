@@ -1,6 +1,6 @@
-"""The reference networks in PyTorch: timm's and RobustBench's; an attack on them.
+"""The reference networks in PyTorch, timm's and RobustBench's, and an attack on them.
 
-Needs PyTorch; timm with the extra `parity`; `published` needs robustbench too.
+Needs PyTorch, and timm with the extra `parity`; `published` also needs robustbench.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ SETUP = "bash tools/setup_reference_env.sh"
 
 @contextlib.contextmanager
 def _of_old_code():
-    """Let pass what today's torch, timm and setuptools say about the code of the references."""
+    """Ignore the warnings of current torch, timm and setuptools about the references' code."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", r"Importing from timm\.", DeprecationWarning)
@@ -52,7 +52,7 @@ def import_timm() -> ModuleType:
 
 
 def import_robustbench() -> ModuleType:
-    """Import robustbench; raise an `ImportError` that names the command if it is not there."""
+    """Import robustbench; if it is missing, raise an `ImportError` that names the command."""
     import_timm()
     try:
         with _of_old_code():
@@ -123,7 +123,7 @@ def source(name: str) -> str:
 
 
 def published(robustbench_id: str) -> nn.Module:
-    """Return robustbench's network of an id, with random weights and in eval mode."""
+    """Build robustbench's network of an id, with random weights, in evaluation mode."""
     import_robustbench()
     import timm
     from robustbench.model_zoo import model_dicts
@@ -132,7 +132,7 @@ def published(robustbench_id: str) -> nn.Module:
     board, name = PUBLISHED[robustbench_id].board, own_id(robustbench_id)
     zoo = model_dicts[BenchmarkDataset(board.dataset)][getattr(ThreatModel, board.threat)]
 
-    # These two builders ask for weights of the network that they build.
+    # These two builders request weights for the network that they build.
     hub = f"{name.lower().replace('-', '_')}_{board.dataset}_{board.threat.lower()}"
     if timm.is_model(hub):
         return timm.create_model(hub, pretrained=False).eval()

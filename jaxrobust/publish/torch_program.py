@@ -1,6 +1,6 @@
 """Any network as a PyTorch module: the jaxpr of its evaluation pass, printed as code.
 
-Each line computes a node of `torch_graph`. Equal blocks, which the names of the weights tell,
+Each line computes a node of `torch_graph`. Equal blocks, recognised by the names of their weights,
 become one function.
 """
 
@@ -30,7 +30,7 @@ from jaxrobust.publish.torch_graph import (
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.weights.store.artifact import Network
 
-OLDEST = (2, 6)  # PyTorch that the extra `torch` takes
+OLDEST = (2, 6)  # PyTorch version that the extra `torch` allows
 VARIABLES = [*"xyzuvwabcdefgklmoqrst"]
 # Steps in which the sides of images may differ from a network's own, and whether they are square.
 STEPS = (*itertools.product((1, 4, 8, 32), (False,)), (1, True), (8, True), (32, True), (0, True))
@@ -40,7 +40,7 @@ ROWS, COLUMNS = (64, 97, 159, 210), (191, 128, 33, 83)
 
 
 class Sizes:
-    """Writes sizes that depend on the images as shapes of the arrays that a network computes."""
+    """Expresses sizes that depend on the images by the shapes of the network's arrays."""
 
     def __init__(self, graph: Graph, nodes: Sequence[Node]) -> None:
         self.graph, self.nodes = graph, list[Node]()
@@ -126,7 +126,7 @@ class Step(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Neighbouring nodes whose weights have one prefix, as a function."""
+    """Adjacent nodes whose weights share a prefix, as a function."""
 
     prefix: str
     nodes: list[Node]
@@ -270,7 +270,7 @@ class ForwardPass:
 
 
 def path(name: str, prefix: str) -> str:
-    """Write a weight as attributes of `self`, or of the part `p` with a prefix."""
+    """Write a weight as attributes of `self`, or of the part `p` if it has a prefix."""
     root, parts = ("p", name[len(prefix) + 1 :].split(".")) if prefix else ("self", name.split("."))
     plain = [part.isidentifier() and not keyword.iskeyword(part) for part in parts]
     return root + "".join(
@@ -287,7 +287,7 @@ class Printed(NamedTuple):
 
 
 def printed(network: Network) -> Printed:
-    """Return the definitions of `Network()`, which takes f[B,C,H,W], in evaluation alone.
+    """Print the definitions of `Network()`, which takes f[B,C,H,W], for evaluation only.
 
     Raises:
       ValueError: an operation without a rule, or a PyTorch that is too old to run the module.
