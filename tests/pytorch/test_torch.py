@@ -265,7 +265,7 @@ class GradientsTest(parameterized.TestCase):
         ("square,fab", "standard", ("fab",)),
     )
     def test_which_attacks_follow_them(self, attack, version, expected):
-        self.assertEqual(questions.following(attack, version), expected)
+        self.assertEqual(questions.following(attack, version, "linf"), expected)
 
 
 class FileTest(parameterized.TestCase):

@@ -187,11 +187,11 @@ class QuestionTest(parameterized.TestCase):
         self.assertFalse(GivenFlags(attack="apgd-ce,pgd-20").searches)
 
     def test_attacks_that_follow_a_gradient(self):
-        self.assertEqual(questions.following("pgd-20", "standard"), ("pgd-20",))
-        found = questions.following("autoattack", "standard")
+        self.assertEqual(questions.following("pgd-20", "standard", "linf"), ("pgd-20",))
+        found = questions.following("autoattack", "standard", "linf")
         self.assertEqual(found, ("apgd-ce", "apgd-t", "fab-t"))
-        self.assertEqual(questions.following("square,apgd-ce", "custom"), ("apgd-ce",))
-        self.assertEqual(questions.following("clean", "standard"), ())
+        self.assertEqual(questions.following("square,apgd-ce", "custom", "linf"), ("apgd-ce",))
+        self.assertEqual(questions.following("clean", "standard", "linf"), ())
 
     @sweeps.rows(
         ("l1", 0.5, None),
