@@ -116,7 +116,7 @@ def _terms(fid: float) -> tuple[float, float]:
 
 
 def loss(params: float, images: float, *, fid: float = FID) -> float:
-    """Predict the CW loss by the law from parameters and images seen."""
+    """Predict the CW loss from the numbers of parameters and of images seen."""
     b, e = _terms(fid)
     return A / params**ALPHA + b / images**BETA + e
 

@@ -295,7 +295,7 @@ class StartTest(parameterized.TestCase):
     def test_a_module_that_normalises_under_our_names(self):
         name = "torch:nets.py:Normalized"
         said = self.refused(name=name, normalize="half")
-        self.assertRegex(said, "has its own layer normalize; change its mean and std")
+        self.assertRegex(said, "has its own `normalize` layer; change the mean and std")
         own = torch_modules.build(name, num_classes=10, image_size=8, in_channels=1)
         torch.save(own.state_dict(), "own.pt")
         start, _ = start_weights.of_config(config("own.pt", name=name))

@@ -270,7 +270,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write or check, then print where; on failure, exit with one sentence on stderr."""
+    """Write or check the files and print their path; exit with one sentence if that fails."""
     args = parse(argv)
     again = "the same command continues"
     with ending(again, f"; {again}"):

@@ -38,8 +38,8 @@ def photographs(folder: str | os.PathLike, side: int) -> Photographs:
     names = [name for name in there.files if name.lower().endswith(_PICTURES)][:_PHOTOGRAPHS]
     if not names:
         raise DataError(
-            f"{place} holds no photograph of frost; copy frost1.png to frost5.jpg of "
-            "hendrycks/robustness (ImageNet-C/create_c) there"
+            f"{place} has no photographs of frost; copy the files frost1.png through "
+            "frost5.jpg there, from hendrycks/robustness (ImageNet-C/create_c)"
         )
     digest, images = hashlib.sha256(), []
     for name in names:

@@ -358,7 +358,7 @@ def _coded_points(
         file, number = points[place]
         point = np.fromfile(file, np.float32, size, offset=number * 4 * size)
         if point.size < size:
-            raise ValueError(f"{file} is cut off; --bundle needs it: evaluate again with --out DIR")
+            raise ValueError(f"{file} is truncated; evaluate again with --out DIR for --bundle")
         adversarial[at] = point.reshape(clean.shape[1:])
     differences = encoded(adversarial, clean[hit], verdicts.labels[places[hit]], logits, threat)
     return dict(zip(places[hit].tolist(), differences, strict=True))

@@ -158,7 +158,7 @@ def nearness(
 
 
 def _by_parts(engine: Engine, program: Callable[..., Array], *arrays: np.ndarray) -> np.ndarray:
-    """Call a program on arrays of n >= 1 rows, one row per slot at a time."""
+    """Call a program on arrays of n >= 1 rows, in batches of one row per slot."""
     sharding, results = NamedSharding(engine.mesh, PartitionSpec("slots")), []
     for start in range(0, len(arrays[0]), engine.slots):
         rows = tuple(padded(a[start : start + engine.slots], engine.slots) for a in arrays)
@@ -191,7 +191,7 @@ def decide(
     *,
     confirm: Confirm,
 ) -> Iterator[Call]:
-    """Run one attack; yield the work of each call of its program.
+    """Run one attack; yield the work done by each call of its program.
 
     Args:
       sample: images, labels, ids, radius and seed; an image's draws derive from its id.

@@ -121,7 +121,7 @@ class Ledger:
     def confirm(
         self, answers: np.ndarray, right: np.ndarray, sure: np.ndarray, hashes: np.ndarray
     ) -> None:
-        """Raise if the ledger's network answers clean images differently, and note the answers.
+        """Raise if the ledger's network predicts other classes for clean images; else store these.
 
         Older versions noted no answers, but the images that they attacked were classified right.
 

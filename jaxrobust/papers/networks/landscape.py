@@ -38,7 +38,7 @@ class Plane(NamedTuple):
 
 
 def direction(params: dict[str, Any], seed: int, number: int) -> dict[str, np.ndarray]:
-    """Return direction `number` of a seed: normal entries, each filter scaled to the weights' norm.
+    """Draw a seed's direction `number`: Gaussian, with each filter scaled to the weights' norm.
 
     A filter computes one output of a kernel. Other arrays with several axes count as one filter,
     and arrays with one axis do not change. An array's draws depend on its name.

@@ -35,7 +35,7 @@ def answer(
     `commands`: show commands instead of numbers, for one `row` of a table or for all.
     """
     if table and not paper:
-        raise ValueError("--table needs --paper, whose table it is")
+        raise ValueError("--table needs --paper, to say which paper the table is from")
     if row and not (table and commands):
         raise ValueError("--row is one of --table, and is shown by --commands; give both")
     names = [paper] if paper else list(tables.PAPERS)

@@ -1,8 +1,8 @@
 """The order of equal numbers in PyTorch's `sort` and `topk`.
 
-A gradient goes to the position of a number, and on a CPU PyTorch's positions come from libstdc++:
-`std::sort`, `std::nth_element`, and `std::partial_sort` for a few of many. Here all parts of a row
-are split at once. Rows without equal numbers, and short rows, are sorted as usual.
+A gradient goes to the index that its element came from. On a CPU, PyTorch's indices come from
+libstdc++: `std::sort`, `std::nth_element`, and `std::partial_sort` for a few of many elements.
+Here all parts of a row are split at once. Rows without ties, and short rows, are sorted as usual.
 """
 
 from typing import Any

@@ -132,7 +132,7 @@ def check_memory(exported: Any, moved: Collection[str]) -> None:
                     f"its tensor `{name}` shares the memory of `{other}`, which training changes, "
                     f"and an exported program would keep its current values; use `{other}` "
                     f"itself, or a copy "
-                    "(clone()) if you mean the initial numbers"
+                    "(clone()) if you mean the initial values"
                 )
 
 

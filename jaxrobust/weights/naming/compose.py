@@ -197,7 +197,7 @@ def normalized(network: Network, name: str) -> Network:
     mean = network.stats.get("normalize.mean")
     if network.normalises_itself:
         raise ValueError(
-            f"init.normalize={name}: {network.name} has its own layer normalize; change its "
+            f"init.normalize={name}: {network.name} has its own `normalize` layer; change the "
             "mean and std in your function, and set init.normalize=keep"
         )
     if mean is None:

@@ -426,7 +426,7 @@ class PhotographsTest(parameterized.TestCase):
         self.assertEqual(found.shape, (230, 240, 3))
 
     @sweeps.rows(
-        ({}, 32, "holds no photograph of frost; copy frost1.png to frost5.jpg"),
+        ({}, 32, "has no photographs of frost; copy the files frost1.png through frost5.jpg"),
         ({"a": (100, 200)}, 32, "too small for frost on images of 32 px; give photographs of 165"),
         ({"a": (224, 400)}, 224, "give photographs of 225 px and more"),
     )
