@@ -116,8 +116,8 @@ def _config(settings: SelectionSettings, phase: str) -> Any:
         same = data.selection_split == data.test_split
         why = "is" if same else f"holds images, or may, of {data.test_split},"
         raise ValueError(
-            f"{data.selection_split} {why} the test split of {settings.run}, which a choice must "
-            "not look at; give another --split"
+            f"{data.selection_split} {why} the test split of {settings.run}, which must not "
+            "be used to choose weights; give another --split"
         )
     for images in history.trained_on(config, phase):
         trained = images["dataset"], images["split"]

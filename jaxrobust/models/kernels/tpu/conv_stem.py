@@ -5,8 +5,8 @@ of its steps, on maps of 48 channels that XLA lays out in 128 lanes, with separa
 over channels. This kernel reads an image and writes the second layer's output; nothing in between
 leaves the fast memory. The gradient's kernel recomputes the first layer.
 
-Pixels are in the lanes and channels in the rows, so a sum over channels adds registers. Four by
-four pixels of the image are a *block*: four pixels of the first layer and one of the second. A row
+Pixels are in the lanes and channels in the rows, so a sum over channels adds registers. A
+*block* is 4 by 4 pixels of the image: four pixels of the first layer and one of the second. A row
 of 56 blocks takes 64 lanes; the other 64 hold the row of blocks at the same height in the lower
 half of the image. Multiplying by a matrix of ones and zeros, which is exact, brings every fourth
 column of the image into its lane; a block needs five columns, as neighbours overlap. A row of
