@@ -109,8 +109,8 @@ def find(first: Sequence[str], second: Sequence[str], threat: str | None = None)
         if stopped:
             raise ValueError(
                 f"{one.place} stopped after {stopped['stopped_after']:,} images, but bounds for "
-                "groups need a fixed number; the same command without --against and "
-                "--until_width finishes it"
+                "groups need a number fixed in advance; repeat the command without --against and "
+                "--until_width to finish it"
             )
     size = len(first)
     names = [f"A{at + 1}" for at in range(size)] + [f"B{at + 1}" for at in range(len(second))]

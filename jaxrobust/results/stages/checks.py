@@ -78,8 +78,8 @@ def _check_selection(config: Config) -> None:
         same = "is" if data.selection_split == data.test_split else "holds images, or may, of"
         raise ValueError(
             f"the selection split {data.selection_split} {same} the test split {data.test_split}, "
-            "which must not be used to choose weights; set data.selection_split to other images, such as "
-            "train[98%:] with data.train_split=train[:98%]"
+            "which must not be used to choose weights; set data.selection_split to other images, "
+            "such as train[98%:] with data.train_split=train[:98%]"
         )
 
 
