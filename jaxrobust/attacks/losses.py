@@ -5,6 +5,7 @@ outside [0, C) has no defined loss. Soft targets, or fewer classes than a loss n
 `ValueError`. Parity: tests/attacks/test_losses.py.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -171,9 +172,15 @@ class Goal(NamedTuple):
         """Compute the score; `ValueError` unless it returns one value per image."""
         assert self.score is not None
         batch = jax.tree.leaves(outputs)[0].shape[0]
-        if self.logits and not jnp.issubdtype(outputs.dtype, jnp.floating):  # votes, for example
-            outputs = outputs.astype(jnp.float32)
+        outputs = jax.tree.map(functools.partial(wide, votes=self.logits), outputs)
         return _per_image("the score", self.score, [outputs, targets], batch, jnp.generic)
+
+
+def wide(values: Array, *, votes: bool = False) -> Array:
+    """Convert floats narrower than 32 bits to float32, for sums and counts; integer `votes` too."""
+    is_float = jnp.issubdtype(values.dtype, jnp.floating)
+    narrow = is_float and jnp.finfo(values.dtype).bits < 32
+    return values.astype(jnp.float32) if narrow or (votes and not is_float) else values
 
 
 def _per_image(
@@ -221,6 +228,8 @@ def goal_of(loss: str | Callable[..., Array] | Goal) -> Goal:
                 _check_takes("Goal.score", loss.score, "outputs", "targets")
                 _check_takes("Goal.done", loss.done, "score")
         return loss
+    if isinstance(getattr(loss, "goal", None), Goal):
+        raise ValueError("loss is a task, and attacks take its goal; pass loss=task.goal")
     if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(
             f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}, or pass a function "

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks import Goal
+from jaxrobust.attacks.losses import wide
 from jaxrobust.attacks.refused_network import as_function
 from jaxrobust.tasks.task import Task
 from jaxrobust.types import Array, Logits, PerImage, check_number
@@ -40,24 +41,27 @@ def embedding(*, farthest: float, distance: str = "cosine") -> Task:
         square of the L2 distance (as FARE trains), and the score is minus the distance.
     """
     farthest = check_number("farthest", farthest)
-    if distance not in _DISTANCES:
+    if str(distance) not in _DISTANCES:
         raise ValueError(f"distance={distance!r} is unknown; choose one of {', '.join(_DISTANCES)}")
-    if farthest < 0:
-        raise ValueError(f"farthest={farthest} must be 0 or more, a distance")
+    if not 0 <= farthest < (2 if distance == "cosine" else float("inf")):
+        most = "below 2, the cosine distance of opposites" if distance == "cosine" else "finite"
+        raise ValueError(f"farthest={farthest} must be a distance: 0 or more, and {most}")
     between, length = _DISTANCES[distance]
 
     def loss(vectors: Array, clean: Array) -> PerImage:
-        if vectors.ndim != 2 or vectors.shape != clean.shape:
+        shape = getattr(clean, "shape", None)
+        if vectors.ndim != 2 or vectors.shape != shape:
             raise ValueError(
-                f"embeddings of shape {vectors.shape} have targets of shape {clean.shape}; pass "
-                "the embedding of each clean image, f[B, D]"
+                f"embeddings of shape {vectors.shape} have targets of shape {shape}; pass the "
+                "embedding of each clean image as its target, f[B, D]"
             )
         return between(vectors, clean.astype(vectors.dtype))
 
     def score(vectors: Array, clean: Array) -> PerImage:
         return -length(loss(vectors, clean))
 
-    return Task("embedding", Goal(loss, score, lambda score: score < -farthest))
+    name = f"embedding(farthest={farthest:g}, distance={distance})"
+    return Task(name, Goal(loss, score, lambda score: score < -farthest))
 
 
 def zero_shot(encoder: Any, texts: Array, *, scale: float = 100.0) -> Callable[[Array], Logits]:
@@ -75,7 +79,7 @@ def zero_shot(encoder: Any, texts: Array, *, scale: float = 100.0) -> Callable[[
         raise ValueError(f"texts have shape {texts.shape}; pass one embedding per class, f[K, D]")
 
     def similarities(encoder: Any, texts: Array, images: Array) -> Logits:
-        vectors = encoder(images)
+        vectors = wide(encoder(images))
         return scale * _unit(vectors) @ _unit(texts.astype(vectors.dtype)).T
 
     if not isinstance(encoder, jax.tree_util.Partial):

@@ -1,7 +1,10 @@
 """One class for each pixel."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust.attacks import Goal
 from jaxrobust.tasks.task import Task
@@ -16,12 +19,14 @@ def segmentation(*, least: float = 0.5, ignore: int = 255) -> Task:
 
     Args:
       least: the attack has succeeded once the score is below this share, from 0 to 1.
-      ignore: the class of pixels that do not count. An image without other pixels scores 1.
+      ignore: the class of pixels that do not count. Each image needs others.
 
     >>> float(segmentation(least=0.9).goal.score(jnp.eye(4)[None], jnp.array([[0, 1, 2, 255]]))[0])
     1.0
     """
     least = check_number("least", least)
+    if not isinstance(ignore, int):
+        raise ValueError(f"ignore={ignore!r} must be an int, such as -1; all other pixels count")
     if not 0 < least <= 1:
         raise ValueError(f"least={least} must be above 0 and at most 1, a share of the pixels")
 
@@ -43,7 +48,22 @@ def segmentation(*, least: float = 0.5, ignore: int = 255) -> Task:
         finite = jnp.isfinite(logits).reshape(len(logits), -1).all(axis=1)
         return jnp.where(finite, jnp.where(empty, 1, right), jnp.nan)
 
-    return Task("segmentation", Goal(loss, score, lambda score: score < least))
+    def check(logits: Any, masks: np.ndarray) -> None:
+        empty = (masks == ignore).reshape(len(masks), -1).all(axis=1)
+        if empty.any():
+            raise ValueError(
+                f"{empty.sum()} of {len(masks)} masks have no pixel that counts, the first at "
+                f"{empty.argmax()}; leave these images out"
+            )
+        classes, present = logits.shape[-1], np.unique(masks)
+        if len(others := present[(present != ignore) & ((present < 0) | (present >= classes))]):
+            raise ValueError(
+                f"masks have class {others[0]}, but the network has the {classes} classes 0 to "
+                f"{classes - 1}; pass its classes, or ignore={others[0]} for pixels without one"
+            )
+
+    name = f"segmentation(least={least:g}, ignore={ignore})"
+    return Task(name, Goal(loss, score, lambda score: score < least), check)
 
 
 def _check(logits: Array, masks: Array) -> None:

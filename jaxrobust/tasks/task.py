@@ -4,6 +4,8 @@ To the evaluator every task is one of two classes: an image stands, or an attack
 it. So slots, ledgers, records and replays need to know nothing of masks or embeddings.
 """
 
+import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks import Goal, apgd_machine, square_machine
+from jaxrobust.attacks.losses import goal_of
 from jaxrobust.attacks.refused_network import as_function
 from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
 from jaxrobust.types import Array
 
 _PROBED = 64  # images
 _STEP = 8 / 255
+# On which `Goal.done` is compared: thresholds that lie between two of these are not told apart.
+_FINE, _WIDE = np.linspace(-2, 2, 8001), np.geomspace(2, 1e9, 4000)
+_SCORES = np.concatenate([-_WIDE[::-1], _FINE, _WIDE]).astype(np.float32)
 
 
 class Task(NamedTuple):
@@ -24,6 +30,7 @@ class Task(NamedTuple):
 
     name: str  # in records
     goal: Goal
+    check: Callable[[Any, Any], None] | None = None  # (shapes of outputs, targets): `ValueError`
 
 
 class TaskNetwork(NamedTuple):
@@ -33,13 +40,16 @@ class TaskNetwork(NamedTuple):
     network: jax.tree_util.Partial  # images -> outputs
     targets: Any  # arrays [N, ...]
     ids: np.ndarray  # u32[N]
+    verdicts: str  # hash of which scores mean success
 
     @classmethod
     def of(cls, task: Task, network: Any, targets: Any, ids: np.ndarray) -> "TaskNetwork":
         """Check a network and its targets; `ValueError` where they do not fit `ids`."""
-        if not isinstance(task, Task):
+        named = isinstance(task, Task) and isinstance(task.name, str)
+        if not (named and isinstance(task.goal, Goal) and not task.goal.aims):
             raise ValueError(
-                f"task={task!r} is not a task; pass one such as jaxrobust.tasks.segmentation()"
+                f"task={task!r} is not a task; pass one such as jaxrobust.tasks.segmentation(), or "
+                "Task(name, Goal(loss, score))"
             )
         if task.goal.score is None:
             raise ValueError(
@@ -47,14 +57,43 @@ class TaskNetwork(NamedTuple):
                 "score (outputs, targets) -> f[B]"
             )
         for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
-            if jnp.shape(leaf)[:1] != ids.shape:
+            array, name = np.asarray(leaf), f"targets{jax.tree_util.keystr(path)}"
+            if array.shape[:1] != ids.shape:
                 raise ValueError(
-                    f"targets{jax.tree_util.keystr(path)} have shape {jnp.shape(leaf)} for "
-                    f"{len(ids)} images; pass arrays whose first axis is the image"
+                    f"{name} have shape {array.shape} for {len(ids)} images; pass arrays whose "
+                    "first axis is the image"
                 )
+            if (
+                array.dtype.kind == "O"
+                or (array != array.astype(jnp.asarray(array[:0]).dtype)).any()
+            ):
+                raise ValueError(
+                    f"{name} are {array.dtype} and do not fit JAX's 32 bits; pass smaller numbers"
+                )
+        goal_of(task.goal)  # checks what its functions take
+        done = np.asarray(task.goal.reached(jnp.asarray(_SCORES), jnp.asarray(_SCORES)))
+        verdicts = hashlib.sha256(np.packbits(done).tobytes()).hexdigest()[:12]
         if not isinstance(network, jax.tree_util.Partial):
             network = jax.tree_util.Partial(as_function(network))
-        return cls(task, network, jax.tree.map(jnp.asarray, targets), ids)
+        return cls(task, network, jax.tree.map(jnp.asarray, targets), ids, verdicts)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Return the task as a ledger stores it: its name, and a hash of which scores mean success."""
+        return {"name": self.task.name, "done": self.verdicts}
+
+    def hashes(self, digest: str, image_hashes: np.ndarray) -> tuple[str, np.ndarray]:
+        """Add the task and the targets to the hashes of all images and of each, str[N]."""
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.targets)]
+
+        def joined(text: str, rows: Any) -> str:
+            combined = hashlib.sha256(f"{text} {self.identity}".encode())
+            for leaf in leaves:
+                combined.update(np.ascontiguousarray(leaf[rows]).tobytes())
+            return combined.hexdigest()
+
+        each = [h and h[0] + joined(h, i)[:8] for i, h in enumerate(image_hashes.tolist())]
+        return joined(digest, slice(None)), np.array(each, str)
 
     def judged(self) -> jax.tree_util.Partial:
         """Make a network (points, ids) -> f[B, 2]: 1 where the image stands, else -1; the loss."""
@@ -68,29 +107,50 @@ class TaskNetwork(NamedTuple):
             places = jnp.minimum(jnp.searchsorted(ids, point_ids), len(ids) - 1)
             rows = jax.tree.map(lambda a: a[places], targets)
             loss, score = _values(goal, network, points, rows)
-            stands = jnp.where(goal.done(score), -1.0, 1.0)
+            stands = jnp.where(goal.reached(score, loss), -1.0, 1.0)
             return jnp.stack([jnp.where(jnp.isnan(score), jnp.nan, stands), loss], axis=1)
 
         targets = jax.tree.map(lambda a: a[order], targets)
         return jax.tree_util.Partial(judge, self.network, targets, jnp.asarray(ids[order]))
 
-    def flags(self, images: Any) -> dict[str, str]:
-        """Flag a loss that is not finite, or whose ascent helps the network, on up to 64 images."""
+    def flags(self, images: Any, batch: int) -> dict[str, str]:
+        """Flag what a few passes over at most 64 images, `batch` at a time, show about the task.
+
+        That is a loss that is not finite or whose ascent helps the network, and a score that
+        depends on the other images. `ValueError`: the targets are not of this network.
+        """
         goal, n = self.task.goal, min(len(images), _PROBED)
 
-        def probe(network: Any, points: Array, rows: Any) -> tuple[Array, Array, Array]:
-            ascent = jax.grad(lambda points: _values(goal, network, points, rows)[0].sum())(points)
+        def probe(network: Any, points: Array, rows: Any) -> tuple[Array, ...]:
+            values = lambda points, rows: _values(goal, network, points, rows)  # noqa: E731
+            ascent = jax.grad(lambda points: values(points, rows)[0].sum())(points)
             up, down = (
-                _values(goal, network, jnp.clip(points + step * jnp.sign(ascent), 0, 1), rows)[1]
+                values(jnp.clip(points + step * jnp.sign(ascent), 0, 1), rows)[1]
                 for step in (_STEP, -_STEP)
             )
-            return _values(goal, network, points, rows)[0], up, down
+            copies = lambda a: jnp.broadcast_to(a[:1], a.shape)  # noqa: E731
+            alone = values(copies(points), jax.tree.map(copies, rows))[1]
+            loss, score = values(points, rows)
+            return loss, up, down, jnp.broadcast_to(score[0] - alone[0], score.shape), score
 
-        rows = jax.tree.map(lambda a: a[:n], self.targets)
-        points = jnp.asarray(np.asarray(images[np.arange(n)]), jnp.float32)
-        loss, up, down = map(np.asarray, jax.jit(probe)(self.network, points, rows))
+        probe, parts = jax.jit(probe), []
+        for start in range(0, n, batch):
+            places = np.resize(np.arange(start, min(start + batch, n)), batch)
+            points = jnp.asarray(np.asarray(images[places]), jnp.float32)
+            rows = jax.tree.map(lambda a, places=places: a[places], self.targets)
+            parts.append(np.asarray(probe(self.network, points, rows)))
+            if self.task.check and not start:
+                outputs = jax.eval_shape(self.network, points)
+                self.task.check(outputs, jax.tree.map(np.asarray, self.targets))
+        loss, up, down, moved, score = np.concatenate(parts, axis=1)[:, :n]
         broken, better, worse = ~np.isfinite(loss), (up > down).sum(), (up < down).sum()
         flags = {}
+        if np.abs(moved).max() > max(1e-3 * np.ptp(score), 1e-5 * np.abs(score).max()):
+            flags["batch-dependent"] = (
+                f"the score of an image moves by {np.abs(moved).max():.3g} when the other images "
+                "of its batch change: return one number for each image, without means over the "
+                "batch, and put the network into evaluation mode"
+            )
         if broken.any():
             flags["nan-loss"] = (
                 f"the loss of {broken.sum()} of {n} clean images is NaN or infinite, and no attack "

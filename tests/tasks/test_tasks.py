@@ -1,6 +1,8 @@
 """AutoAttack on networks that return anything but logits of classes."""
 
 import functools
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,27 +88,32 @@ class SegmentationTest(parameterized.TestCase):
         tried = run(segment, IMAGES, MASKS, attacks=(), overrides=None, users=(points,))
         np.testing.assert_array_equal(tried.robust, result.robust)
         self.assertEqual(set(tried.fooled_by) - {"", "clean"}, {points.name})
+        # Also if another version wrote the ledger, whose programs may differ.
+        other_version = Path(f"{folder}/older.jsonl")
+        lines = Path(f"{folder}/all.jsonl").read_text().replace('"commit": "', '"commit": "0')
+        other_version.write_text(lines)
+        shutil.copy(f"{folder}/all.images", f"{folder}/older.images")
+        run(segment, IMAGES, MASKS, ledger=other_version)
+        with self.assertRaisesRegex(ValueError, "older.jsonl.*task"):
+            run(segment, IMAGES, MASKS, task=tasks.segmentation(least=0.5), ledger=other_version)
         other_masks = np.where(MASKS == 1, 2, MASKS)
         for masks, task in ((other_masks, TASK), (MASKS, tasks.segmentation(least=0.7))):
-            with self.assertRaisesRegex(
-                ValueError, "all.jsonl.*another.*the targets or the settings of the task differ"
-            ):
+            with self.assertRaisesRegex(ValueError, "all.jsonl.*another.*(task|targets)"):
                 run(segment, IMAGES, masks, task=task, ledger=f"{folder}/all.jsonl")
 
     def test_a_record(self):
         result = run(segment, IMAGES[:3], MASKS[:3])
-        self.assertIn("task segmentation: an image counts as right until", result.table())
+        self.assertIn(
+            "task segmentation(least=0.6, ignore=255): an image counts as right",
+            result.table(),
+        )
         record = result.record(model="mine")
-        self.assertEqual(record["task"], "segmentation")
+        self.assertEqual(record["task"], "segmentation(least=0.6, ignore=255)")
         self.assertEqual(record["version"], "task")
         self.assertEqual([attack["name"] for attack in record["attacks"]], [*QUICK])
 
     def test_no_images(self):
         self.assertEqual(run(segment, IMAGES[:0], MASKS[:0]).robust.shape, (0,))
-
-    def test_an_image_without_pixels_that_count_stands(self):
-        masks = np.full_like(MASKS, VOID)
-        self.assertTrue(run(segment, IMAGES, masks, epsilon=0.5).robust.all())
 
 
 class EmbeddingTest(parameterized.TestCase):
@@ -151,6 +158,27 @@ class EmbeddingTest(parameterized.TestCase):
             self.assertTrue(result.robust.all())
 
 
+class PrecisionTest(parameterized.TestCase):
+    @sweeps.rows(jnp.float16, jnp.bfloat16)
+    def test_scores_are_float32(self, dtype):
+        """One wrong pixel of 4,096 counts, and long vectors have a direction."""
+        images = np.float32(DRAW.random((2, 64, 64, 4)))
+        masks = images.argmax(-1)
+        masks[0, 0, 0] = (masks[0, 0, 0] + 1) % 4
+        network = lambda x: jax.nn.one_hot(x.argmax(-1), 4, dtype=dtype) + 0 * x.astype(dtype)  # noqa: E731
+        result = run(network, images, masks, task=tasks.segmentation(least=1.0), epsilon=1e-6)
+        self.assertEqual(result.clean.tolist(), [False, True])
+        long = lambda x: (1000 * encode(x)).astype(dtype)  # noqa: E731
+        clean = np.asarray(long(IMAGES).astype(jnp.float32))
+        task = tasks.embedding(farthest=0.2)
+        self.assertTrue(run(long, IMAGES, clean, task=task, epsilon=1e-6).clean.all())
+
+    def test_a_network_of_one_batch_size(self):
+        network = lambda x: segment(x.reshape(8, 10, 10, 3))  # noqa: E731
+        result = run(network, IMAGES, MASKS, batch_size=64)
+        np.testing.assert_array_equal(result.robust, run(segment, IMAGES, MASKS).robust)
+
+
 class DictTest(absltest.TestCase):
     def test_outputs_and_targets_are_trees(self):
         """A regression with two heads, whose targets are a dict."""
@@ -168,6 +196,11 @@ class DictTest(absltest.TestCase):
         targets = {key: np.asarray(value) for key, value in network(IMAGES).items()}
         weak, strong = (run(network, IMAGES, targets, task=task, epsilon=e) for e in (0.04, 0.06))
         self.assertEqual((weak.robust.all(), strong.robust.any()), (True, False))
+
+
+EMPTY = np.where(np.arange(N)[:, None, None] == 3, VOID, MASKS)
+ANY_DONE = TASK.goal._replace(done=lambda score: (score < 0.5).all())
+FLOAT_DONE = TASK.goal._replace(done=lambda score: 0.5 - score)
 
 
 class BadInputTest(parameterized.TestCase):
@@ -195,6 +228,17 @@ class BadInputTest(parameterized.TestCase):
             dict(task=tasks.Task("m", TASK.goal._replace(score=lambda o, t: o.max(-1)))),
         ),
         ("embeddings of shape", dict(task=tasks.embedding(farthest=1.0))),
+        ("have targets of shape None", dict(task=tasks.embedding(farthest=1.0), labels=None)),
+        ("or Task(name, Goal(loss, score))", dict(task=tasks.Task("m", TASK.goal.loss))),
+        ("or Task(name, Goal(loss, score))", dict(task=tasks.Task(None, TASK.goal))),
+        ("or Task(name, Goal(loss, score))", dict(task=TASK.goal)),
+        ("do not fit JAX's 32 bits", dict(labels=MASKS.astype(np.int64) + 2**40)),
+        ("targets are object", dict(labels=np.array([None] * N))),
+        ("masks have class -1", dict(labels=np.where(MASKS == VOID, -1, MASKS.astype(int)))),
+        ("masks have class 9", dict(labels=np.where(MASKS == 1, 9, MASKS))),
+        ("1 of 12 masks have no pixel that counts, the first at 3", dict(labels=EMPTY)),
+        ("Goal.done has shape ()", dict(task=tasks.Task("m", ANY_DONE))),
+        ("Goal.done is of type float32", dict(task=tasks.Task("m", FLOAT_DONE))),
     )
     def test_a_sentence(self, words, changes):
         arguments = {"labels": MASKS} | changes
@@ -205,7 +249,13 @@ class BadInputTest(parameterized.TestCase):
     @sweeps.rows(
         ("least=0.0 must be above 0", tasks.segmentation, dict(least=0.0)),
         ("least=90.0 must be above 0 and at most 1", tasks.segmentation, dict(least=90)),
-        ("farthest=-1.0 must be 0 or more", tasks.embedding, dict(farthest=-1)),
+        ("farthest=-1.0 must be a distance", tasks.embedding, dict(farthest=-1)),
+        ("farthest=nan must be a distance", tasks.embedding, dict(farthest=np.nan)),
+        ("and below 2, the cosine", tasks.embedding, dict(farthest=3)),
+        ("and finite", tasks.embedding, dict(farthest=np.inf, distance="l2")),
+        ("distance=[] is unknown", tasks.embedding, dict(farthest=1, distance=[])),
+        ("ignore=None must be an int", tasks.segmentation, dict(ignore=None)),
+        ("pass loss=task.goal", attacks.apgd, dict(epsilon=0.1, steps=2, loss=TASK)),
         ("choose one of cosine, l2", tasks.embedding, dict(farthest=1, distance="l1")),
         ("texts have shape (8,)", tasks.zero_shot, dict(encoder=encode, texts=np.zeros(8))),
     )
@@ -217,6 +267,10 @@ class BadInputTest(parameterized.TestCase):
     @sweeps.rows(
         ("wrong-sign", TASK.goal._replace(loss=lambda o, t: -TASK.goal.loss(o, t))),
         ("nan-loss", TASK.goal._replace(loss=lambda o, t: jnp.nan * TASK.goal.loss(o, t))),
+        (
+            "batch-dependent",
+            TASK.goal._replace(score=lambda o, t: o[..., 0].mean((1, 2)) - o.mean()),
+        ),
     )
     def test_flags(self, name, goal):
         self.assertEqual(run(segment, IMAGES, MASKS).flags, {})

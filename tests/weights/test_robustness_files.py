@@ -120,6 +120,15 @@ class RobustnessTest(parameterized.TestCase):
             self.assertLen(files.read(path), 6)
         self.assertFalse(marker.exists())
 
+    def test_without_its_mean(self):
+        path = self.file(arrays())
+        content = self.torch.load(path, weights_only=False)
+        for name in ("mean", "std"):
+            del content["model"][f"module.normalizer.new_{name}"]
+        self.torch.save(content, path)
+        with self.assertRaisesRegex(ValueError, "no module.normalizer.new_mean, so its mean"):
+            jaxrobust.load(path, model="resnet18", tell=lambda line: None)
+
     def test_another_depth(self):
         path = self.file(arrays(depths=(1, 2, 2, 2)))
         with self.assertRaisesRegex(

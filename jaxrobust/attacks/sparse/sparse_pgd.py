@@ -81,6 +81,7 @@ def sparse_pgd_machine(
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
         inputs.check_axes("Sparse-PGD", images)
         inputs.check_pixels(pixels, of=images[0, ..., 0].size)
+        inputs.check_radii(pixels, images)
         images = jnp.clip(images, 0, 1)
         keys = key_data(inputs.image_keys(keys, len(images)))
         floats, integers = inputs.fillers(images)

@@ -81,6 +81,7 @@ def sparse_rs_machine(
         inputs.check_axes("Sparse-RS", images)
         size = images[0, ..., 0].size
         inputs.check_pixels(pixels, of=size)
+        inputs.check_radii(pixels, images)
         images = jnp.clip(images, 0, 1)
         keys = key_data(inputs.image_keys(keys, len(images)))
         floats, integers = inputs.fillers(images)

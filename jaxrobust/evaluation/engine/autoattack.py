@@ -170,7 +170,7 @@ def autoattack(
     ([True, False], {'apgd-ce': 0.5})
     """
     logits_fn = as_function(logits_fn) if isinstance(logits_fn, tuple) else logits_fn
-    if task is not None and isinstance(task, Task) and task.goal.logits:
+    if task is not None and isinstance(task, Task) and getattr(task.goal, "logits", False):
         task = None
     targets, labels = labels, labels if task is None else np.zeros(len(images), np.int32)
     inputs.check_array("labels", labels)
@@ -218,8 +218,8 @@ def autoattack(
     user_attacks.check(users, pixels, ids, threat)
     sources = [replays.source(Path(path)) for path in replay]
     identity_facts: dict[str, Any] = {"network": identity if isinstance(identity, str) else None}
-    if task is not None:
-        identity_facts["task"] = task.name
+    if of_task is not None:
+        identity_facts["task"] = of_task.identity
     call = _Evaluation(
         *(runner, pixels, labels, ids, threat, int(seed), settings, full, verdict_rule),
         *(sources, beyond, stop, users, verbose, of_task),
@@ -322,6 +322,8 @@ def _prepare(call: _Evaluation, network: Fingerprint | None) -> _Evaluation:
             network = fingerprint.of_network(runner.logits_fn, images, labels=labels, **batch)
         search = runner.search_fn and fingerprint.exact(runner.search_fn, images.shape[1:], **batch)
         digest, hashes = image_sets.hashes(images, labels, call.ids)
+        if call.of_task is not None:
+            digest, hashes = call.of_task.hashes(digest, hashes)
     identity: dict[str, Any] = (
         call.identity
         | {
@@ -373,7 +375,7 @@ def _run(
     flags: dict[str, str] = {}
     with call.waiting("checking that the network can be attacked"):
         if call.of_task is not None and len(images):
-            flags |= call.of_task.flags(images)
+            flags |= call.of_task.flags(images, runner.slots // runner.mesh.size)
         elif not runner.keyed and len(images):
             forward, per_device = partial(engine.forward, runner), runner.slots // runner.mesh.size
             seen_here = reliability.check_network(

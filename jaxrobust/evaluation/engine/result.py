@@ -84,14 +84,16 @@ class AutoAttackResult(NamedTuple):
 
         `brief`: without the accuracies, notes and flags, which a record has too.
         """
-        n = len(self.clean)
+        n, width = len(self.clean), max([10, *(len(c.attack) for c in self.costs)])
         accuracy = "" if brief else f"{'accuracy':>8}  "
-        lines = [f"{'attack':10}  {accuracy}{'fooled':>6}  {'forward':>9}  {'backward':>9}  time"]
-        lines += [] if brief else [f"{'clean':10}  {_share(self.clean.sum(), n)}"]
+        lines = [
+            f"{'attack':{width}}  {accuracy}{'fooled':>6}  {'forward':>9}  {'backward':>9}  time"
+        ]
+        lines += [] if brief else [f"{'clean':{width}}  {_share(self.clean.sum(), n)}"]
         for c in self.costs:
             accuracy = "" if brief else f"{_share(self.accuracy_after[c.attack] * n, n)}  "
             lines.append(
-                f"{c.attack:10}  {accuracy}{c.fooled:6d}  {c.forward:9,d}  {c.backward:9,d}  "
+                f"{c.attack:{width}}  {accuracy}{c.fooled:6d}  {c.forward:9,d}  {c.backward:9,d}  "
                 f"{c.seconds:.1f} s + {c.compile_seconds:.1f} s compiling"
             )
         robust = int(self.robust.sum())

@@ -164,7 +164,9 @@ def check(question: GivenFlags, subject: Subject, source: registry.Source) -> No
         )
     if question.attack != "clean":
         if subject.threat is None:
-            raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
+            unit = "in units of the [0, 1] pixel range, such as 4/255"
+            unit = "a number of pixels, such as 24" if subject.norm == "l0" else unit
+            raise ValueError(f"give --epsilon, {unit}")
         check_threat(subject.threat, subject.image_size, subject.network.in_channels or 3)
         if question.bundle and subject.norm not in NORMS:
             raise ValueError(

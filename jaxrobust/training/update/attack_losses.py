@@ -98,6 +98,13 @@ def _try(loss: Named, soft: bool, classes: int) -> None:
             f"{KEY}={loss.name} mixes images: the loss of one depends on the logits of another; "
             "reduce over all axes but the first"
         )
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    climbs = chances - (targets if soft else np.eye(classes)[labels])  # as cross-entropy does
+    if ((slopes[diagonal] * climbs).sum(axis=1) < 0).all():
+        raise ValueError(
+            f"{KEY}={loss.name} falls where cross-entropy rises, so its attack helps the network; "
+            "return minus the loss, which must be larger where the network is worse"
+        )
     if not slopes[diagonal].any():
         raise ValueError(
             f"{KEY}={loss.name} has no gradient in the logits, so no attack can raise it; compute "

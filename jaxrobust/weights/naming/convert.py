@@ -67,6 +67,11 @@ def _without_attacker(state_dict: Mapping[str, np.ndarray]) -> Arrays:
     """Extract one of the two networks that MadryLab/robustness stores, with its mean and std."""
     if not any(key.startswith("module.attacker.model.") for key in state_dict):
         return dict(state_dict)
+    if "module.normalizer.new_mean" not in state_dict:
+        raise ValueError(
+            "a checkpoint of MadryLab/robustness has no module.normalizer.new_mean, so its mean "
+            "and std are unknown; get the checkpoint again"
+        )
     return {
         key.replace("module.normalizer.new_", "normalize."): array
         for key, array in state_dict.items()

@@ -56,6 +56,9 @@ def centred(outputs, targets):
     values = cross_entropy(outputs, targets)
     return values - values.mean()
 
+def negative(outputs, targets):
+    return -cross_entropy(outputs, targets)
+
 def in_numpy(outputs, targets):
     return np.asarray(outputs).max(1)
 
@@ -92,6 +95,7 @@ class LossTest(FilesTest):
         ("my_losses.py:error", {}, "error has no gradient in the logits, so no attack can raise"),
         ("my_losses.py:infinite", {}, "infinite or its gradient is NaN or infinite for ordinary"),
         ("my_losses.py:centred", {}, "centred mixes images: the loss of one depends on the logits"),
+        ("my_losses.py:negative", {}, "negative falls where cross-entropy rises, so its attack"),
         ("my_losses.py:in_numpy", {}, r"my_losses.py, line \d+: TracerArrayConversionError"),
         ("my_losses.py:of_one", {}, r"of_one: TypeError: of_one\(\) takes 1 positional argument"),
         (
