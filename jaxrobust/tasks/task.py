@@ -79,7 +79,7 @@ class TaskNetwork(NamedTuple):
 
     @property
     def identity(self) -> dict[str, str]:
-        """Return the task as a ledger stores it: its name, and a hash of which scores mean success."""
+        """Return what a ledger stores: the name, and a hash of which scores mean success."""
         return {"name": self.task.name, "done": self.verdicts}
 
     def hashes(self, digest: str, image_hashes: np.ndarray) -> tuple[str, np.ndarray]:
