@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks import Goal, apgd_machine, square_machine
+from jaxrobust.attacks import MACHINES, Goal, apgd_machine, square_machine
 from jaxrobust.attacks.losses import goal_of
 from jaxrobust.attacks.refused_network import as_function
-from jaxrobust.attacks.registry import MachineFacts, NamedAttack, StandardSettings, add
+from jaxrobust.attacks.registry import NamedAttack, StandardSettings, add
 from jaxrobust.types import Array
 
 _PROBED = 64  # images
@@ -45,16 +45,11 @@ class TaskNetwork(NamedTuple):
     @classmethod
     def of(cls, task: Task, network: Any, targets: Any, ids: np.ndarray) -> "TaskNetwork":
         """Check a network and its targets; `ValueError` where they do not fit `ids`."""
-        named = isinstance(task, Task) and isinstance(task.name, str)
-        if not (named and isinstance(task.goal, Goal) and not task.goal.aims):
+        goal = task.goal if isinstance(task, Task) and isinstance(task.name, str) else None
+        if not isinstance(goal, Goal) or goal.score is None or goal.aims:
             raise ValueError(
-                f"task={task!r} is not a task; pass one such as jaxrobust.tasks.segmentation(), or "
-                "Task(name, Goal(loss, score))"
-            )
-        if task.goal.score is None:
-            raise ValueError(
-                f"task {task.name!r} has no score, so no attack could succeed; give its Goal a "
-                "score (outputs, targets) -> f[B]"
+                f"task={task!r} is not a task with a score; pass one such as "
+                "jaxrobust.tasks.segmentation(), or Task(name, Goal(loss, score))"
             )
         for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
             array, name = np.asarray(leaf), f"targets{jax.tree_util.keystr(path)}"
@@ -70,8 +65,8 @@ class TaskNetwork(NamedTuple):
                 raise ValueError(
                     f"{name} are {array.dtype} and do not fit JAX's 32 bits; pass smaller numbers"
                 )
-        goal_of(task.goal)  # checks what its functions take
-        done = np.asarray(task.goal.reached(jnp.asarray(_SCORES), jnp.asarray(_SCORES)))
+        goal_of(goal)  # checks what its functions take
+        done = np.asarray(goal.reached(jnp.asarray(_SCORES), jnp.asarray(_SCORES)))
         verdicts = hashlib.sha256(np.packbits(done).tobytes()).hexdigest()[:12]
         if not isinstance(network, jax.tree_util.Partial):
             network = jax.tree_util.Partial(as_function(network))
@@ -173,34 +168,20 @@ def _values(goal: Goal, network: Any, points: Array, rows: Any) -> tuple[Array, 
 
 # What `judged` returns, as an attack sees it.
 _JUDGED = Goal(lambda judged, labels: judged[:, 1], lambda judged, labels: judged[:, 0])
-_APGD = MachineFacts(
+_APGD = MACHINES["apgd"]._replace(
     machine="apgd-task",
     make=lambda setting, epsilon: apgd_machine(
         norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=_JUDGED
     ),
-    rule="twice the radius at first, halved where the loss stops rising",
-    least={"steps": 1, "restarts": 1, "eot": 1},
-    flat=True,
 )
-_SQUARE = MachineFacts(
+_SQUARE = MACHINES["square"]._replace(
     machine="square-task",
     make=lambda setting, epsilon: square_machine(
         norm=setting.norm, epsilon=epsilon, queries=setting.steps, loss=_JUDGED
     ),
-    rule="random squares of a shrinking size",
-    backward=0,
-    least={"steps": 1, "restarts": 1},
 )
-_HELP = "on the loss of a task"
-add(
-    _APGD,
-    NamedAttack(
-        "apgd-task", f"Auto-PGD {_HELP}", _APGD, StandardSettings(30, 100, 5, of_tasks=True)
-    ),
-)
-add(
-    _SQUARE,
-    NamedAttack(
-        "square-task", f"Square {_HELP}", _SQUARE, StandardSettings(31, 5000, of_tasks=True)
-    ),
-)
+for facts, title, standard in (
+    (_APGD, "Auto-PGD", StandardSettings(30, 100, 5, of_tasks=True)),
+    (_SQUARE, "Square", StandardSettings(31, 5000, of_tasks=True)),
+):
+    add(facts, NamedAttack(facts.machine, f"{title} on the loss of a task", facts, standard))

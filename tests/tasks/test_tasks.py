@@ -205,8 +205,11 @@ FLOAT_DONE = TASK.goal._replace(done=lambda score: 0.5 - score)
 
 class BadInputTest(parameterized.TestCase):
     @sweeps.rows(
-        ("is not a task; pass one such as", dict(task=tasks.segmentation)),
-        ("no score", dict(task=tasks.Task("mine", attacks.Goal(lambda o, t: o.mean((1, 2, 3)))))),
+        ("is not a task with a score; pass one", dict(task=tasks.segmentation)),
+        (
+            "is not a task with a score",
+            dict(task=tasks.Task("mine", attacks.Goal(lambda o, t: o.mean((1, 2, 3))))),
+        ),
         ("targets have shape (11, 10, 10) for 12", dict(labels=MASKS[:-1])),
         ("masks are float32[", dict(labels=MASKS.astype(np.float32))),
         ("masks are uint8[8, 10]", dict(labels=MASKS[:, 0])),
