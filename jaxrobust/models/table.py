@@ -160,8 +160,8 @@ clean, AA: % of RobustBench's images, before and after AutoAttack, as published:
 CIFAR-10 under Linf 8/255, of cifar10/L2 under 0.5, of cifar100/Linf CIFAR-100's
 under 8/255; "-" is of common corruptions. input: norm. has mean and std inside.
 licence: that of the weights, as RobustBench's LICENSE states it.
-`--weights CHECKPOINT` fetches one; --json prints its address, the options of its
-network, and its sha256, where one is published."""
+`--weights CHECKPOINT` fetches one; --json prints its address, its network's
+options, and its sha256, where one is published."""
 
 
 def line(row: ArchitectureRow, width: int = 100) -> str:

@@ -314,7 +314,7 @@ class EstimateTest(parameterized.TestCase):
         self.assertEqual(given.utilisation, 0.4)
         text = " ".join(command_calls.words(estimate.main, "--help").out.split())
         self.assertIn("CONFIG --on DEVICES [--config.key=value ...] [flags]", text)
-        self.assertIn("set as for training: --config.train.epochs=20.", text)
+        self.assertIn("config as for training: --config.train.epochs=20.", text)
 
 
 class EvaluateTest(parameterized.TestCase):

@@ -182,11 +182,11 @@ REFUSED = {
     ),
     "a batch": (
         lambda m: m.insert(0, Layer(lambda x: x - x.mean(0))),
-        r"depends on the others of its batch: of 4 images and of 2,",
+        r"depends on the other images of its batch: with 4 and with 2 images",
     ),
     "the number of images": (
         lambda m: m.insert(0, Layer(lambda x: x / x.shape[0])),
-        r"depends on the others of its batch",
+        r"depends on the other images of its batch",
     ),
     "a question to the images": (
         lambda m: m.insert(0, Layer(lambda x: x if (x.mean((0, 2, 3)) < 9).all() else -x)),

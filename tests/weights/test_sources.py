@@ -61,7 +61,7 @@ class ParseTest(parameterized.TestCase):
         ("nowhere.pth", "no such file; give one of .safetensors, .* or an imported folder, .*"
          "timm id such as convnext_tiny.fb_in1k, or quickstart, which ships with the package$"),
         ("weights/mine", "no such file"),
-        ("convnext_t", "that is an architecture, .*`jaxrobust models convnext_t` lists"),
+        ("convnext_t", "that is an architecture .*`jaxrobust models convnext_t` lists"),
         ("Salman2020Do_R19", "nothing is there; did you mean Salman2020Do_R18"),
         (
             "Chen2020Adversarial",

@@ -140,7 +140,8 @@ def check(flags: GivenFlags) -> None:
         raise ValueError("--phase belongs to a --workdir; --weights has only one")
     if (flags.function or flags.torch) and (extra := [*extra, *written(flags, "phase")]):
         flag = "--torch" if flags.torch else "--function"
-        raise ValueError(f"{' and '.join(extra)} has no effect on a {flag}; leave it out")
+        verb, them = ("has", "it") if len(extra) == 1 else ("have", "them")
+        raise ValueError(f"{' and '.join(extra)} {verb} no effect on a {flag}; leave {them} out")
     if flags.function and flags.search_dtype == "bfloat16":
         raise ValueError(
             "--search_dtype=bfloat16 needs a network whose compute type can be set; leave it out, "

@@ -294,13 +294,13 @@ class WrittenTest(parameterized.TestCase):
         shutil.copytree(self.out, out)
         stored = (out / "ledger-a1.images").read_bytes()
         (out / "ledger-a1.images").write_bytes(stored[:-1])
-        with self.assertRaisesRegex(ValueError, "is cut off; .*evaluate again with --out DIR"):
+        with self.assertRaisesRegex(ValueError, "is truncated; evaluate again with --out DIR"):
             bundle.of_record(place, self.record, out, self.images, logits)
         lines = (out / "ledger-a1.jsonl").read_text().splitlines()
         (out / "ledger-a1.jsonl").write_text("\n".join(lines[:-1]) + "\n")
         with self.assertRaisesRegex(ValueError, r"lacks adversarial images .*\(1 verdicts\)"):
             bundle.of_record(place, self.record, out, self.images, logits)
-        with self.assertRaisesRegex(ValueError, "an older version; evaluate again"):
+        with self.assertRaisesRegex(ValueError, "records of older versions; evaluate again"):
             bundle.of_record(
                 place, dataclasses.replace(self.record, verdicts=None), out, self.images, logits
             )

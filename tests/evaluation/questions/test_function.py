@@ -136,7 +136,11 @@ class FunctionTest(parameterized.TestCase):
         ({"epsilon": None}, "logits_fn", "give --epsilon, in units"),
         ({"model": "convnext_n"}, "logits_fn", "give --workdir RUN, or --model NAME .*--function"),
         ({"weights": "a.pt"}, "logits_fn", "--weights has no effect on a --function; leave it out"),
-        ({"num_classes": 10, "phase": "train"}, "logits_fn", "--num_classes and --phase says noth"),
+        (
+            {"num_classes": 10, "phase": "train"},
+            "logits_fn",
+            "--num_classes and --phase have no effect on a --function; leave them out",
+        ),
         ({"search_dtype": "bfloat16"}, "logits_fn", "needs a network whose compute type can be"),
         ({"image_size": 9}, "logits_fn", "--function=my_net.py:logits_fn: my_net.py, line"),
     )
