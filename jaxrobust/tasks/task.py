@@ -74,7 +74,7 @@ class TaskNetwork(NamedTuple):
 
     @property
     def identity(self) -> dict[str, str]:
-        """Return what a ledger stores: the name, and a hash of which scores mean success."""
+        """Return the task's name and a hash of the scores that mean success, for a ledger."""
         return {"name": self.task.name, "done": self.verdicts}
 
     def hashes(self, digest: str, image_hashes: np.ndarray) -> tuple[str, np.ndarray]:
