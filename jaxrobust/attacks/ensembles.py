@@ -34,12 +34,12 @@ def versions(norm: str) -> dict[str, tuple[str, ...]]:
 
 def named(name: str) -> StandardSettings:
     """Look up an attack of AutoAttack, with its standard settings."""
-    return (searching() | searching(of_tasks=True))[name][1]
+    return searching(of_tasks=None)[name][1]
 
 
 def base(name: str, norm: str) -> Setting:
     """Make the standard setting of an attack."""
-    row, standard = (searching() | searching(of_tasks=True))[name]
+    row, standard = searching(of_tasks=None)[name]
     return Setting(name, row.machine, norm, standard.steps, standard.restarts, standard.targets)
 
 
@@ -108,7 +108,7 @@ def plan(
 
 def adjustable(name: str) -> tuple[str, ...]:
     """List the settings of an attack that `overrides` can change."""
-    row, standard = (searching() | searching(of_tasks=True))[name]
+    row, standard = searching(of_tasks=None)[name]
     least = attacks.MACHINES[row.machine].least
     return tuple(key for key in least if key != "targets" or standard.targets)
 

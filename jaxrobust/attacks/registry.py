@@ -119,10 +119,10 @@ def add(facts: MachineFacts, *rows: NamedAttack) -> None:
     ROWS.update({row.name: row for row in rows})
 
 
-def searching(*, of_tasks: bool = False) -> dict[str, tuple[MachineFacts, StandardSettings]]:
+def searching(*, of_tasks: bool | None = False) -> dict[str, tuple[MachineFacts, StandardSettings]]:
     """Return AutoAttack's possible searches, on logits or on tasks, with their machines."""
     rows = [(row, row.searches) for row in ROWS.values() if row.searches]
-    return {row.name: (row.facts, s) for row, s in rows if s.of_tasks == of_tasks}
+    return {row.name: (row.facts, s) for row, s in rows if of_tasks in (None, s.of_tasks)}
 
 
 def training() -> dict[str, NamedAttack]:
@@ -157,7 +157,7 @@ def parse(attack: str) -> tuple[NamedAttack, int] | None:
 
 
 def goes_image_by_image(attack: str) -> bool:
-    """Return whether it is AutoAttack or a part of it, attacking each image until it is fooled."""
+    """Recognise AutoAttack and its parts, which stop at an image once it is fooled."""
     if attack == "clean" or parse(attack):
         return False
     heads = tuple(f"{name}-" for name, row in fixed().items() if not row.single)

@@ -139,7 +139,7 @@ class SourceKind(NamedTuple):
     contents: bool = False  # whether records are hashed where nothing else identifies them
 
     def takes(self, name: str) -> bool:
-        """Return whether a data set is of this kind."""
+        """Match the name of a data set with the pattern of this kind."""
         return bool(re.fullmatch(self.pattern or rf"{re.escape(self.name)}:.+", name, re.DOTALL))
 
 

@@ -53,15 +53,13 @@ class TaskNetwork(NamedTuple):
             )
         for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
             array, name = np.asarray(leaf), f"targets{jax.tree_util.keystr(path)}"
+            kind = array.dtype.kind
             if array.shape[:1] != ids.shape:
                 raise ValueError(
                     f"{name} have shape {array.shape} for {len(ids)} images; pass arrays whose "
                     "first axis is the image"
                 )
-            if (
-                array.dtype.kind == "O"
-                or (array != array.astype(jnp.asarray(array[:0]).dtype)).any()
-            ):
+            if kind == "O" or (kind in "iu" and (np.asarray(jnp.asarray(array)) != array).any()):
                 raise ValueError(
                     f"{name} are {array.dtype} and do not fit JAX's 32 bits; pass smaller numbers"
                 )

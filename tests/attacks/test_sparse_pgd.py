@@ -15,22 +15,11 @@ from jax.sharding import PartitionSpec as P
 from jaxrobust import attacks
 from jaxrobust.attacks import losses
 from tests.support import sweeps
+from tests.support.sparse_nets import COUNT, IMAGES, LABELS, SIDE, W1, W2, net
 
 sparse_pgd = importlib.import_module("jaxrobust.attacks.sparse.sparse_pgd")
 
-DRAW = np.random.default_rng(0)
-COUNT, SIDE, PIXELS, STEPS = 12, 8, 4, 50
-IMAGES = DRAW.random((COUNT, SIDE, SIDE, 3))
-W1, W2 = DRAW.normal(size=(SIDE * SIDE * 3, 32)) / 4, DRAW.normal(size=(32, 5))
-
-
-def net(x):
-    """Return logits f[B,5] of a small network."""
-    w1, w2 = jnp.asarray(W1, x.dtype), jnp.asarray(W2, x.dtype)
-    return jnp.tanh(x.reshape(len(x), -1) @ w1 / 4) @ w2
-
-
-LABELS = np.asarray(net(jnp.asarray(IMAGES, jnp.float32)).argmax(1))
+PIXELS, STEPS = 4, 50
 
 
 def loss_and_gradient(point, label):

@@ -13,22 +13,11 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrobust import attacks
 from tests.support import sweeps
+from tests.support.sparse_nets import COUNT, DRAW, IMAGES, LABELS, SIDE, W1, W2, net
 
 sparse_rs = importlib.import_module("jaxrobust.attacks.sparse.sparse_rs")
 
-DRAW = np.random.default_rng(0)
-COUNT, SIDE, PIXELS, QUERIES = 12, 8, 6, 50
-IMAGES = DRAW.random((COUNT, SIDE, SIDE, 3))
-W1, W2 = DRAW.normal(size=(SIDE * SIDE * 3, 32)) / 4, DRAW.normal(size=(32, 5))
-
-
-def net(x):
-    """Return logits f[B,5] of a small network."""
-    w1, w2 = jnp.asarray(W1, x.dtype), jnp.asarray(W2, x.dtype)
-    return jnp.tanh(x.reshape(len(x), -1) @ w1 / 4) @ w2
-
-
-LABELS = np.asarray(net(jnp.asarray(IMAGES, jnp.float32)).argmax(1))
+PIXELS, QUERIES = 6, 50
 
 
 def share(query, queries):

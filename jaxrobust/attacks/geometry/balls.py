@@ -60,7 +60,7 @@ def usable(gradient: Points) -> Points:
 
 
 def all_finite(values: Points) -> Mask:
-    """Return whether all entries of an image are finite, bool[B]."""
+    """Mark the images whose entries are all finite, bool[B]."""
     return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
 
 

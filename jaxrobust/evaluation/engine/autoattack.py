@@ -183,7 +183,7 @@ def autoattack(
         _refuse_with_task(version, users)
         version = ensembles.TASK
     elif version == ensembles.TASK:
-        raise ValueError("version='task' is of a task; pass task=..., such as tasks.segmentation()")
+        raise ValueError("version='task' needs a task; pass task=..., such as tasks.segmentation()")
     ledger_version = "standard" if version == ensembles.FAST else version
     settings, full = (
         _plan(norm, name, attacks, overrides, users=users, stop=stop)
@@ -204,7 +204,7 @@ def autoattack(
     operand, of_task = "" if verdict_rule is None else "keys", None
     if task is not None:
         operand, of_task = "ids", TaskNetwork.of(task, logits_fn, targets, ids)
-        search = search_fn and TaskNetwork.of(task, search_fn, targets, ids).judged()
+        search = search_fn and TaskNetwork.of(task, search_fn, of_task.targets, ids).judged()
         logits_fn, search_fn = of_task.judged(), search
     runner = engine.make(
         logits_fn,

@@ -259,7 +259,7 @@ class ObjectiveRow(NamedTuple):
 
     @property
     def attacks(self) -> bool:
-        """Return whether it attacks the images."""
+        """True if the objective attacks the images."""
         return self.attack_loss is not None
 
 
