@@ -18,7 +18,13 @@ The arguments are a network and then, with their defaults first,
                                        behind it, and whether blocks have a shortcut
     depths=4-4-4, widths=10-10-10      of a wrn_*: blocks and width of each stage, as `jaxrobust
                                        scaling --study depth` and width list them
+    kernel_size=3, scales=8, groups=4, base_width=10
+                                       of a wrn_*: its 3x3 convolutions, the parts of a hierarchical
+                                       block, and the cardinality, with channels per group (the
+                                       studies kernel, scales and cardinality)
     activation=...                     of the residual networks, such as silu; default: relu
+    weight_decay=0.0002|0.0001|0.0005, decay=all|not-bn-named
+                                       what decays, and how much (the study activation)
 
 A network is robustresnet_a1 to _a4, wrn_a1 to _a4, wrn_28_10, wrn_34_12, wrn_46_14, wrn_70_16 or
 wrn_34_r, one of the searched ones (robnet_large_v2, advrush_7_96, racl_7_104), resnet18 or
@@ -47,8 +53,10 @@ Keys that are not defaults, by `jaxrobust why configs/cifar_bat.py:robustresnet_
     train.warmup_epochs   0: authors' code: none
     train.lr_steps        [75, 90]: authors' code: 75 and 90
     train.optimizer       "sgd": authors' code: SGD with momentum 0.9
-    train.weight_decay    0.0002: authors' code: 2e-4
-    train.decay_mask      "all": authors' code: of all parameters
+    train.weight_decay    0.0002: authors' code: 2e-4; the paper's study of activations: 1e-4 to
+          5e-4
+    train.decay_mask      "all": authors' code: of all parameters; the paper, of smooth activations:
+          not of batch norms
     train.clip_norm       5.0: authors' code: 5
     train.ema_decay       0.0: authors' code: no average
     attack.name           "pgd": authors' code: PGD
@@ -115,6 +123,7 @@ _DATA = {
 }
 SMOOTH = ("wrn_", "robustresnet_")  # networks whose activation is an option
 _OF_BLOCKS = ("block", "se", "se_reduction", "activation")
+_COUNTS = ("kernel_size", "scales", "groups", "base_width")
 ROWS = (
     "resnet18",
     "resnet18,objective=adversarial,data=cifar100,selection=test",
@@ -122,6 +131,7 @@ ROWS = (
     "robustresnet_a1,objective=mart",
     "wrn_70_16,block=bottleneck,se=residual,se_reduction=16,selection=test",
     "wrn_28_10,depths=2-3-4",
+    "wrn_34_12,block=aggregated,activation=silu,weight_decay=0.0005,decay=not-bn-named,groups=8",
 )
 # Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
 SOURCES = {
@@ -142,8 +152,9 @@ SOURCES = {
     "train.lr_steps": "authors' code: 75 and 90",
     "train.warmup_epochs": "authors' code: none",
     "train.optimizer": "authors' code: SGD with momentum 0.9",
-    "train.weight_decay": "authors' code: 2e-4",
-    "train.decay_mask": "authors' code: of all parameters",
+    "train.weight_decay": "authors' code: 2e-4; the paper's study of activations: 1e-4 to 5e-4",
+    "train.decay_mask": "authors' code: of all parameters; the paper, of smooth activations: not "
+    "of batch norms",
     "train.clip_norm": "authors' code: 5",
     "train.ema_decay": "authors' code: no average",
     "attack.name": "authors' code: PGD",
@@ -174,6 +185,9 @@ def get_config(arguments: str = ""):
         depths=(None, str),
         widths=(None, str),
         activation=(None, str),
+        weight_decay=(2e-4, 1e-4, 5e-4),
+        decay=("all", "not-bn-named"),
+        **{name: (None, str) for name in _COUNTS},
     )
     name, classes, size, test, augmentation = _DATA[a["data"]]
     if a["data"] == "tiny" and a["selection"] == "held-out":
@@ -192,7 +206,8 @@ def get_config(arguments: str = ""):
         config.data.update(train_split="train[:49000]", selection_split="train[49000:]")
     config.data.augmentation = augmentation
     config.train.update(objective=a["objective"], epochs=100, batch_size=128)
-    config.train.update(optimizer="sgd", weight_decay=2e-4, decay_mask="all", clip_norm=5.0)
+    config.train.update(optimizer="sgd", weight_decay=a["weight_decay"], clip_norm=5.0)
+    config.train.decay_mask = a["decay"]
     config.train.update(schedule="step", lr=0.1, lr_steps=(75, 90), warmup_epochs=0)
     config.train.ema_decay = 0.0
     config.attack.update(name="pgd", epsilon=8 / 255, steps=10, relative_step=0.25, start="gauss")
@@ -206,6 +221,7 @@ def _options(a) -> dict:
     """Read a network's options from the arguments; `ArgumentError` if it has no such part."""
     given = {key: a[key] for key in _OF_BLOCKS if a[key] is not None}
     given |= {key: _numbers(key, a[key]) for key in ("depths", "widths") if a[key] is not None}
+    given |= {key: _number(key, a[key]) for key in _COUNTS if a[key] is not None}
     given |= {key: a[key] == "yes" for key in ("preact", "residual") if a[key] is not None}
     if given.keys() - {"activation"} and not a["model"].startswith("wrn_"):
         raise ArgumentError(f"{min(given)} is of a wrn_*, not of {a['model']}; leave it out")
@@ -214,6 +230,12 @@ def _options(a) -> dict:
     if given.get("block", "basic") != "basic" and given.get("preact", True):
         given["first_conv"] = "raw"  # as the released code, from which the paper's numbers came
     return given
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdigit():
+        raise ArgumentError(f"{name}={text} is not a whole number; write {name}=4")
+    return int(text)
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

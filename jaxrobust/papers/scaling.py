@@ -9,7 +9,7 @@ the solution, and cost up to 8% more or less than the paper's target; ours come 
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 RATIO = 0.7  # share of depths in the sum of depths and widths
@@ -212,71 +212,3 @@ class _Tried(NamedTuple):
     numbers: tuple[int, ...]  # depths, then widths
     distance: float  # from the solution, squared
     off: float  # relative deviation from the requested cost
-
-
-class Studied(NamedTuple):
-    """A network of a study: our name for it, and its options."""
-
-    name: str
-    options: dict[str, Any]
-    share: float | None = None  # its multiply-adds relative to the request; None: no request
-
-
-# The paper varies depths at one width and widths at one depth, but does not print these. Ours are
-# from its smallest baseline, WRN-28-10.
-# study -> the varying option, its values in each stage, the fixed options
-_GRIDS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
-    "depth": ("depths", (2, 3, 4, 5, 7, 9, 11), {"widths": (10, 10, 10)}),
-    "width": ("widths", (4, 6, 8, 10, 12, 14, 16, 20), {"depths": (4, 4, 4)}),
-}
-_RATIOS = tuple(percent / 100 for percent in range(30, 100, 5))
-# Table 1 and the figures before it, at the size of WRN-70-16.
-_RAW: dict[str, Any] = {"first_conv": "raw"}  # as in the released code, the source of the paper's
-_SQUEEZES = ("standard", "conv3x3", "identity", "residual")
-_BOTTLENECK = {"block": "bottleneck"} | _RAW
-_ABLATIONS: tuple[dict[str, Any], ...] = (
-    {},
-    {"preact": False},
-    {"residual": False},
-    {"block": "inverted"} | _RAW,
-    _BOTTLENECK,
-    {"block": "bottleneck", "preact": False},
-    {"block": "aggregated"} | _RAW,
-    {"block": "hierarchical"} | _RAW,
-    *(_BOTTLENECK | {"se": se, "se_reduction": 16} for se in _SQUEEZES),
-    _BOTTLENECK | {"se": "residual"},
-    OPTIONS["robust"],
-)
-_SMALLER = ("wrn_28_10", "wrn_34_12", "wrn_46_14")  # the paper's other sizes with equal stages
-
-
-def _ratios(multiply_adds: float, block: str, image_size: int) -> Iterator[Studied]:
-    for ratio in _RATIOS:
-        scaling = robust_scaling(multiply_adds, block, image_size, ratio=ratio)
-        sizes = {"depths": scaling.rounded_depths, "widths": scaling.rounded_widths}
-        yield Studied("wrn_28_10", sizes | OPTIONS[block], scaling.share)
-
-
-def study(
-    name: str, *, multiply_adds: float = 5e9, block: str = "basic", image_size: int = 32
-) -> list[Studied]:
-    """Return the networks of one of the paper's studies.
-
-    Args:
-      name: depth (343 networks), width (512), ratio (depths against widths at one cost; each
-        network states its share of it), or blocks (the ablations, and basic blocks and
-        RobustResBlocks at four sizes).
-      multiply_adds, block, image_size: for the study of ratios.
-    Raises:
-      ValueError: an unknown study, or a cost that is too small.
-    """
-    if name in _GRIDS:
-        varied, values, fixed = _GRIDS[name]
-        grid = itertools.product(values, repeat=3)
-        return [Studied("wrn_28_10", fixed | {varied: sizes}) for sizes in grid]
-    if name == "ratio":
-        return list(_ratios(multiply_adds, block, image_size))
-    if name != "blocks":
-        raise ValueError(f"study={name!r} is unknown; depth, width, ratio or blocks")
-    uniform = [Studied(base, options) for base in _SMALLER for options in OPTIONS.values()]
-    return [*uniform, *(Studied("wrn_70_16", dict(options)) for options in _ABLATIONS)]

@@ -6,9 +6,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models.families.robust_resnets import robust_resnet
+from jaxrobust.models.families.robust_resnets import robust_blocks, robust_resnet
 from jaxrobust.papers.commands import scaling
-from jaxrobust.papers.scaling import OPTIONS, cost, robust_scaling, study, whole
+from jaxrobust.papers.scaling import OPTIONS, cost, robust_scaling, whole
+from jaxrobust.papers.studies import CAPACITIES, STUDIES, study
 from jaxrobust.runtime.commandline.arguments import load_config
 from tests.support.golden32 import COUNTED
 
@@ -110,7 +111,10 @@ class RuleTest(parameterized.TestCase):
 
 
 class StudyTest(parameterized.TestCase):
-    @parameterized.parameters(("depth", 343), ("width", 512), ("ratio", 14), ("blocks", 20))
+    @parameterized.parameters(
+        *(("depth", 343), ("width", 512), ("ratio", 14), ("blocks", 60), ("cardinality", 20)),
+        *(("scales", 20), ("kernel", 32), ("activation", 144)),
+    )
     def test_networks(self, name, count):
         found = study(name)
         self.assertLen({str(network) for network in found}, count)
@@ -118,9 +122,20 @@ class StudyTest(parameterized.TestCase):
             models.variant(network.name, **network.options)  # refuses what is not an option
 
     def test_the_networks_of_the_blocks_can_be_made(self):
-        for network in study("blocks"):
-            options = dict(network.options) | {"depths": (1,), "widths": (2,)}
-            models.create(network.name, num_classes=10, image_size=32, **options)
+        for name in STUDIES[3:]:
+            for network in study(name):
+                models.create(network.name, num_classes=10, image_size=32, **network.options)
+
+    def test_other_cardinalities_and_scales_cost_as_much(self):
+        """Multiply-adds of a bottleneck's convolutions; channels of a group are whole numbers."""
+        for name in ("cardinality", "scales"):
+            for network in study(name, capacity="wrn_28_10"):
+                v = models.variant(network.name, **network.options)
+                inner = robust_blocks.inner_of(160, v)
+                parts = v.scales if v.block == "hierarchical" else 1
+                width = inner / parts
+                adds = 8 * 160 * inner + 9 * max(parts - 1, 1) * width**2 / v.groups
+                self.assertAlmostEqual(adds / (17 * 160**2), 1, delta=0.02, msg=network.options)
 
     @parameterized.parameters(*OPTIONS)
     def test_ratios_are_at_one_cost(self, block):
@@ -131,8 +146,16 @@ class StudyTest(parameterized.TestCase):
             self.assertEqual(found / 5e9, network.share)
 
     def test_unknown(self):
-        with self.assertRaisesRegex(ValueError, "study='depths' is unknown; depth, width, ratio"):
-            study("depths")
+        for name, capacity, message in (
+            ("depths", None, "study='depths' is unknown; depth, width, ratio, blocks, cardinality"),
+            ("blocks", "wrn_28_12", "capacity='wrn_28_12' is unknown; one of wrn_28_10, wrn_34_12"),
+            ("depth", "wrn_28_10", "study='depth' is at one capacity; leave .* one of blocks, car"),
+        ):
+            with (
+                self.subTest(row=(name, capacity)),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                study(name, capacity=capacity)
 
 
 class CommandTest(absltest.TestCase):
@@ -176,18 +199,27 @@ class CommandTest(absltest.TestCase):
         self.assertEqual(lines[-1], f"wrn_28_10 {options}  # {line}")
 
     def test_every_line_of_a_study_is_its_network(self):
-        for name in ("blocks", "ratio"):
-            for text, network in zip(
-                self.call("--study", name).splitlines(), study(name), strict=True
-            ):
+        for name in STUDIES[2:]:
+            capacity = None if name == "ratio" else CAPACITIES[1]
+            words = ("--capacity", capacity) if capacity else ()
+            lines = self.call("--study", name, *words).splitlines()
+            for text, network in zip(lines, study(name, capacity=capacity), strict=True):
                 config = load_config(text.rpartition(" ")[2])
                 self.assertEqual(config.model.name, network.name)
                 own = models.computed(network.name, config.model.options)
                 self.assertEqual(own, models.computed(network.name, network.options), text)
+                if network.settings:
+                    settings = (config.train.weight_decay, config.train.decay_mask)
+                    wanted = network.settings["weight_decay"], network.settings["decay"]
+                    self.assertEqual(settings, wanted)
 
     def test_wrong_input_is_one_sentence(self):
-        err = io.StringIO()
-        with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(err):
-            self.call("1e6")
-        self.assertEqual(caught.exception.code, 2)
-        self.assertRegex(err.getvalue(), r"^jaxrobust: multiply_adds=1e\+06 is below .+\n$")
+        for words, message in (
+            (["1e6"], r"multiply_adds=1e\+06 is below .+"),
+            (["--capacity", "wrn_28_10"], "--capacity=wrn_28_10 is of a study; name it with --study"),
+        ):
+            err = io.StringIO()
+            with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(err):
+                self.call(*words)
+            self.assertEqual(caught.exception.code, 2)
+            self.assertRegex(err.getvalue(), rf"^jaxrobust: {message}\n$")

@@ -28,6 +28,7 @@ WHOLE += (
 )
 # Arguments that change a network: with all values of them, lines would be ten thousands.
 OF_NETWORKS = ("block", "se", "se_reduction", "preact", "residual", "order", "patch")
+OF_NETWORKS += ("weight_decay", "decay")
 
 
 class _ChoicesError(Exception):

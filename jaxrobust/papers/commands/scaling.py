@@ -3,8 +3,8 @@
 Prints the rule's solution for this many multiply-adds per image, the nearest integers of equal
 cost, their cost, and for comparison the published networks A1 to A4. `--study` lists the networks
 of a study instead, one per line: name and options for `models.create` or a config (`model.name`,
-`model.options`), then the config that trains it (for `jaxrobust train --config`), and in the study
-of ratios its cost.
+`model.options`), in the study of ratios the cost, and last the config that trains it (`jaxrobust
+train CONFIG`). The studies of the block are at four capacities.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr.
 """
@@ -37,7 +37,13 @@ class ScalingFlags:
     )
     block: str = flag("Block: basic, or robust for RobustResBlocks.", "basic")
     image_size: int = flag("Side of the images in pixels.", 32, least=1)
-    study: str | None = flag("Study to list: depth, width, ratio or blocks.")
+    study: str | None = flag(
+        "Study to list: depth, width or ratio; or of the block blocks, cardinality, scales, kernel "
+        "or activation (with weight decay and data sets)."
+    )
+    capacity: str | None = flag(
+        "Only one capacity of a study of the block: wrn_28_10, wrn_34_12, wrn_46_14 or wrn_70_16."
+    )
     json: bool = shared("json", False)
 
 
@@ -45,14 +51,17 @@ def run(flags: ScalingFlags) -> dict[str, Any]:
     """Print the networks, and return them."""
     with patience.of(patience.LOADING):
         from jaxrobust.models.families.robust_resnets import robust_resnet
-        from jaxrobust.papers import scaling
+        from jaxrobust.papers import scaling, studies
 
     sizes: dict[str, Any] = {"block": scaling.known(flags.block), "image_size": flags.image_size}
+    if flags.capacity and not flags.study:
+        raise ValueError(f"--capacity={flags.capacity} is of a study; name it with --study")
     if flags.study:
-        networks = scaling.study(flags.study, multiply_adds=flags.multiply_adds, **sizes)
+        cost = {"multiply_adds": flags.multiply_adds} | sizes
+        networks = studies.study(flags.study, capacity=flags.capacity, **cost)
         for network in networks:
             costs = "" if network.share is None else f"{_costs(network.share)}; "
-            line = _config(network.name, network.options)
+            line = _config(network.name, {**network.options, **network.settings})
             print(f"{network.name} {network.options}  # {costs}{line}")
         return {"study": flags.study, "networks": [network._asdict() for network in networks]}
     solution = scaling.robust_scaling(flags.multiply_adds, **sizes)

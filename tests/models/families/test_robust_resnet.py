@@ -182,6 +182,7 @@ class OthersTest(parameterized.TestCase):
         ({"block": "bottleneck", "se": "identity", "se_reduction": 16}, "bottleneck"),
         ({"block": "inverted", "se": "none"}, "inverted"),
         ({"scales": 5, "groups": 1, "se_reduction": 50, "in_channels": 1}, "hierarchical"),
+        ({"block": "basic", "first_conv": "activated", "kernel_size": 7}, "basic"),
     )
     def test_what_shapes_tell_makes_the_same_network(self, options, block):
         sizes = {"depths": (1, 2, 1), "planes": (80, 160, 240), "first_conv": "raw"} | options
@@ -283,14 +284,14 @@ TINY = {
 OPTIONS = (
     {"block": "hierarchical", "se": "residual", "first_conv": "raw"},
     {"block": "hierarchical", "activation": "softplus", "norm": "layer"},
-    {"block": "hierarchical", "preact": False, "scales": 4, "groups": 2},
+    {"block": "hierarchical", "preact": False, "scales": 4, "groups": 2, "kernel_size": 5},
     {"block": "bottleneck", "se": "standard", "norm": "group"},
     {"block": "bottleneck", "se": "conv3x3", "activation": "gelu"},
     {"block": "bottleneck", "se": "identity", "norm": "instance"},
     {"block": "aggregated", "preact": False, "se": "residual"},
     {"block": "aggregated", "groups": 2, "base_width": 60, "first_conv": "raw"},
     {"block": "inverted", "activation": "silu"},
-    {"preact": False},
+    {"preact": False, "kernel_size": 5},
     {"residual": False, "se": "standard"},
     {"se": "identity"},
 )
@@ -398,6 +399,7 @@ class OptionsTest(parameterized.TestCase):
         ("robustresnet_a1", {"se_reduction": 512}, "se_reduction=512 is above the 320 channels"),
         ("wrn_a1", {"se": "residual", "se_reduction": 100}, "is above the 80 channels"),
         ("wrn_a1", {"se": "residual", "se_reduction": 0}, "se_reduction=0 must be at least 1"),
+        ("wrn_a1", {"kernel_size": 4}, "kernel_size=4 has no middle pixel; give an odd number"),
         ("wrn_a1", {"first_conv": "raw"}, "give first_conv='activated'"),
         ("wrn_a1", {"first_conv": "rar"}, "first_conv='rar' is unknown; one of activated, raw"),
         ("wrn_a1", {"block": "robust"}, "block='robust' is unknown; one of basic, bottleneck"),

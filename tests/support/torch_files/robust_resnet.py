@@ -34,6 +34,7 @@ class Row(NamedTuple):
     block: str = "basic"  # basic, bottleneck, aggregated, hierarchical or inverted
     se: str = "none"  # none, standard, conv3x3, identity or residual
     se_reduction: int = 64  # the channels of squeeze and excitation by its hidden units
+    kernel_size: int = 3  # of the convolutions called 3x3, but for the stem
     scales: int = 8  # of the inner 3x3 convolutions
     groups: int = 4
     base_width: int = 0  # channels of a group in a block of 160 planes; 0: those of `BLOCKS`
@@ -102,20 +103,20 @@ class Block(nn.Module):
             inner = math.floor(planes * (row.base_width / 160)) * row.groups
             inner *= row.scales if self.middle == "parts" else 1
         self.row, self.stride, self.act = row, stride, ACTIVATIONS[row.activation]()
-        norm = NORMS[row.norm]
+        norm, size = NORMS[row.norm], row.kernel_size
         behind: list[nn.Module] = [norm(inner)]
         if self.middle == "parts":
             width, count = inner // row.scales, row.scales - 1
-            parts = [conv(width, width, 3, stride, row.groups) for _ in range(count)]
+            parts = [conv(width, width, size, stride, row.groups) for _ in range(count)]
             convs = [conv(ins, inner, 1), nn.ModuleList(parts), conv(inner, outs, 1)]
             behind.append(nn.ModuleList([norm(width) for _ in range(count)]))
         elif self.middle:
             groups = {"full": 1, "grouped": row.groups, "depthwise": inner}[self.middle]
-            own = conv(inner, inner, 3, stride, groups)
+            own = conv(inner, inner, size, stride, groups)
             convs = [conv(ins, inner, 1), own, conv(inner, outs, 1)]
             behind.append(norm(inner))
         else:
-            convs = [conv(ins, inner, 3, stride), conv(inner, outs, 3)]
+            convs = [conv(ins, inner, size, stride), conv(inner, outs, size)]
         if row.preact:
             self.bn1 = norm(ins)
         else:

@@ -82,8 +82,8 @@ class Block(nnx.Module):
             self.conv3 = conv(inner, outs, 1, rngs)
             behind = [norm_of(inner, v), norm]
         else:
-            self.conv1 = conv(ins, inner, 3, rngs, stride)
-            self.conv2 = conv(inner, outs, 3, rngs)
+            self.conv1 = conv(ins, inner, v.kernel_size, rngs, stride)
+            self.conv2 = conv(inner, outs, v.kernel_size, rngs)
             behind = [norm_of(inner, v)]
         for i, norm in enumerate(behind if v.preact else [*behind, norm_of(outs, v)]):
             setattr(self, f"bn{i + 1 + v.preact}", norm)
@@ -168,15 +168,18 @@ def _middle(inner: int, stride: int, v: Any, rngs: Draws) -> tuple[Any, Any]:
     middle = BLOCKS[v.block].middle
     if middle == "parts":
         width, count = inner // v.scales, v.scales - 1
-        convs = [conv(width, width, 3, rngs, stride, groups=v.groups) for _ in range(count)]
+        options: dict[str, Any] = {"stride": stride, "groups": v.groups}
+        convs = [conv(width, width, v.kernel_size, rngs, **options) for _ in range(count)]
         return nnx.List(convs), nnx.List([norm_of(width, v) for _ in range(count)])
     groups = {"full": 1, "grouped": v.groups, "depthwise": inner}[middle]
-    return conv(inner, inner, 3, rngs, stride, groups=groups), norm_of(inner, v)
+    return conv(inner, inner, v.kernel_size, rngs, stride, groups=groups), norm_of(inner, v)
 
 
 def check(v: Any, planes: Sequence[int]) -> None:
     """Raise `ValueError` if a row's channels do not divide into its parts and groups."""
     middle = BLOCKS[v.block].middle
+    if v.kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size={v.kernel_size} has no middle pixel; give an odd number")
     if v.first_conv == "raw" and not (middle and v.preact):
         raise ValueError(
             "first_conv='raw' is of preactivated blocks that begin with a 1x1 convolution; give "

@@ -43,6 +43,7 @@ class Variant(NamedTuple):
     block: str = "basic"  # a name in `BLOCKS`
     se: str = "none"  # squeeze-and-excitation: a name in `SE`
     se_reduction: int = 64  # ratio of its channels to its hidden units
+    kernel_size: int = 3  # of every convolution that is called 3x3, except the stem
     scales: int = 8  # parts of a hierarchical block
     groups: int = 4  # of the 3x3 convolutions in aggregated and hierarchical blocks: `cardinality`
     # For these blocks, as in the authors' constructor: each group of a 3x3 convolution (in a
@@ -126,7 +127,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     _check_words(v)
     _check_stages(v)
     architecture_checks.check_least(
-        v, in_channels=1, bn_group=0, se_reduction=1, groups=1, base_width=0
+        v, in_channels=1, bn_group=0, se_reduction=1, kernel_size=1, groups=1, base_width=0
     )
     robust_blocks.check(v, planes_of(v))
     if not 0 < v.bn_momentum <= 1:
@@ -277,7 +278,7 @@ def _stage_options(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, 
     if len(kernels) < 2 or any(len(kernel) != 4 or 0 in kernel for kernel in kernels):
         return None
     inner, outs = kernels[0][3], kernels[-1][3]
-    row: dict[str, Any] = {"block": "basic", "inner": inner}
+    row: dict[str, Any] = {"block": "basic", "inner": inner, "kernel_size": kernels[1][0]}
     if len(kernels) == 3:
         groups = kernels[1][3] // kernels[1][2]
         kind = "bottleneck" if groups == 1 else "inverted" if groups == inner else "aggregated"
