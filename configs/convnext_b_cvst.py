@@ -17,10 +17,10 @@ Keys that are not defaults, by `jaxrobust why configs/convnext_b_cvst.py`:
           A.2
     pretrain.epochs        50: appendix A.1: 100 clean epochs for small networks, 50 for others;
           C.3: 50 for InternImage with a PatchStem
-    pretrain.batch_size    768: appendix A.2: 756, on 8 x A100; ours: 768, which 8 to 128 devices
+    pretrain.batch_size    768: appendix A.3: 756, on 8 x A100; ours: 768, which 8 to 128 devices
           divide
     train.epochs           250: Tables 1 and 2: 50, 250 and 300
-    train.batch_size       768: appendix A.2: 756, on 8 x A100; ours: 768, which 8 to 128 devices
+    train.batch_size       768: appendix A.3: 756, on 8 x A100; ours: 768, which 8 to 128 devices
           divide
     train.warmup_epochs    20: appendix A.2: the peak is at epoch 10, of 250 and 300 at 20
     evaluation.batch_size  512: ours: what fits, which changes no result
@@ -32,7 +32,7 @@ from jaxrobust.config import base
 
 SOURCES = revisiting_at.SOURCES | {
     "init.weights": "Table 18, of timm",
-    "*.batch_size": "appendix A.2: 756, on 8 x A100; ours: 768, which 8 to 128 devices divide",
+    "*.batch_size": "appendix A.3: 756, on 8 x A100; ours: 768, which 8 to 128 devices divide",
 }
 
 

@@ -16,8 +16,8 @@ Keys that are not defaults, by `jaxrobust why configs/convnext_t_cvst.py`:
           A.2
     pretrain.epochs        100: appendix A.1: 100 clean epochs for small networks, 50 for others;
           C.3: 50 for InternImage with a PatchStem
-    pretrain.batch_size    1408: appendix A.2: 1392; ours: 1408, which 64 devices divide
-    train.batch_size       1408: appendix A.2: 1392; ours: 1408, which 64 devices divide
+    pretrain.batch_size    1408: appendix A.3: 1392; ours: 1408, which 64 devices divide
+    train.batch_size       1408: appendix A.3: 1392; ours: 1408, which 64 devices divide
     evaluation.batch_size  512: ours: what fits, which changes no result
     evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
           others
@@ -29,7 +29,7 @@ from jaxrobust.config import base
 
 SOURCES = revisiting_at.SOURCES | {
     "init.weights": "Table 18, of timm",
-    "*.batch_size": "appendix A.2: 1392; ours: 1408, which 64 devices divide",
+    "*.batch_size": "appendix A.3: 1392; ours: 1408, which 64 devices divide",
 }
 
 

@@ -17,9 +17,9 @@ Keys that are not defaults, by `jaxrobust why configs/convstem_pretraining.py:co
     phases                 ["pretrain"]: Table 10: clean training alone
     pretrain.epochs        100: appendix A.1: 100 clean epochs for small networks, 50 for others;
           C.3: 50 for InternImage with a PatchStem
-    pretrain.batch_size    1408: appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
+    pretrain.batch_size    1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
           devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
-    train.batch_size       1408: appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
+    train.batch_size       1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
           devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
     evaluation.batch_size  512: ours: what fits, which changes no result
     evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of

@@ -15,7 +15,7 @@ Keys that are not defaults, by `jaxrobust why configs/larger_radius.py:convnext_
     data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
           A.2
     train.epochs           25: appendix A.5
-    train.batch_size       1408: appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
+    train.batch_size       1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
           devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
     train.lr               0.0001: appendix A.5
     train.warmup_epochs    5: appendix A.5: the peak is at epoch 5

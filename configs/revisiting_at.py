@@ -93,9 +93,9 @@ Keys that are not defaults, by `jaxrobust why configs/revisiting_at.py:vit_s_cvs
           authors' code does not, and of the runs of other rows it is not known
     data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
           A.2
-    pretrain.batch_size    1408: appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
+    pretrain.batch_size    1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
           devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
-    train.batch_size       1408: appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
+    train.batch_size       1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
           devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
     evaluation.batch_size  512: ours: what fits, which changes no result
     evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
@@ -197,7 +197,7 @@ SOURCES = {
     "label_smoothing": "Table 17; authors' code: it belongs to mixing",
     "pretrain.epochs": "appendix A.1: 100 clean epochs for small networks, 50 for others; C.3: 50 "
     "for InternImage with a PatchStem",
-    "*.batch_size": "appendix A.2: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64 devices "
+    "*.batch_size": "appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64 devices "
     "divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's",
     "evaluation.batch_size": "ours: what fits, which changes no result",
     "test.batch_size": "ours: what fits, which changes no result",

@@ -58,8 +58,9 @@ Keys that are not defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvs
     data.test_split                   "test": ours: images that choose the epoch are not among the
           reported ones
     data.augmentation                 "crop|flip|randaugment": appendix D.6: RandAugment; thesis,
-          section 4.2.1: on CIFAR no colour jitter, where later runs of the repository have it
-          (0.25), crops and rotations; else the light recipe's, of clean runs DeiT's
+          section 4.2.1: on CIFAR no colour jitter (later runs of the repository: 0.25, with crops
+          and rotations) and no mention of erasing (authors' code: 0.2 at the time, 0 in later
+          runs); otherwise the light recipe's, of clean runs DeiT's
     train.epochs                      20: appendix D.6 and thesis, section 4.2: 20; authors' code of
           XCiT: and 2 (CIFAR) or 10 more
     train.lr                          0.0002: appendix D.6; authors' code of XCiT, with 2.83e-4 on
@@ -95,8 +96,9 @@ Keys that are not defaults, by `jaxrobust why configs/transfer.py:xcit_s12,cifar
     data.test_split             "test": ours: images that choose the epoch are not among the
           reported ones
     data.augmentation           "light-cifar-thesis": appendix D.6: RandAugment; thesis, section
-          4.2.1: on CIFAR no colour jitter, where later runs of the repository have it (0.25), crops
-          and rotations; else the light recipe's, of clean runs DeiT's
+          4.2.1: on CIFAR no colour jitter (later runs of the repository: 0.25, with crops and
+          rotations) and no mention of erasing (authors' code: 0.2 at the time, 0 in later runs);
+          otherwise the light recipe's, of clean runs DeiT's
     train.objective             "trades": thesis, section 4.2: TRADES on CIFAR; its clean runs
     train.epochs                22: appendix D.6 and thesis, section 4.2: 20; authors' code of XCiT:
           and 2 (CIFAR) or 10 more
@@ -160,8 +162,9 @@ SOURCES = light_recipe.SOURCES | {
     "data.name": "Table 6 and thesis, Table 7",
     "data.*_split": "ours: images that choose the epoch are not among the reported ones",
     "data.augmentation": "appendix D.6: RandAugment; thesis, section 4.2.1: on CIFAR no colour "
-    "jitter, where later runs of the repository have it (0.25), crops and rotations; else the "
-    "light recipe's, of clean runs DeiT's",
+    "jitter (later runs of the repository: 0.25, with crops and rotations) and no mention of "
+    "erasing (authors' code: 0.2 at the time, 0 in later runs); otherwise the light recipe's, of "
+    "clean runs DeiT's",
     "train.objective": "thesis, section 4.2: TRADES on CIFAR; its clean runs",
     "train.epochs": "appendix D.6 and thesis, section 4.2: 20; authors' code of XCiT: and 2 "
     "(CIFAR) or 10 more",

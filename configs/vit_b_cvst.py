@@ -18,9 +18,9 @@ Keys that are not defaults, by `jaxrobust why configs/vit_b_cvst.py`:
           A.2
     pretrain.epochs        50: appendix A.1: 100 clean epochs for small networks, 50 for others;
           C.3: 50 for InternImage with a PatchStem
-    pretrain.batch_size    864: appendix A.2: 864, which 8 and 16 devices divide
+    pretrain.batch_size    864: appendix A.3: 864, which 8 and 16 devices divide
     train.epochs           250: Tables 1 and 2: 50, 250 and 300
-    train.batch_size       864: appendix A.2: 864, which 8 and 16 devices divide
+    train.batch_size       864: appendix A.3: 864, which 8 and 16 devices divide
     train.warmup_epochs    20: appendix A.2: the peak is at epoch 10, of 250 and 300 at 20
     evaluation.batch_size  512: ours: what fits, which changes no result
     test.batch_size        512: ours: what fits, which changes no result
@@ -31,7 +31,7 @@ from jaxrobust.config import base
 
 SOURCES = revisiting_at.SOURCES | {
     "init.weights": "Table 18, of timm; the authors' code has those of ImageNet-21k",
-    "*.batch_size": "appendix A.2: 864, which 8 and 16 devices divide",
+    "*.batch_size": "appendix A.3: 864, which 8 and 16 devices divide",
 }
 
 

@@ -278,7 +278,10 @@ class ArgumentsTest(parameterized.TestCase):
             ("transfer:xcit_s12,flowers,start=random", "start=random is of xcit_s12 on cifar10; l"),
             ("cifar_bat:wrn_a5", "model=wrn_a5 is not among its values; did you mean wrn_a"),
             ("cifar_bat:resnet18,data=tiny,selection=held-out", "holds whole classes; leave it ou"),
-            ("cifar_bat:wrn_a1,kernel_size=big", "kernel_size=big is not a whole number; write ker"),
+            (
+                "cifar_bat:wrn_a1,kernel_size=big",
+                "kernel_size=big is not a whole number; write ker",
+            ),
             ("cifar_aat:wrn_a1,data=cifar100,extra=500k", "extra=500k has the classes of cifar10"),
             ("cifar_aat:resnet18", "resnet18 has no silu; add activation=relu"),
             ("generated_data:wrn_28_10,images=2m", "images=2m is not among its values; did you me"),

@@ -23,7 +23,7 @@ class Studied(NamedTuple):
     name: str
     options: dict[str, Any]
     share: float | None = None  # its multiply-adds relative to the request; None: no request
-    settings: Mapping[str, Any] = {}  # further arguments of configs/cifar_bat.py  # noqa: RUF012
+    settings: Mapping[str, Any] = {}  # further arguments of configs/cifar_bat.py
 
 
 # The paper varies depths at one width and widths at one depth, but does not print these. Ours are
@@ -141,5 +141,7 @@ def study(
         return list(_ratios(multiply_adds, block, image_size))
     bases = [capacity] if capacity else CAPACITIES
     return [
-        Studied(base, options, settings=settings) for base in bases for options, settings in _OF_BLOCKS[name]
+        Studied(base, options, settings=settings)
+        for base in bases
+        for options, settings in _OF_BLOCKS[name]
     ]

@@ -216,7 +216,10 @@ class CommandTest(absltest.TestCase):
     def test_wrong_input_is_one_sentence(self):
         for words, message in (
             (["1e6"], r"multiply_adds=1e\+06 is below .+"),
-            (["--capacity", "wrn_28_10"], "--capacity=wrn_28_10 is of a study; name it with --study"),
+            (
+                ["--capacity", "wrn_28_10"],
+                "--capacity=wrn_28_10 is of a study; name it with --study",
+            ),
         ):
             err = io.StringIO()
             with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(err):
