@@ -231,8 +231,13 @@ class VaryingSize(tuple):
 
 
 def product(sizes: Iterable[Any]) -> Any:
-    """Multiply sizes; for other calculations with them see `calculated`."""
+    """Multiply sizes."""
     return calculated(lambda *numbers: math.prod(numbers), *sizes)
+
+
+def total(*sizes: Any) -> Any:
+    """Add sizes."""
+    return calculated(lambda *numbers: sum(numbers), *sizes)
 
 
 def calculated(function: Callable, *sizes: Any) -> Any:
@@ -331,22 +336,18 @@ class Graph:
         params = {k: merged([one.params[k] for one in same]) for k in op.params if k not in skipped}
         if "{}" in op.name:
             return self.layer(op.name, inputs, shapes[0], shape, op.dtype)
-        if op.name == "scan":
-            rows = zip(inputs, shapes, parts, strict=True)
-            inputs = [self.full(x, shape, part[0].dtype) for x, shape, part in rows]
-            return self.scan([one.params["body"] for one in same], params, inputs, id(op), shape)
         if op.name in SAME.split():
             return inputs[params["output"]]
         if op.name in ELEMENTWISE:
             return self.elementwise(ELEMENTWISE[op.name], inputs, op.dtype)
+        if op.name not in LAZY.split():
+            rows = zip(inputs, shapes, parts, strict=True)
+            inputs = [self.full(x, shape, part[0].dtype) for x, shape, part in rows]
+        if op.name == "scan":
+            return self.scan([one.params["body"] for one in same], params, inputs, id(op), shape)
         try:
-            rule = getattr(self, f"of_{op.name}", None) or self.general(op.name)
-            if op.name not in LAZY.split():
-                inputs = [
-                    self.full(x, shape, part[0].dtype)
-                    for x, shape, part in zip(inputs, shapes, parts, strict=True)
-                ]
-            return rule(params | {"shapes": shapes}, shape, op.dtype, *inputs)
+            params |= {"shapes": shapes, "shape": shape, "dtype": op.dtype}
+            return RULES.get(op.name, _no_rule)(self, params, *inputs)
         except NotImplementedError as error:
             raise NoRule(
                 f"{self.network} has the operation {op.name!r} ({op.line}), for which there is no "
@@ -468,162 +469,110 @@ class Graph:
             inputs[first].dtype if params["num_carry"] else self.wide,
         )
 
-    # -------------------------------------------- rules: (parameters, shape, type, *inputs) -> node
+    # ------------------------------------- rules: (parameters with shape and type, *inputs) -> node
 
-    def general(self, name: str) -> Callable:
-        if name.removeprefix("reduce_") not in REDUCED and name not in ALONG.split():
-            raise NotImplementedError
+    def of(self, p: Any, code: str, *inputs: Any) -> Node:
+        return self.make(code, inputs, p["shape"], p["dtype"])
 
-        def rule(params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-            axes = params.get("axes", (params.get("axis", params.get("dimension")),))
-            if name in ALONG.split():
-                code = f"{{}}.{name}({axes[0]})"
-                code = (
-                    f"{{}}.flip({axes[0]}).{code[3:]}.flip({axes[0]})"
-                    if params.get("reverse")
-                    else code
-                )
-            else:
-                axes = axes[0] if len(axes) == 1 else tuple(axes)
-                code = f"{{}}.{REDUCED[name.removeprefix('reduce_')]}({axes})"
-            return self.make(code, (x,), shape, dtype) if axes != () else x
+    def reduced(self, method: str, p: Any, x: Any) -> Any:
+        axes = p["axes"][0] if len(p["axes"]) == 1 else tuple(p["axes"])
+        return self.of(p, f"{{}}.{method}({axes})", x) if axes != () else x
 
-        return rule
+    def along(self, method: str, p: Any, x: Any) -> Node:
+        axis = p["axes"][0] if "axes" in p else p["axis"]
+        flip = f".flip({axis})" * bool(p.get("reverse"))
+        return self.of(p, f"{{}}{flip}.{method}({axis}){flip}", x)
 
-    def of_reshape(self, params: Any, shape: Any, dtype: Any, x: Any, *sizes: Any) -> Any:
-        return self.reshape(x, params["shapes"][0], shape)
+    def broadcast(self, p: Any, x: Any, *sizes: Any) -> Any:
+        axes = dict(zip(p["broadcast_dimensions"], p["shapes"][0], strict=True))
+        rank = len(p["shape"])
+        new = tuple(axes.get(i, 1) for i in range(min(axes, default=rank), rank))
+        return self.reshape(x, p["shapes"][0], new)
 
-    of_squeeze = of_expand_dims = of_reshape
-
-    def of_broadcast_in_dim(self, params: Any, shape: Any, dtype: Any, x: Any, *sizes: Any) -> Any:
-        axes = dict(zip(params["broadcast_dimensions"], params["shapes"][0], strict=True))
+    def convert(self, p: Any, x: Any) -> Any:
+        (kind, more), dtype = self.kind(p["dtype"]), p["dtype"]
         if not isinstance(x, Node):
-            return x
-        first = min(axes, default=len(shape))
-        new = tuple(axes.get(i, 1) for i in range(first, len(shape)))
-        return self.reshape(x, params["shapes"][0], new)
-
-    def of_transpose(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        return self.permute(x, params["permutation"])
-
-    def of_convert_element_type(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        (kind, more), is_node = self.kind(dtype), isinstance(x, Node)
-        if not is_node:
-            return (
-                merged([np.asarray(n).astype(dtype).item() for n in x])
-                if isinstance(x, VaryingSize)
-                else np.asarray(x).astype(dtype).item()
-            )
+            return calculated(lambda n: np.asarray(n).astype(dtype).item(), x)
         if x.dtype == dtype or kind == self.kind(x.dtype)[0]:
             return x
         return self.make(f"{{}}.to({kind})", (x, *more), x.shape, dtype)
 
-    def of_stop_gradient(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        return self.make("{}.detach()", (x,), x.shape, dtype) if isinstance(x, Node) else x
-
-    def of_integer_pow(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        return self.elementwise("{} ** {}", (x, params["y"]), dtype)
-
-    def of_div(self, params: Any, shape: Any, dtype: Any, x: Any, y: Any) -> Any:
-        is_float = np.issubdtype(dtype, np.floating)
+    def divide(self, p: Any, x: Any, y: Any) -> Any:
         if isinstance(x, Node) and x.code.startswith("{}.sum("):
             axes = map(int, re.findall(r"\d+", x.code))
             if y == product(x.inputs[0].shape[axis] for axis in axes):
-                return self.make(x.code.replace("sum", "mean"), x.inputs, x.shape, dtype)
+                return self.make(x.code.replace("sum", "mean"), x.inputs, x.shape, p["dtype"])
+        is_float = np.issubdtype(p["dtype"], np.floating)
         code = "{} / {}" if is_float else 'torch.div({}, {}, rounding_mode="trunc")'
-        return self.elementwise(code, (x, y), dtype)
+        return self.elementwise(code, (x, y), p["dtype"])
 
-    def of_select_n(self, params: Any, shape: Any, dtype: Any, case: Any, *cases: Any) -> Any:
+    def select(self, p: Any, case: Any, *cases: Any) -> Any:
         if not isinstance(case, Node):
             return cases[int(case)]
         if len(cases) != 2 or case.dtype != np.bool_:
             raise NotImplementedError
         if case.code == "{} <= {}" and case.inputs == (cases[0], 0) and cases[1] == 0:
-            return self.make("{}.relu()", cases[:1], cases[0].shape, dtype)
+            return self.make("{}.relu()", cases[:1], cases[0].shape, p["dtype"])
         if not any(isinstance(option, Node) for option in cases):
-            cases = (self.full(cases[0], (1,), dtype), cases[1])
-        return self.elementwise("torch.where({}, {}, {})", (case, *cases[::-1]), dtype)
+            cases = (self.full(cases[0], (1,), p["dtype"]), cases[1])
+        return self.elementwise("torch.where({}, {}, {})", (case, *cases[::-1]), p["dtype"])
 
-    def of_clamp(self, params: Any, shape: Any, dtype: Any, low: Any, x: Any, high: Any) -> Any:
-        x = self.elementwise(ELEMENTWISE["max"], (x, low), dtype)
-        return self.elementwise(ELEMENTWISE["min"], (x, high), dtype)
+    def clamp(self, p: Any, low: Any, x: Any, high: Any) -> Any:
+        x = self.elementwise(ELEMENTWISE["max"], (x, low), p["dtype"])
+        return self.elementwise(ELEMENTWISE["min"], (x, high), p["dtype"])
 
-    def of_concatenate(self, params: Any, shape: Any, dtype: Any, *parts: Any) -> Any:
-        return self.make(
-            f"torch.cat(({_marks(parts)},), {params['dimension']})", parts, shape, dtype
-        )
-
-    def of_stack(self, params: Any, shape: Any, dtype: Any, *parts: Any) -> Any:
-        return self.make(f"torch.stack(({_marks(parts)},), {params['axis']})", parts, shape, dtype)
-
-    def of_row(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        return self.make(f"{{}}[{params['row']}]", (x,), shape, dtype)
-
-    def of_tile(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        return self.make(f"{{}}.tile({_marks(params['reps'])})", (x, *params["reps"]), shape, dtype)
-
-    def of_rev(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        return self.make(f"{{}}.flip({params['dimensions']})", (x,), shape, dtype)
-
-    def of_iota(self, params: Any, shape: Any, dtype: Any, *sizes: Any) -> Any:
-        axis, (kind, more) = params["dimension"], self.kind(dtype)
+    def iota(self, p: Any) -> Any:
+        axis, shape, (kind, more) = p["dimension"], p["shape"], self.kind(p["dtype"])
         code = f"torch.arange({{}}, dtype={kind}, device={{}}.device)"
-        line = self.make(code, (shape[axis], *more, self.images), shape[axis : axis + 1], dtype)
+        inputs = (shape[axis], *more, self.images)
+        line = self.make(code, inputs, shape[axis : axis + 1], p["dtype"])
         new = (shape[axis], *(1,) * (len(shape) - axis - 1))
-        return self.full(self.reshape(line, line.shape, new), shape, dtype)
+        return self.full(self.reshape(line, line.shape, new), shape, p["dtype"])
 
-    def of_split(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        axis, sizes, number = params["axis"], params["sizes"], params["output"]
-        starts, limits = [0] * len(shape), [*x.shape]
-        starts[axis] = calculated(lambda *n: sum(n), *sizes[:number])
-        limits[axis] = calculated(lambda *n: sum(n), *sizes[: number + 1])
-        return self.sliced(x, starts, limits, None, shape)
+    def split(self, p: Any, x: Any) -> Any:
+        starts, limits, ends = [0] * len(x.shape), [*x.shape], p["sizes"][: p["output"] + 1]
+        starts[p["axis"]], limits[p["axis"]] = total(*ends[:-1]), total(*ends)
+        return self.sliced(p, x, starts, limits)
 
-    def of_slice(self, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        cut = params["start_indices"], params["limit_indices"], params["strides"]
-        return self.sliced(x, *cut, shape)
-
-    def of_dynamic_slice(self, params: Any, shape: Any, dtype: Any, x: Any, *starts: Any) -> Any:
+    def dynamic_slice(self, p: Any, x: Any, *starts: Any) -> Any:
         if any(isinstance(start, Node) for start in starts):
             raise NotImplementedError
-        limits = [calculated(lambda a, b: a + b, *pair) for pair in zip(starts, shape, strict=True)]
-        return self.sliced(x, starts, limits, None, shape)
+        return self.sliced(p, x, starts, [*map(total, starts, p["shape"])])
 
-    def sliced(self, x: Any, starts: Any, limits: Any, strides: Any, shape: Any) -> Any:
-        codes, inputs, strides = [], [x], strides or (1,) * len(shape)
-        for axis in zip(starts, limits, strides, x.shape, shape, strict=True):
+    def sliced(self, p: Any, x: Any, starts: Any, limits: Any, strides: Any = None) -> Any:
+        codes, inputs, strides = [], [x], strides or (1,) * len(x.shape)
+        for axis in zip(starts, limits, strides, x.shape, p["shape"], strict=True):
             code, ends = _cut(*axis)
             inputs += ends
             codes.append(code)
         cut = ", ".join(codes)
-        return self.make(f"{{}}[{cut}]", inputs, shape, x.dtype) if cut.strip(":, ") else x
+        return self.make(f"{{}}[{cut}]", inputs, p["shape"], x.dtype) if cut.strip(":, ") else x
 
-    def of_pad(self, params: Any, shape: Any, dtype: Any, x: Any, value: Any) -> Any:
-        if any(inner for *_, inner in params["padding_config"]) or isinstance(value, Node):
+    def pad(self, p: Any, x: Any, value: Any) -> Any:
+        if any(inner for *_, inner in p["padding_config"]) or isinstance(value, Node):
             raise NotImplementedError
-        return self.padded(x, [pair[:2] for pair in params["padding_config"]], value, shape)
+        return self.padded(x, [pair[:2] for pair in p["padding_config"]], value)
 
-    def padded(self, x: Any, pairs: Any, value: Any, shape: Any) -> Any:
+    def padded(self, x: Any, pairs: Any, value: Any) -> Any:
         pads = [n for pair in reversed(pairs) for n in pair]
         if not any(pads):
             return x
+        shape = [total(size, *pair) for size, pair in zip(x.shape, pairs, strict=True)]
         code = f"F.pad({{}}, ({_marks(pads)}), value={{}})"
         return self.make(code, (x, *pads, value), shape, x.dtype)
 
-    def of_dot_general(self, params: Any, shape: Any, dtype: Any, x: Any, y: Any) -> Any:
-        (x_axes, y_axes), (batch, of_y) = params["dimension_numbers"]
+    def dot_general(self, p: Any, x: Any, y: Any) -> Any:
+        (x_axes, y_axes), (batch, of_y) = p["dimension_numbers"]
         ranks, n, first = (len(x.shape), len(y.shape)), len(batch), tuple(range(len(batch)))
         if not batch and ranks[1] == 2 and tuple(x_axes) == (ranks[0] - 1,) and y.of_weights:
-            code = "F.linear({}, {})" if y_axes[0] else "F.linear({}, {}.mT)"
-            return self.make(code, (x, y), shape, dtype)
+            return self.of(p, "F.linear({}, {})" if y_axes[0] else "F.linear({}, {}.mT)", x, y)
         if tuple(batch) == tuple(of_y) == first and ranks == (n + 2, n + 2) and len(x_axes) == 1:
             x = x if x_axes[0] == n + 1 else self.permute(x, (*first, n + 1, n))
             y = y if y_axes[0] == n else self.permute(y, (*first, n + 1, n))
             is_attention = x.code == "{}.softmax(-1)" and x.inputs[0].code == "{} @ {}" and n == 2
-            if is_attention and x.inputs[0].inputs[0].shape[:n] == shape[:n]:
-                q, k = x.inputs[0].inputs
-                return self.attention(q, k, y, shape)
-            return self.make("{} @ {}", (x, y), shape, dtype)
+            if is_attention and x.inputs[0].inputs[0].shape[:n] == p["shape"][:n]:
+                return self.attention(*x.inputs[0].inputs, y, p["shape"])
+            return self.of(p, "{} @ {}", x, y)
         letters = iter("abcdefghijklmnopqrstuvwxyz")
         names: list[list[str]] = [[""] * ranks[0], [""] * ranks[1]]
         for i, j in (*zip(batch, of_y, strict=True), *zip(x_axes, y_axes, strict=True)):
@@ -634,7 +583,7 @@ class Graph:
                 part[axis] = next(letters)
                 out.append(part[axis])
         text = f"{''.join(names[0])},{''.join(names[1])}->{''.join(out)}"
-        return self.make(f'torch.einsum("{text}", {{}}, {{}})', (x, y), shape, dtype)
+        return self.of(p, f'torch.einsum("{text}", {{}}, {{}})', x, y)
 
     def attention(self, q: Node, k: Node, v: Node, shape: Any) -> Node:
         """Return the softmax of q @ k times v, which PyTorch computes without the whole matrix."""
@@ -644,45 +593,39 @@ class Graph:
         code = "F.scaled_dot_product_attention({}, {}, {}, scale={})"
         return self.make(code, (q, self.permute(k, (0, 1, 3, 2)), v, scale), shape, v.dtype)
 
-    def of_conv_general_dilated(
-        self, params: Any, shape: Any, dtype: Any, x: Any, kernel: Any
-    ) -> Any:
-        if {*params["lhs_dilation"]} != {1} or params["batch_group_count"] != 1 or len(shape) > 5:
+    def convolution(self, p: Any, x: Any, kernel: Any) -> Any:
+        shape, pads = p["shape"], p["padding"]
+        if {*p["lhs_dilation"]} != {1} or p["batch_group_count"] != 1 or len(shape) > 5:
             raise NotImplementedError
-        of_x, of_kernel, of_out = (tuple(part) for part in params["dimension_numbers"])
+        of_x, of_kernel, of_out = (tuple(part) for part in p["dimension_numbers"])
         x = self.permute(x, (of_x[0], *of_x[2:], of_x[1]))
         kernel = self.permute(kernel, (*of_kernel[2:], of_kernel[1], of_kernel[0]))
         places = (of_out[0], *of_out[2:], of_out[1])
-        pads = params["padding"]
         if any(low != high or isinstance(low, VaryingSize) or low < 0 for low, high in pads):
-            sizes = _padded(x.shape[1:-1], pads)
-            padded = (x.shape[0], *sizes, x.shape[-1])
-            x, pads = self.padded(x, ((0, 0), *pads, (0, 0)), 0.0, padded), ((0, 0),) * len(pads)
+            x, pads = self.padded(x, ((0, 0), *pads, (0, 0)), 0.0), ((0, 0),) * len(pads)
         settings = {
-            "stride": (tuple(params["window_strides"]), 1),
-            "padding": (tuple(low for low, _ in pads), 0),
-            "dilation": (tuple(params["rhs_dilation"]), 1),
-            "groups": ((params["feature_group_count"],), 1),
+            "stride": tuple(p["window_strides"]),
+            "padding": tuple(low for low, _ in pads),
+            "dilation": tuple(p["rhs_dilation"]),
+            "groups": (p["feature_group_count"],),
         }
         code = ""
-        for key, (values, plain) in settings.items():
-            if {*values} != {plain}:
+        for key, values in settings.items():
+            if {*values} != {0 if key == "padding" else 1}:
                 code += f", {key}={values[0] if len({*values}) == 1 else values}"
         new = [shape[axis] for axis in places]
-        out = self.make(f"conv({{}}, {{}}{code})", (x, kernel), new, dtype)
+        out = self.make(f"conv({{}}, {{}}{code})", (x, kernel), new, p["dtype"])
         return self.permute(out, [places.index(axis) for axis in range(len(shape))])
 
-    def of_gather(self, params: Any, shape: Any, dtype: Any, x: Any, indices: Any) -> Any:
-        d, sizes = params["dimension_numbers"], params["slice_sizes"]
-        indexed, rank = tuple(d.start_index_map), len(x.shape)
-        others = [axis for axis in range(rank) if axis not in indexed]
-        mode = "FILL" if params["mode"] is None else params["mode"].name
+    def gather(self, p: Any, x: Any, indices: Any) -> Any:
+        d, sizes, shape = p["dimension_numbers"], p["slice_sizes"], p["shape"]
+        indexed = tuple(d.start_index_map)
+        others = [axis for axis in range(len(x.shape)) if axis not in indexed]
+        mode = "FILL" if p["mode"] is None else p["mode"].name
         if isinstance(indices, Node) and indices.name in self.constants:
             places, top = self.constants[indices.name], [x.shape[axis] for axis in indexed]
-            if (
-                not any(isinstance(n, VaryingSize) for n in top)
-                and ((places >= 0) & (places < top)).all()
-            ):
+            is_fixed = not any(isinstance(n, VaryingSize) for n in top)
+            if is_fixed and ((places >= 0) & (places < top)).all():
                 mode = "PROMISE_IN_BOUNDS"
         takes_all = all(sizes[axis] == x.shape[axis] for axis in others)
         plain = tuple(d.collapsed_slice_dims) == indexed and not d.operand_batching_dims
@@ -693,30 +636,61 @@ class Graph:
         new = (*indices.shape[:-1], *x.shape[len(indexed) :])
         clamp = ".clamp(0, {})" * (mode == "CLIP")
         parts = [f"{{}}[..., {i}].long(){clamp}" for i in range(len(indexed))]
-        tops = [calculated(lambda n: n - 1, size) for size in x.shape[: len(indexed)]]
+        tops = [total(size, -1) for size in x.shape[: len(indexed)]]
         pairs = [part for top in tops for part in (indices, top)[: 1 + bool(clamp)]]
-        code = f"{{}}[{', '.join(parts)}]"
-        picked = self.make(code, (x, *pairs), new, dtype)
+        picked = self.make(f"{{}}[{', '.join(parts)}]", (x, *pairs), new, p["dtype"])
         offsets, batches = iter(range(rank, len(shape))), iter(range(rank))
         order = [next(offsets) if i in d.offset_dims else next(batches) for i in range(len(shape))]
         return self.permute(picked, order)
 
-    def pooled(self, name: Any, params: Any, shape: Any, dtype: Any, x: Any) -> Any:
-        window, strides = params["window_dimensions"], params["window_strides"]
-        dilation = {*(params.get("base_dilation") or ()), *(params.get("window_dilation") or ())}
+    def pooled(self, name: str, p: Any, x: Any) -> Any:
+        window, strides = p["window_dimensions"], p["window_strides"]
+        dilation = {*(p.get("base_dilation") or ()), *(p.get("window_dilation") or ())}
         if dilation - {1} or len(window) != 4 or {window[0], window[3]} != {1}:
             raise NotImplementedError
-        sizes = _padded(x.shape, params["padding"])
-        x = self.padded(x, params["padding"], -math.inf if name == "max" else 0.0, sizes)
+        x = self.padded(x, p["padding"], -math.inf if name == "max" else 0.0)
         code = f"pool({{}}, F.{name}_pool2d, {tuple(window[1:3])}, {tuple(strides[1:3])}"
-        code += ", divisor_override=1)" if name == "avg" else ")"
-        return self.make(code, (x,), shape, dtype)
+        return self.of(p, code + (", divisor_override=1)" if name == "avg" else ")"), x)
 
-    def of_reduce_window_max(self, *operation: Any) -> Any:
-        return self.pooled("max", *operation)
 
-    def of_reduce_window_sum(self, *operation: Any) -> Any:
-        return self.pooled("avg", *operation)
+def _no_rule(*operation: Any) -> Any:
+    raise NotImplementedError
+
+
+# A primitive -> its rule: (graph, parameters with the result's shape and type, *inputs) -> node.
+RULES: dict[str, Callable[..., Any]] = {
+    **{f"reduce_{n}": lambda g, p, x, m=m: g.reduced(m, p, x) for n, m in REDUCED.items()},
+    **{name: lambda g, p, x, name=name: g.along(name, p, x) for name in ALONG.split()},
+    **dict.fromkeys(
+        ("reshape", "squeeze", "expand_dims"),
+        lambda g, p, x, *sizes: g.reshape(x, p["shapes"][0], p["shape"]),
+    ),
+    "broadcast_in_dim": Graph.broadcast,
+    "convert_element_type": Graph.convert,
+    "integer_pow": lambda g, p, x: g.elementwise("{} ** {}", (x, p["y"]), p["dtype"]),
+    "stop_gradient": lambda g, p, x: (
+        g.make("{}.detach()", (x,), x.shape, p["dtype"]) if isinstance(x, Node) else x
+    ),
+    "div": Graph.divide,
+    "select_n": Graph.select,
+    "clamp": Graph.clamp,
+    "transpose": lambda g, p, x: g.permute(x, p["permutation"]),
+    "concatenate": lambda g, p, *xs: g.of(p, f"torch.cat(({_marks(xs)},), {p['dimension']})", *xs),
+    "stack": lambda g, p, *xs: g.of(p, f"torch.stack(({_marks(xs)},), {p['axis']})", *xs),
+    "row": lambda g, p, x: g.of(p, f"{{}}[{p['row']}]", x),
+    "tile": lambda g, p, x: g.of(p, f"{{}}.tile({_marks(p['reps'])})", x, *p["reps"]),
+    "rev": lambda g, p, x: g.of(p, f"{{}}.flip({p['dimensions']})", x),
+    "iota": Graph.iota,
+    "split": Graph.split,
+    "slice": lambda g, p, x: g.sliced(p, x, p["start_indices"], p["limit_indices"], p["strides"]),
+    "dynamic_slice": Graph.dynamic_slice,
+    "pad": Graph.pad,
+    "dot_general": Graph.dot_general,
+    "conv_general_dilated": Graph.convolution,
+    "gather": Graph.gather,
+    "reduce_window_max": lambda g, p, x: g.pooled("max", p, x),
+    "reduce_window_sum": lambda g, p, x: g.pooled("avg", p, x),
+}
 
 
 def _marks(inputs: Sequence[Any]) -> str:
@@ -735,11 +709,6 @@ def _cut(start: Any, limit: Any, stride: int, size: Any, count: Any) -> tuple[st
             break
     ends += [start] * (begin == "{}") + [limit] * (end == "{}")
     return f"{begin}:{end}" + (f":{stride}" if stride > 1 else ""), ends
-
-
-def _padded(sizes: Sequence[Any], pads: Sequence[Any]) -> list[Any]:
-    rows = zip(sizes, pads, strict=True)
-    return [calculated(lambda *n: sum(n), size, low, high) for size, (low, high) in rows]
 
 
 def _inputs(same: Sequence[Operation]) -> list[tuple[Operation, ...]]:
