@@ -64,11 +64,8 @@ class ApgdState(NamedTuple):
 
 
 def _periods(norm: str, steps: int) -> tuple[int, int, int]:
-    """Compute the first and the shortest period between checkpoints, and the decrement.
-
-
-    `int(0.22 * steps)` in Python doubles, as the reference rounds it.
-    """
+    """Compute the first and the shortest period between checkpoints, and the decrement."""
+    # `int(0.22 * steps)` in Python doubles, as the reference rounds it.
     if norm == "l1":
         return max(int(0.04 * steps), 1), max(int(0.04 * steps), 1), 0
     return max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
@@ -98,10 +95,8 @@ def _halve_when_stuck(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]
 
 
 def _follow_sparsity(state: ApgdState, due: t.Mask) -> tuple[ApgdState, t.Mask]:
-    """Return to the full step if the best point became sparser on L1, else shorten the step.
-
-    Later steps move two thirds as many entries as the best point changes.
-    """
+    """Return to the full step if the best point became sparser on L1, else shorten the step."""
+    # Later steps move two thirds as many entries as the best point changes.
     sparsity = l0_norm(state.x_best - state.images)
     sparser = sparsity / state.sparsity < 0.95  # False for 0/0
     step = jnp.where(sparser, state.epsilon, _divide(state.step, 1.5))
@@ -119,11 +114,9 @@ def _kept_of(sparsity: t.PerImage, images: t.Points) -> t.PerImage:
 
 
 def _divide(values: t.PerImage, divisor: float) -> t.PerImage:
-    """Divide by a constant without reassociation.
-
-    XLA would multiply by the rounded reciprocal, and merge two divisions; an error in the last
-    place of `kept` can move one entry more or less.
-    """
+    """Divide by a constant without reassociation."""
+    # XLA would multiply by the rounded reciprocal, and merge two divisions; an error in the last
+    # place of `kept` can move one entry more or less.
     values, divisors = jax.lax.optimization_barrier((values, jnp.full_like(values, divisor)))
     quotients: t.PerImage = values / divisors
     return quotients

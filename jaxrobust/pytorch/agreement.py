@@ -164,10 +164,8 @@ def _difference(
 
 
 def _apart(values: Any, expected: Any) -> tuple[float, float]:
-    """Compare logits relative to the largest, and input gradients relative to their length.
-
-    Infinite if only one side has a finite number somewhere.
-    """
+    """Compare logits relative to the largest, and input gradients relative to their length."""
+    # Infinite if only one side has a finite number somewhere.
     (logits, sizes), (gradients, of_gradients) = map(differences, values, expected)
     largest = logits.max() / max(sizes[:, unmasked(expected[0])].max(), 1e-30)
     length = np.linalg.norm(gradients) / max(float(np.linalg.norm(of_gradients)), 1e-30)

@@ -148,10 +148,8 @@ def alike(program: Program) -> Iterator[list[Part]]:
 def _link(
     program: Program, first_part: Part, first: Form | None, second: Form | None
 ) -> tuple[Any, ...] | None:
-    """Find the origin of each value that the second block reads; None: the blocks differ.
-
-    It is a step of the first block, a weight of each block, or a value that both share.
-    """
+    """Find the origin of each value that the second block reads; None: the blocks differ."""
+    # It is a step of the first block, a weight of each block, or a value that both share.
     if first is None or second is None or first[:2] != second[:2]:
         return None
     if any(operation[0] == OWN for operation in first.operations):
@@ -179,10 +177,8 @@ def _scanned(
     *,
     remat: bool,
 ) -> dict[str, Any] | None:
-    """Return the results of equal blocks after the first, compiled as one.
-
-    None: shapes of weights differ, or a block's output does not fit the next block's input.
-    """
+    """Return the results of equal blocks after the first, compiled as one."""
+    # None: shapes of weights differ, or a block's output does not fit the next block's input.
     draws = {name: place for place, name in enumerate(program.draws)}
     first, *others = parts
     forms, model = [form(part) for part in others], others[0]

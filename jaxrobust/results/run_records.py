@@ -44,10 +44,8 @@ def collect(places: list[Path]) -> list[RunRecord]:
 
 
 def _started(one: RunRecord) -> dict[str, Any] | None:
-    """Return the config of the run or imported folder that `init.weights` names.
-
-    It is searched at that path and next to this run, where a start named by its config lies.
-    """
+    """Return the config of the run or imported folder that `init.weights` names."""
+    # It is searched at that path and next to this run, where a start named by its config lies.
     start = (one.config or {}).get("init", {}).get("weights")
     if not start:
         return None

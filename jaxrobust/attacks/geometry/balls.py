@@ -181,11 +181,9 @@ def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
 
 
 def _settle_l1(points: Points, images: Points) -> Points:
-    """Restore the image's own value where only rounding moved it, and clip to the box.
-
-    The residue of entries that a projection restored is below 8 units in the last place of 1; if
-    kept, it adds up to more than the tolerance for a small radius.
-    """
+    """Restore the image's own value where only rounding moved it, and clip to the box."""
+    # The residue of entries that a projection restored is below 8 units in the last place of 1; if
+    # kept, it adds up to more than the tolerance for a small radius.
     images = jnp.clip(images, 0, 1)
     residue = jnp.abs(points - images) <= 8 * jnp.finfo(points.dtype).eps
     return jnp.where(residue, images, jnp.clip(points, 0, 1))

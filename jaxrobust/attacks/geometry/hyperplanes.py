@@ -55,11 +55,9 @@ def _moves_l2(sizes: Rows, reach: Rows, excess: PerImage) -> Rows:
 
 
 def _level(speed: Any, sizes: Rows, reach: Rows, excess: PerImage) -> PerImage:
-    """Return the level f[B] at which sum(sizes * min(level * speed, reach)) equals the excess.
-
-    The sum is concave and piecewise linear in the level, so Newton's method climbs to the root from
-    below and has reached it once no further entry exhausts its reach: few passes, no sort.
-    """
+    """Return the level f[B] at which sum(sizes * min(level * speed, reach)) equals the excess."""
+    # The sum is concave and piecewise linear in the level, so Newton's method climbs to the root
+    # from below and has reached it once no further entry exhausts its reach: few passes, no sort.
 
     def body(carry: Any) -> Any:
         passes, level, _ = carry
@@ -90,11 +88,9 @@ class _Cut(NamedTuple):
 
 
 def _moves_l1(sizes: Rows, reach: Rows, excess: PerImage) -> Rows:
-    """Move entries into their corner in order of size, and the last one as far as needed.
-
-    Bisects the sizes, instead of sorting, until a single entry, or equal ones, remain between the
-    cut `upper`, whose entries move fully, and `lower`, whose entries are more than enough.
-    """
+    """Move entries into their corner in order of size, and the last one as far as needed."""
+    # Bisects the sizes, instead of sorting, until a single entry, or equal ones, remain between the
+    # cut `upper`, whose entries move fully, and `lower`, whose entries are more than enough.
     sizes = jnp.where(sizes > 1e-8, sizes, 0)
     gains = sizes * reach
 

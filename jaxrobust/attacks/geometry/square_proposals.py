@@ -127,10 +127,8 @@ def _tile_side(images: Images) -> int:
 def _propose_mass(
     norm: str, state: Any, draws: SquareDraws, windows: Windows, level: Counts
 ) -> Images:
-    """Gather the mass of two windows, and the ball's remaining mass, in window 1 on a template.
-
-    Mass is the sum of squares for L2, of absolute values for L1; for L2, `length` is its root.
-    """
+    """Gather the mass of two windows, and the ball's remaining mass, in window 1 on a template."""
+    # Mass is the sum of squares for L2, of absolute values for L1; for L2, `length` is its root.
     mass: Callable[[Array], Array] = jnp.square if norm == "l2" else jnp.abs
     length: Callable[[Array], Array] = jnp.sqrt if norm == "l2" else lambda total: total
     channels = state.points.shape[3]

@@ -322,10 +322,8 @@ def _images(
     is_imagenet: bool,
     allow_partial: bool,
 ) -> Iterator[RawImage]:
-    """Yield the images in the class folders, named by their paths within the class folder.
-
-    For ImageNet, names omit folders, and an image named after another class is rejected.
-    """
+    """Yield the images in the class folders, named by their paths within the class folder."""
+    # For ImageNet, names omit folders, and an image named after another class is rejected.
     labels = {name: label for label, name in enumerate(classes)}
     for name in _class_folders(folder):
         is_empty = True

@@ -206,10 +206,9 @@ def find(
 def _matched(
     ids: Ids, labels: np.ndarray, names: Iterable[str], classes: Sequence[str]
 ) -> tuple[np.ndarray, dict[int, int], list[str]]:
-    """Return the record of each id (-1: none), and two kinds of problems.
-
-    These are ids whose file has another class (row -> its label), and ids that match several files.
-    """
+    """Return the record of each id (-1: none), and two kinds of problems."""
+    # These are ids whose file has another class (row -> its label), and ids that match several
+    # files.
     rows_of: dict[str, list[int]] = {}
     for row, line in enumerate(ids.lines):
         rows_of.setdefault(line.rpartition("/")[2], []).append(row)

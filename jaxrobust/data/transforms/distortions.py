@@ -77,11 +77,9 @@ def glass_blur(image: np.ndarray, rng: Any, sigma: float, reach: int, rounds: in
 
 
 def _taken(side: int, lines: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Return the source of each pixel, i64[S * S], after copies made one by one.
-
-    A copy reads what earlier copies wrote, so chains of copies are followed to their end. In each
-    round, a pixel looks where its source looks, which doubles the part followed.
-    """
+    """Return the source of each pixel, i64[S * S], after copies made one by one."""
+    # A copy reads what earlier copies wrote, so chains of copies are followed to their end. In each
+    # round, a pixel looks where its source looks, which doubles the part followed.
     y, x = (part.ravel() for part in np.meshgrid(lines, lines, indexing="ij"))
     here = y * side + x
     source = (y + offsets[:, 1]) * side + x + offsets[:, 0]
@@ -298,10 +296,8 @@ def _gaussian(sigma: float, width: int) -> tuple[float, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _matrix(side: int, weights: tuple[float, ...], border: str) -> np.ndarray:
-    """Return f64[S,S] that filters by multiplication; `border` is a mode of `np.pad`.
-
-    One product costs less than a filter of a thousand weights, as in elastic_transform at 224.
-    """
+    """Return f64[S,S] that filters by multiplication; `border` is a mode of `np.pad`."""
+    # One product costs less than a filter of a thousand weights, as in elastic_transform at 224.
     width = len(weights) // 2
     places = np.pad(np.arange(side), width, border)  # type: ignore[call-overload]
     matrix = np.zeros((side, side))

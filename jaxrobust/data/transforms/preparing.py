@@ -48,10 +48,8 @@ def resize_crop(
 def _resized_center(
     image: np.ndarray, rows: int, columns: int, crop: int, resample: Image.Resampling
 ) -> np.ndarray:
-    """Resize to (rows, columns) and crop the centre, using only the rows that the crop needs.
-
-    Along the rows, rounded, then along the columns, as Pillow does; saves a fifth of the time.
-    """
+    """Resize to (rows, columns) and crop the centre, using only the rows that the crop needs."""
+    # Along the rows, rounded, then along the columns, as Pillow does; saves a fifth of the time.
     height, width = image.shape[:2]
     row, column = _offset(rows, crop), _offset(columns, crop)
     reach = _RADIUS * max(1.0, height / rows) + 1  # support of a resized pixel, plus rounding
@@ -73,20 +71,16 @@ def _resized_center(
 
 
 def _along_rows_first(image: np.ndarray, rows: int, columns: int) -> bool:
-    """Return whether Pillow is known to resize this image along its rows before its columns.
-
-    Pillow 13 reverses the order for images that lose more than twice as many rows as columns.
-    """
+    """Return whether Pillow is known to resize this image along its rows before its columns."""
+    # Pillow 13 reverses the order for images that lose more than twice as many rows as columns.
     down, across = image.shape[0] - rows, image.shape[1] - columns
     return _KNOWN_PILLOW and not (down > 0 and down > 2 * across)
 
 
 def _exact(size: int, resized: int) -> bool:
-    """Return whether resizing a part alone is exact when `size` pixels become `resized`.
-
-    Pillow computes weights in doubles from a box in float32. All positions are multiples of size /
-    resized, which is exact if it is a fraction over a small power of two.
-    """
+    """Return whether resizing a part alone is exact when `size` pixels become `resized`."""
+    # Pillow computes weights in doubles from a box in float32. All positions are multiples of size
+    # / resized, which is exact if it is a fraction over a small power of two.
     under = resized // math.gcd(size, resized)
     return under & (under - 1) == 0 and size * under <= 2**24
 

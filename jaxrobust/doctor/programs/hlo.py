@@ -375,11 +375,10 @@ _Place = tuple[str, str, tuple[int, ...]]  # computation, name in it, path to a 
 def _leaves(
     module: Module, computation: str, name: str, *, start: bool = False
 ) -> frozenset[Instruction] | None:
-    """Return the constants and parameters that a value is made of; None if it was computed.
-
-    A value that a loop changes counts as computed; with `start`, as its value before the loop. A
-    computation called by several instructions leads to all of them, so each place is visited once.
-    """
+    """Return the constants and parameters that a value is made of; None if it was computed."""
+    # A value that a loop changes counts as computed; with `start`, as its value before the loop. A
+    # computation called by several instructions leads to all of them, so each place is visited
+    # once.
     leaves: set[Instruction] = set()
     todo: list[_Place] = [(computation, name, ())]
     met = set(todo)

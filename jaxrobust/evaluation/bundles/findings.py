@@ -284,10 +284,8 @@ def _answered(
     points: np.ndarray,
     logits: Logits,
 ) -> np.ndarray:
-    """Add to `reasons` images whose answers are not as claimed; mark wrong answers, bool[n].
-
-    Images that already have a reason are not marked.
-    """
+    """Add to `reasons` images whose answers are not as claimed; mark wrong answers, bool[n]."""
+    # Images that already have a reason are not marked.
     answers = _answers(logits, points, labels)
     right, finite = is_right(answers, labels), np.isfinite(answers).all(axis=1)
     near = np.abs(margin(answers, labels)) <= BOUNDARY

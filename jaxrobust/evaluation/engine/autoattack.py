@@ -356,10 +356,8 @@ def _prepare(call: _Evaluation, network: Fingerprint | None) -> _Evaluation:
 def _run(
     call: _Evaluation, book: Ledger, *, fast: bool
 ) -> tuple[AttackContext, turns.AttackedImages, tuple[np.ndarray, np.ndarray]]:
-    """Run replays, attacks and the user's attacks, each on the images that survive so far.
-
-    Also return the predicted classes of the clean images, and whether their logits are finite.
-    """
+    """Run replays, attacks and the user's attacks, each on the images that survive so far."""
+    # Also return the predicted classes of the clean images, and whether their logits are finite.
     runner, images, labels, ids = call.runner, call.images, call.labels, call.ids
     count = max([1, *(setting.targets for setting in call.full)])
     with call.waiting(f"classifying {len(images)} images"):

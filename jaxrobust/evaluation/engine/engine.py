@@ -303,11 +303,9 @@ def _host_arrays(slots: Slots) -> tuple[np.ndarray, ...]:
 
 
 def _points(slots: Slots) -> np.ndarray:
-    """Fetch the points that may be adversarial, f32[S,H,W,C].
-
-    With a tally, f32[S,2,H,W,C]: the latest point that one draw misclassified and the strongest
-    point by the tally, NaN if there is none.
-    """
+    """Fetch the points that may be adversarial, f32[S,H,W,C]."""
+    # With a tally, f32[S,2,H,W,C]: the latest point that one draw misclassified and the strongest
+    # point by the tally, NaN if there is none.
     latest = np.asarray(slots.adversarial)
     if slots.excess is None:
         return latest

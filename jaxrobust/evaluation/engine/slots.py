@@ -98,10 +98,8 @@ def begin(
 def _seeker(
     operand: str, platform: str, logits_fn: Any, search_fn: Any, points: Array, keys: Array
 ) -> tuple[Callable[[], Any], Callable[..., Array]]:
-    """Split the guiding network into the part that depends only on its weights, and the rest.
-
-    On CPU all calls share the former instead of recomputing it.
-    """
+    """Split the guiding network into the part that depends only on its weights, and the rest."""
+    # On CPU all calls share the former instead of recomputing it.
     network = _network(search_fn or logits_fn, operand, platform, tiled=True)
     if platform == "cpu" and _REWRITING:
         split: tuple[Callable[[], Any], Callable[..., Array]]
@@ -206,10 +204,8 @@ def _network(
     *,
     tiled: bool = False,
 ) -> Callable[[Array, Array], Array]:
-    """Wrap `logits_fn` as a function of points and `keys`, in float32, fast in loops on CPU.
-
-    `precision` is the matmul precision, by default the caller's; it is read while tracing.
-    """
+    """Wrap `logits_fn` as a function of points and `keys`, in float32, fast in loops on CPU."""
+    # `precision` is the matmul precision, by default the caller's; it is read while tracing.
 
     def call(points: Array, keys: Array) -> Array:
         with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():

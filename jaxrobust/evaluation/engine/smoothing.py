@@ -127,10 +127,8 @@ def counts(
 
 
 def _count_program(mesh: Mesh, classes: int) -> Any:
-    """Make (network, image, root, sigma, end, total, draws) -> total, on all devices.
-
-    Votes are not confirmed, so convolutions do not use tiles, which round more than products.
-    """
+    """Make (network, image, root, sigma, end, total, draws) -> total, on all devices."""
+    # Votes are not confirmed, so convolutions do not use tiles, which round more than products.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
 
     def count(

@@ -26,11 +26,9 @@ def check_answers(answers: Any, labels: Any, classes: int, *, complete: bool = F
 
 
 def _permuted(answers: np.ndarray, labels: np.ndarray, classes: int) -> Flags:
-    """Flag labels that are a permutation of the network's classes.
-
-    Each half of the images is used to interpret the labels of the other half, so chance gains
-    nothing. The gain must exceed a tenth of the images and five standard deviations.
-    """
+    """Flag labels that are a permutation of the network's classes."""
+    # Each half of the images is used to interpret the labels of the other half, so chance gains
+    # nothing. The gain must exceed a tenth of the images and five standard deviations.
     by_label = np.argsort(labels, kind="stable")
     answers, labels = answers[by_label], labels[by_label]
     if len(labels) < reliability.ENOUGH or classes > _CLASSES:

@@ -134,10 +134,8 @@ def _certified(evaluation: Evaluation, number: str, noise: Smoothing) -> Certifi
 
 
 def _stored(out: Path, number: str, noise: Smoothing) -> Certificates:
-    """Read the certificates of earlier commands.
-
-    Radii follow from the votes, so a file with altered radii is rejected.
-    """
+    """Read the certificates of earlier commands."""
+    # Radii follow from the votes, so a file with altered radii is rejected.
     stored: Certificates = {}
     files = [out / f"smoothing-{number}.jsonl", *sorted(out.glob(f"smoothing-{number}.*.jsonl"))]
     for file, row in ((place, row) for place in files for row in jsonl.read(place)):

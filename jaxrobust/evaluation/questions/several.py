@@ -184,11 +184,9 @@ def united(measured: Sequence[Measured], balls: Sequence[Threat], names: Sequenc
 
 
 def _by_one(measured: Sequence[Measured]) -> OneDraw | None:
-    """Combine the accuracies by one draw; None if a part by an older version lacks them.
-
-    An image that a ball skipped, because by the rule an earlier ball fools it, may stand by one
-    draw. Then `at_most` is True, and the robust accuracy is a bound.
-    """
+    """Combine the accuracies by one draw; None if a part by an older version lacks them."""
+    # An image that a ball skipped, because by the rule an earlier ball fools it, may stand by one
+    # draw. Then `at_most` is True, and the robust accuracy is a bound.
     first, at_most = measured[0].verdicts, False
     robust = np.ones(len(first.image_ids), bool)
     for record, verdicts, _ in measured:

@@ -164,10 +164,8 @@ def _given(settings: VerificationSettings, record: dict[str, Any]) -> GivenFlags
 
 
 def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[str, Any]:
-    """Locate the images of a record; raise if only the record names their files.
-
-    The author of the record may have made these files too.
-    """
+    """Locate the images of a record; raise if only the record names their files."""
+    # The author of the record may have made these files too.
     paths = "|".join(re.escape(name) for name, kind in KINDS.items() if kind.is_path)
     patterns = {"dataset": rf"({paths}):.*|hf:[./~].*", "split": ".*@.*"}
     for flag, pattern in patterns.items():
@@ -243,10 +241,8 @@ def _corrupted(
 
 
 def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
-    """Report if the network or its weights differ from the record's, else return None.
-
-    A user's function is compared by its name, its file's hash and its arrays, not by its folder.
-    """
+    """Report if the network or its weights differ from the record's, else return None."""
+    # A user's function is compared by its name, its file's hash and its arrays, not by its folder.
     model, function = record["model"], record.get("function") or {}
     recorded = function.get("arrays_sha256") or record["weights_sha256"]
     network = subject.network

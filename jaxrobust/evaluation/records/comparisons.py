@@ -94,11 +94,9 @@ def difference_interval(
 
 
 def _score(difference: Any, gained: Any, lost: Any, n: Any) -> Any:
-    """Compute Tango's statistic: standard errors between a hypothetical difference and the data.
-
-    The standard error uses the likeliest probabilities of `gained` and `lost` with that difference;
-    the probability of `lost` is the larger root of a quadratic equation.
-    """
+    """Compute Tango's statistic: standard errors between a hypothetical difference and the data."""
+    # The standard error uses the likeliest probabilities of `gained` and `lost` with that
+    # difference; the probability of `lost` is the larger root of a quadratic equation.
     half = (gained + lost - (2 * n - gained + lost) * difference) / (4 * n)
     product = lost * difference * (1 - difference) / (2 * n)
     least = half + np.sqrt(np.maximum(half**2 + product, 0))

@@ -98,11 +98,9 @@ def accuracy_evidence(
 def _alternatives(
     total: _LookValues, of: int, alpha: float, width: float | None, scale: float
 ) -> tuple[_LookValues, _LookValues]:
-    """Choose the totals below and above that a boundary tuned for a number of images compares.
-
-    For a target width they are half of it away. Otherwise the distance is on the arcsine
-    square-root scale, on which proportions have equal variance.
-    """
+    """Choose the totals below and above that a boundary tuned for a number of images compares."""
+    # For a target width they are half of it away. Otherwise the distance is on the arcsine square-
+    # root scale, on which proportions have equal variance.
     if width is not None:
         away = of * width / 2 / math.sqrt(scale)
         low, high = total - away, total + away

@@ -218,10 +218,8 @@ class Swin(nnx.Module):
 
 
 def _sides(v: Variant, image_size: int) -> list[int]:
-    """List the map sides that decide the windows of each stage.
-
-    They are rounded down, as in the reference, although a merge pads odd maps.
-    """
+    """List the map sides that decide the windows of each stage."""
+    # They are rounded down, as in the reference, although a merge pads odd maps.
     return [max(1, image_size // (v.patch << i)) for i in range(len(v.depths))]
 
 

@@ -120,10 +120,8 @@ def _roll_of(step: OperatorCall, constants: Mapping[str, Any]) -> OperatorCall |
 
 
 def _with_norms_tokens(steps: Sequence[OperatorCall]) -> Iterator[OperatorCall]:
-    """Make later readers of a norm's input read it from the norm.
-
-    The gradient's kernel then adds up both gradients.
-    """
+    """Make later readers of a norm's input read it from the norm."""
+    # The gradient's kernel then adds up both gradients.
     last = {name: at for at, step in enumerate(steps) for name in read_by(step)}
     names: dict[str, str] = {}  # of a value -> of its copy that the last norm returns
 

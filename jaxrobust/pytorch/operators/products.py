@@ -140,10 +140,8 @@ def _singular(
     *,
     driver: str | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Return U, the singular values and V' of matrices [..., M, N]; vectors up to their signs.
-
-    Vectors beyond the singular values have no gradient, as in PyTorch.
-    """
+    """Return U, the singular values and V' of matrices [..., M, N]; vectors up to their signs."""
+    # Vectors beyond the singular values have no gradient, as in PyTorch.
     none: Any = jnp.zeros((0,), matrix.dtype)
     if not compute_uv:
         return none, jnp.linalg.svd(matrix, compute_uv=False), none

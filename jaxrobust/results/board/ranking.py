@@ -130,13 +130,11 @@ _Pairs = Sequence[tuple[BoardEntry, BoardEntry]]
 
 
 def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
-    """Count the common images of each pair, and test their verdicts.
-
-    Images are matched by their place in the same split, otherwise by the hash of the network's
-    input. Images fooled by a replayed point count: the point was confirmed, and the author of the
-    bundle could label any point as replayed. Images that the board's attacks might fool do not
-    count as kept by one network alone, as far as that could change the outcome.
-    """
+    """Count the common images of each pair, and test their verdicts."""
+    # Images are matched by their place in the same split, otherwise by the hash of the network's
+    # input. Images fooled by a replayed point count: the point was confirmed, and the author of the
+    # bundle could label any point as replayed. Images that the board's attacks might fool do not
+    # count as kept by one network alone, as far as that could change the outcome.
     numbers, only = [], []
     for one, other in asked:
         places = one.images == other.images
@@ -152,10 +150,8 @@ def _verdicts_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
 
 
 def _shares_apart(asked: _Pairs) -> tuple[list[int], np.ndarray]:
-    """Count the common images of each pair, and test the shares of corruptions they withstand.
-
-    Images are matched by hashes that cover all corrupted versions of an image.
-    """
+    """Count the common images of each pair, and test the shares of corruptions they withstand."""
+    # Images are matched by hashes that cover all corrupted versions of an image.
     numbers, plain = [], []
     for one, other in asked:
         assert one.withstood is not None and other.withstood is not None

@@ -114,11 +114,10 @@ def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
 
 
 def _attacks(evaluations: Sequence[ComparedEvaluation]) -> list[str]:
-    """List the attacks that may have fooled images, in the order in which they were tried.
-
-    With several balls, verdicts name the ball and the attack: "l2 0.5: apgd-ce". Names that records
-    do not list, such as replayed points, were tried before all attacks or those of their ball.
-    """
+    """List the attacks that may have fooled images, in the order in which they were tried."""
+    # With several balls, verdicts name the ball and the attack: "l2 0.5: apgd-ce". Names that
+    # records do not list, such as replayed points, were tried before all attacks or those of their
+    # ball.
     record = evaluations[0].record
     fooling = {n for one in evaluations for n in one.verdicts.fooled_by.tolist()} - {"", "clean"}
     listed: dict[str, None] = {}

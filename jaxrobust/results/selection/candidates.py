@@ -77,10 +77,8 @@ def at_size(
 
 
 def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
-    """Measure with AutoAttack or its first attack, replaying the last candidates' ledgers.
-
-    With several norms, a robust image withstands all of them; each norm has its own ledgers.
-    """
+    """Measure with AutoAttack or its first attack, replaying the last candidates' ledgers."""
+    # With several norms, a robust image withstands all of them; each norm has its own ledgers.
     balls = threats(config.attack)
     ledgers: dict[Threat, list[Path]] = {ball: [] for ball in balls}
 

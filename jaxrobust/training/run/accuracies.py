@@ -96,11 +96,9 @@ def test(run: PhaseRun, plain: dict[str, Any], step: int, best: Weights) -> dict
 
 
 def _scores(run: PhaseRun, best: Weights, images: accuracy.EvaluatedImages) -> dict[str, Any]:
-    """Measure in float32, as RobustBench does, whatever the training type.
-
-    With several norms, each has its own attack. An image is robust if it withstands all; `after`
-    holds the accuracy after each norm's attack, including those before it.
-    """
+    """Measure in float32, as RobustBench does, whatever the training type."""
+    # With several norms, each has its own attack. An image is robust if it withstands all; `after`
+    # holds the accuracy after each norm's attack, including those before it.
     config, mesh, balls = run.config, run.phase.mesh, threats(run.config.attack)
     options: dict[str, Any] = {"dtype": "float32", "top5": True}
     if len(balls) == 1:

@@ -190,11 +190,9 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
-        """Turn any error caused by damaged files into one sentence.
-
-        When a read fails, Orbax's other reads end later, each with a traceback on stderr. The hook
-        that hides these therefore stays after a damaged read, and only then.
-        """
+        """Turn any error caused by damaged files into one sentence."""
+        # When a read fails, Orbax's other reads end later, each with a traceback on stderr. The
+        # hook that hides these therefore stays after a damaged read, and only then.
         hook, is_damaged = sys.unraisablehook, False
 
         def without_reads(unraisable: Any) -> None:
@@ -303,11 +301,9 @@ def _by_name(arrays: Any) -> dict[str, Any]:
 
 
 def _on_host(arrays: Any) -> dict[tuple[str, str], np.ndarray]:
-    """Copy what this process must hash, by name and index.
-
-    Arrays that a process holds in full are hashed by the first process, with the index "". If
-    `fsdp` splits an array over several hosts, each process hashes its blocks.
-    """
+    """Copy what this process must hash, by name and index."""
+    # Arrays that a process holds in full are hashed by the first process, with the index "". If
+    # `fsdp` splits an array over several hosts, each process hashes its blocks.
     leaves = _by_name(arrays)
     copies: dict[tuple[str, str], np.ndarray] = {}
     for leaf in leaves.values():
@@ -329,10 +325,8 @@ def _text(index: Sequence[slice], shape: Sequence[int]) -> str:
 
 
 def _block(array: Any, index: str = "") -> np.ndarray | None:
-    """Join a block of an array, such as "0:8,16:32", from this process's devices.
-
-    Without an index it is the full array. None: a part of it is on another host.
-    """
+    """Join a block of an array, such as "0:8,16:32", from this process's devices."""
+    # Without an index it is the full array. None: a part of it is on another host.
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array.addressable_data(0))  # equal on every device
     if not index and getattr(array, "is_fully_addressable", True):
