@@ -11,15 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.pytorch.program import (
-    OWN,
-    NumberType,
-    Of,
-    OperatorCall,
-    Program,
-    arrays_of,
-    read_by,
-)
+from jaxrobust.pytorch.program import OWN, NumberType, Of, OperatorCall, Program, arrays_of, read_by
 
 _SAME, _WEIGHT = "the same value", "a weight"
 

@@ -4,15 +4,20 @@ The cells are from `searched_cells`, with the sizes of Huang et al. 2022 (arXiv 
 macro-architecture of Liu et al. 2019 (DARTS, arXiv 1806.09055).
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.family import (
+    BatchNormRow,
+    Family,
+    Member,
+    Names,
+    PaperFigures,
+    TorchVariant,
+)
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, torch_default
@@ -20,20 +25,13 @@ from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.searched_cells import CELLS, Block, Maker, Place
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table; `drop_path` drops edges other than identities, `remat` is of cells."""
 
     cell: str  # a name in `CELLS`
     channels: int  # of the first cells' states; doubled at each reduction
     cells: int
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
     bn_momentum: float = 0.1  # of the running statistics, torch's
-    drop_path: float = 0.0  # of every edge that is not an identity
-    in_channels: int = 3
-    remat: bool = False  # recompute each cell in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 VARIANTS = {
@@ -158,7 +156,8 @@ _KNOWN = {
 
 
 def _reference(name: str) -> TorchVariant:
-    return TorchVariant("searched.py", dict(zip(Variant._fields, VARIANTS[name][:3], strict=False)))
+    row = VARIANTS[name]._asdict()
+    return TorchVariant("searched.py", {key: row[key] for key in ("cell", "channels", "cells")})
 
 
 MEMBERS = {

@@ -25,14 +25,7 @@ from jaxrobust.evaluation.bundles.claims import (
     point_of,
     withstood,
 )
-from jaxrobust.evaluation.bundles.contradictions import (
-    CLEAN,
-    Rows,
-    interval,
-    kind,
-    lacking,
-    rights,
-)
+from jaxrobust.evaluation.bundles.contradictions import CLEAN, Rows, interval, kind, lacking, rights
 
 SHOWN = 8  # images that a line names
 # Why an image is not confirmed, worded for people; the keys are those of `unconfirmed`.

@@ -3,7 +3,7 @@
 Source: Touvron et al. 2021 (arXiv 2103.17239); S12: Debenedetti 2022.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +11,7 @@ from flax import nnx
 from jaxrobust.models.families import stems, vit
 from jaxrobust.models.families.vit import PatchEmbed, grid_of, token_rows
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, Row, TorchVariant
 from jaxrobust.models.interface.renaming import keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
@@ -21,8 +21,8 @@ from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, tor
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(NamedTuple):
-    """A row of the table: `models.create` can override every field."""
+class Variant(Row):
+    """A row of the table; `drop_path` is the rate of each block, not of class-token layers."""
 
     dim: int
     depth: int
@@ -30,11 +30,7 @@ class Variant(NamedTuple):
     gamma_init: float = 1e-5  # of LayerScale
     class_depth: int = 2  # layers in which only the class token attends
     stem_strides: tuple[int, ...] = (16,)  # of the PatchStem, whose kernel has the same size
-    drop_path: float = 0.0  # of each block; the class-token layers have none
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 VARIANTS = {

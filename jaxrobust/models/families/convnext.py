@@ -4,7 +4,7 @@ Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arX
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +12,7 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, Row, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, keys, row, table
 from jaxrobust.models.kernels.convnext_layers import (
     BlockParameters,
@@ -25,7 +25,7 @@ from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(NamedTuple):
+class Variant(Row):
     """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]
@@ -34,12 +34,8 @@ class Variant(NamedTuple):
     stem_strides: tuple[int, ...] = (4,)  # a PatchStem's kernel is as large as its stride
     downsample_strides: tuple[int, ...] = ()  # of the 2x2 convolutions between stages; empty: 2
     gamma_init: float = 1e-6
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: all 3
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block per stage for all of its blocks
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 _S, _B, _L = (3, 3, 27, 3), (128, 256, 512, 1024), (192, 384, 768, 1536)

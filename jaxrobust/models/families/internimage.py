@@ -5,7 +5,7 @@ Singh, Croce, Hein 2023 (arXiv 2303.01870), appendix C.3.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
+from jaxrobust.models.interface.family import BatchNormRow, Family, Member, Names, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.deformable.operator import deformable
@@ -35,7 +35,7 @@ from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(NamedTuple):
+class Variant(BatchNormRow):
     """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]
@@ -46,13 +46,8 @@ class Variant(NamedTuple):
     head_dim: int = 768  # channels of the pooled features
     offset_scale: float = 1.0  # of the grid of nine points and their offsets
     gamma_init: float | None = None  # of the layer scale; None: no layer scale
-    bn_group: int = 0  # images per group of batch-norm statistics; 0: the whole batch
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: all 3
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block per stage for all of its blocks
-    dtype: str = "float32"  # compute type; parameters, places and masks stay float32
 
 
 _T = Variant((4, 4, 18, 4), (64, 128, 256, 512), (4, 8, 16, 32))

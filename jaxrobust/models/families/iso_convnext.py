@@ -5,7 +5,7 @@ Sources: Liu et al. 2022 (arXiv 2201.03545), section 3.3; ConvStem: Singh, Croce
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,26 +13,22 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.families.convnext import Block
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, Row, TorchVariant
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(NamedTuple):
+class Variant(Row):
     """A row of the table: `models.create` can override every field."""
 
     dim: int
     depth: int
     stem_widths: tuple[int, ...] = ()  # of the ConvStem's convolutions; empty: PatchStem
     stem_strides: tuple[int, ...] = (16,)  # a PatchStem's kernel is as large as its stride
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: all 3
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class IsotropicConvNeXt(nnx.Module):

@@ -8,7 +8,7 @@ Bai et al. 2021 (arXiv 2111.05464); `cifar_resnet50` is the ResNet of Tang et al
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,14 @@ from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.family import (
+    BatchNormRow,
+    Family,
+    Member,
+    Names,
+    PaperFigures,
+    TorchVariant,
+)
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, drop, keys, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
@@ -26,7 +33,7 @@ from jaxrobust.types import Array, ModuleMaker
 ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
 
 
-class Variant(NamedTuple):
+class Variant(BatchNormRow):
     """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]
@@ -35,11 +42,6 @@ class Variant(NamedTuple):
     base: int = 64  # channels of the stem; the first stage returns as many, with bottlenecks 4x
     activation: str = "relu"  # everywhere, also after the residual
     small_stem: bool = False  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
-    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 _50 = (3, 4, 6, 3)

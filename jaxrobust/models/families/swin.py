@@ -4,7 +4,7 @@ Source: Liu et al. 2021 (arXiv 2103.14030).
 """
 
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
+from jaxrobust.models.interface.family import Family, Member, Names, Row, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, Renaming, drop, keys, linear_oi, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
@@ -24,7 +24,7 @@ from jaxrobust.types import Array, ModuleMaker
 Map = TypeVar("Map", Array, np.ndarray)
 
 
-class Variant(NamedTuple):
+class Variant(Row):
     """A row of the table: `models.create` can override every field."""
 
     dim: int  # of the first stage; each stage doubles it
@@ -36,10 +36,6 @@ class Variant(NamedTuple):
     # its size, as Microsoft's code does. A smaller map is one window.
     padded: bool = True
     eps: float = 1e-5  # of the layer norms
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 VARIANTS = {

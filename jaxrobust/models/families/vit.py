@@ -4,7 +4,7 @@ Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929), Touvron et al. 2021 and 202
 2204.07118); stems: Singh, Croce, Hein 2023 (2303.01870).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, Row, TorchVariant
 from jaxrobust.models.interface.renaming import Naming, Renaming, keys, row, table
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
@@ -23,7 +23,7 @@ from jaxrobust.models.modules.positions import resized
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(NamedTuple):
+class Variant(Row):
     """A row of the table: `models.create` can override every field."""
 
     dim: int
@@ -33,12 +33,8 @@ class Variant(NamedTuple):
     stem_strides: tuple[int, ...] = (16,)  # a PatchStem's kernel is as large as its stride
     class_position: bool = True  # whether the class token has a position
     gamma_init: float | None = None  # of LayerScale; None: no LayerScale
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: all 3
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 _S, _B = Variant(384, 12, 6), Variant(768, 12, 12)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,15 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
-from jaxrobust.models.interface.renaming import (
-    BATCH_NORM_COUNT,
-    Naming,
-    keys,
-    row,
-    table,
+from jaxrobust.models.interface.family import (
+    BatchNormRow,
+    Family,
+    Member,
+    Names,
+    PaperFigures,
+    TorchVariant,
 )
+from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Naming, keys, row, table
 from jaxrobust.models.kernels import attention, channel_attention, layers
 from jaxrobust.models.kernels.local_interaction import Interaction, local_interaction
 from jaxrobust.models.kernels.primitives import add_bias, spread
@@ -47,8 +48,8 @@ from jaxrobust.types import Array, ModuleMaker
 Path = Callable[[Array], Array]  # stochastic depth of a branch
 
 
-class Variant(NamedTuple):
-    """A row of the table: `models.create` can override every field."""
+class Variant(BatchNormRow):
+    """A row of the table; `drop_path` is the rate of every block, the same at all depths."""
 
     dim: int
     depth: int
@@ -57,12 +58,7 @@ class Variant(NamedTuple):
     stem_strides: tuple[int, ...] = (2, 2, 2, 2)
     gamma_init: float = 1.0
     tokens_norm: bool = True  # class attention normalises all tokens, not only the class token
-    bn_group: int = 0  # images per group of batch-norm statistics; 0: the whole batch
-    drop_path: float = 0.0  # of every block, the same at all depths
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 _SIZES = {

@@ -4,9 +4,10 @@ The optimiser, the table, conversion, export and certificates read it, so a new 
 file and one line of `models/names.py`.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 import numpy as np
 
@@ -14,6 +15,39 @@ from jaxrobust.models.interface.renaming import Naming, Renaming
 from jaxrobust.types import ModuleMaker
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass_transform(frozen_default=True)
+class _Fields:
+    """Makes frozen dataclasses of its subclasses, with the methods of a `NamedTuple`."""
+
+    _fields: ClassVar[tuple[str, ...]]  # shared ones last
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        dataclasses.dataclass(frozen=True, **options)(cls)
+        rows = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)  # type: ignore[arg-type]
+        cls._fields = tuple(field.name for field in rows)
+
+    def _asdict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._fields}
+
+    def _replace(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+class Row(_Fields, kw_only=True):
+    """A row of an architecture's table: `models.create` can override every field."""
+
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+class BatchNormRow(Row, kw_only=True):
+    """A row of a network with batch norms."""
+
+    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
 
 
 class PaperFigures(NamedTuple):

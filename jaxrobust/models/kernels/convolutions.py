@@ -12,13 +12,7 @@ from jax import lax
 
 from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.depthwise import depthwise_conv
-from jaxrobust.models.kernels.primitives import (
-    add_bias,
-    matmul,
-    rows,
-    traced_once,
-    walled,
-)
+from jaxrobust.models.kernels.primitives import add_bias, matmul, rows, traced_once, walled
 from jaxrobust.models.kernels.windows import column_conv, depth_conv, group_conv, taps
 
 Array = jax.Array

@@ -7,13 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.kernels.primitives import (
-    add_bias,
-    add_each,
-    walled,
-    widened,
-    with_gradient,
-)
+from jaxrobust.models.kernels.primitives import add_bias, add_each, walled, widened, with_gradient
 
 Array = jax.Array
 Sizes = tuple[int, ...]  # height and width

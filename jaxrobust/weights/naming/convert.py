@@ -13,14 +13,7 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.models.interface.renaming import (
-    Renaming,
-    Transform,
-    channels,
-    conv_oihw,
-    row,
-    same,
-)
+from jaxrobust.models.interface.renaming import Renaming, Transform, channels, conv_oihw, row, same
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.commandline.functions import is_name
 from jaxrobust.weights.naming.rename import compared, float_type, matches, rename, targets

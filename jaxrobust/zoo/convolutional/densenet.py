@@ -3,15 +3,13 @@
 New channels come before the old ones. Source: Huang et al. 2017 (arXiv 1608.06993).
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
@@ -20,21 +18,14 @@ from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table; `drop_path` drops a layer's channels, `remat` recomputes each layer."""
 
     depths: tuple[int, ...] = (16, 16, 16, 16)  # layers of each stage
     growth: int = 12  # channels that each layer adds
     stem: int = 24  # channels of the first convolution
     small_stem: bool = True  # for 32 px: 3x3, stride 1; else 7x7, stride 2, norm, pooling
     activation: str = "relu"
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last layer's channels; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each layer in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Layer(nnx.Module):

@@ -4,14 +4,12 @@ Also RobustBench's PreActResNet-18s, by options: depths=(2, 2, 2, 2), bottleneck
 Source: He et al. 2016 (arXiv 1603.05027).
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
@@ -22,8 +20,8 @@ from jaxrobust.zoo.shared import common
 EXPANSION = 4  # a bottleneck's output channels by its inner ones
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks of each stage
     width: int = 64  # inner channels of the first stage's blocks; they double with each stage
@@ -32,13 +30,6 @@ class Variant(NamedTuple):
     bottleneck: bool = True  # blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3
     raw_shortcut: bool = False  # projections read a block's input before its first norm
     activation: str = "relu"
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Block(nnx.Module):

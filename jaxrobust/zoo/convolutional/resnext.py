@@ -4,14 +4,13 @@ The stem for 32 px is a 1x1 convolution. Source: Xie et al. 2017 (arXiv 1611.054
 """
 
 import functools
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
@@ -22,21 +21,14 @@ from jaxrobust.zoo.shared import common
 EXPANSION = 2  # a block's output channels by its inner ones
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...] = (3, 3, 3)  # blocks of each stage
     groups: int = 2  # of the 3x3 convolutions
     width: int = 64  # channels of a group in the first stage; they double with each stage
     small_stem: bool = True  # for 32 px: 1x1, stride 1, no pooling; else 7x7, stride 2, pooling
     activation: str = "relu"
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class ResNeXt(nnx.Module):

@@ -4,14 +4,14 @@ Source: Simonyan & Zisserman 2015 (arXiv 1409.1556).
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.kernels import pooling
 from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Conv, Linear, Normalize
@@ -22,21 +22,14 @@ from jaxrobust.zoo.shared import common
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage of a VGG-16
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table; `drop_path` must be 0: there is no residual branch to drop."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # of each stage; fewer: the first stages
     hidden: tuple[int, ...] = ()  # units of linear maps before the last one
     pool: int = 1  # side of the map before the linear layers; 1: the mean of all pixels
     activation: str = "relu"
     dropout: float = 0.0  # after each of the hidden linear maps
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # there is no residual branch to drop
-    in_channels: int = 3
-    remat: bool = False  # recompute each convolution and norm in the backward pass
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 def places(stages: int) -> list[list[int]]:

@@ -5,7 +5,6 @@ meliketoy/wide-resnet.pytorch (292b3ed). The standard one at 224 pixels is `wide
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import keys
 from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, dropouts, torch_default
@@ -23,20 +22,13 @@ from jaxrobust.zoo.shared import common
 STEM = 16  # channels
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]  # blocks of each stage
     width: int  # 16, 32, 64 times it are the channels of the stages
     activation: str = "relu"
     dropout: float = 0.3  # between the two convolutions of a block
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 # Glorot's uniform draw with gain sqrt(2).

@@ -5,7 +5,6 @@ logits are not scaled, and the products of queries and positions are transposed.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.layers import dropout
@@ -24,8 +23,8 @@ from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)  # of the stages; the last one has attention
     width: int = 64  # inner channels of the first stage's blocks; they double with each stage
@@ -33,13 +32,6 @@ class Variant(NamedTuple):
     small_stem: bool = True  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
     activation: str = "relu"  # everywhere, also after the residual
     dropout: float = 0.3  # of the classifier's input
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Attention(nnx.Module):

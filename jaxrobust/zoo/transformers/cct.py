@@ -6,7 +6,7 @@ to its own input.
 """
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxrobust.models.interface.architecture_checks import check_fits
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import Names, Row
 from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.kernels.primitives import add_bias, widened
@@ -26,8 +26,8 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, Mlp, Place, check
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(Row):
+    """A row of the table: `models.create` can override every field."""
 
     dim: int = 256
     depth: int = 7
@@ -39,10 +39,7 @@ class Variant(NamedTuple):
     activation: str = "gelu"
     attention_dropout: float = 0.1  # of the weights of attention
     drop_path: float = 0.1  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Attention(nnx.Module):

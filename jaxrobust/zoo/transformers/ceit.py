@@ -6,7 +6,7 @@ skips the feed-forward. At 32 px there are four patches. That code's feed-forwar
 14x14; here it is the grid of the patches.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxrobust.models.families.vit import with_token
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.architecture_checks import check_fits
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, conv_oihw, keys, row, table
 from jaxrobust.models.kernels.pooling import max_pool
 from jaxrobust.models.kernels.primitives import add_bias
@@ -35,8 +35,8 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, TokenAttention
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table: `models.create` can override every field."""
 
     dim: int = 192
     depth: int = 12
@@ -44,14 +44,7 @@ class Variant(NamedTuple):
     patch: int = 4  # of the stem's map, which has a quarter of the image's side
     stem_width: int = 32
     activation: str = "gelu"  # of the feed-forwards
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class FeedForward(nnx.Module):

@@ -11,7 +11,7 @@ whose `swin_t` is the row for 224 px.
 
 from collections.abc import Mapping
 from re import Match
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from flax import nnx
 from jaxrobust.models.families.swin import merged, partition, relative_index, shift_mask
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import Names, Row
 from jaxrobust.models.interface.renaming import drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
@@ -32,8 +32,8 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, Mlp, PreNorm, check
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(Row):
+    """A row of the table: `models.create` can override every field."""
 
     dim: int = 96  # of the first stage; doubled at each later one
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -42,10 +42,6 @@ class Variant(NamedTuple):
     merges: tuple[int, ...] = (1, 2, 2)  # pixels per side that each later stage joins
     window: int = 4
     activation: str = "gelu"  # of the feed-forward parts; or relu, silu, softplus
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Merge(nnx.Module):

@@ -4,15 +4,13 @@ Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), as in kentaroy47/vision-tran
 of 2020 (670fb58).
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import Names, Row
 from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import add_bias
@@ -23,8 +21,8 @@ from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common, transformer
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(Row):
+    """A row of the table: `models.create` can override every field."""
 
     patch: int = 4  # side in pixels; the study has 8, 4 and 2
     dim: int = 512
@@ -33,11 +31,7 @@ class Variant(NamedTuple):
     hidden: int = 512  # of the MLPs, including the head
     activation: str = "gelu"
     dropout: float = 0.1  # of tokens, and after every map of the blocks but q, k and v
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class VisionTransformer(nnx.Module):

@@ -10,7 +10,7 @@ for 224 px is the same network with larger tables of position biases.
 import math
 from collections.abc import Mapping
 from re import Match
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ from jaxrobust.models.families.robust_resnets.robust_blocks import Squeeze
 from jaxrobust.models.families.swin import cut_to, relative_index, sides_of
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
 from jaxrobust.models.kernels import attention, pooling
 from jaxrobust.models.kernels.primitives import widened
@@ -32,8 +32,8 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, Mlp, check
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table: `models.create` can override every field."""
 
     order: str = "CCTT"  # of the stages after the stem: C convolutions, T attention; C is first
     dims: tuple[int, ...] = (64, 96, 192, 384, 768)  # of the stem and those stages
@@ -41,13 +41,6 @@ class Variant(NamedTuple):
     heads: int = 8
     head_dim: int = 32
     activation: str = "gelu"  # everywhere; or relu, silu, softplus
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Stem(nnx.Module):

@@ -4,7 +4,7 @@ Source: Wu et al. 2021 (arXiv 2103.15808), as in lucidrains/vit-pytorch 69d24fe 
 the row for 224 px has. The study's first convolution is 3x3 with stride 2, not 7x7 with stride 4.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +12,7 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
     channels,
@@ -30,8 +30,8 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, Mlp, PreNorm, check
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table: `models.create` can override every field."""
 
     dims: tuple[int, ...] = (64, 192, 384)
     depths: tuple[int, ...] = (1, 2, 10)
@@ -40,13 +40,6 @@ class Variant(NamedTuple):
     window: int = 3  # of the first convolution, odd; 3 in the other stages
     patch: int = 2  # its stride; 2 in the other stages
     activation: str = "gelu"  # of the feed-forward parts; or relu, silu, softplus
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Project(nnx.Module):

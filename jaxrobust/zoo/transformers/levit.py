@@ -9,7 +9,7 @@ strides 2, 2, 1, 1 in the stem instead of 2, 2, 2, 2, which leaves 8x8 tokens.
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
@@ -28,8 +28,8 @@ from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table: `models.create` can override every field."""
 
     dims: tuple[int, ...] = (128, 256, 384)  # of the stages
     depths: tuple[int, ...] = (2, 3, 4)
@@ -38,13 +38,6 @@ class Variant(NamedTuple):
     stem_strides: tuple[int, ...] = (2, 2, 1, 1)  # of four convolutions
     activation: str = "hard_swish"  # everywhere
     scale_init: float = 0.0  # of the last norms of the residual branches
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class LinearNorm(nnx.Module):

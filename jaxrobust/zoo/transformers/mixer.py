@@ -3,15 +3,13 @@
 Source: Tolstikhin et al. 2021 (arXiv 2105.01601), as in omihub777/MLP-Mixer-CIFAR (14213f9).
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import Names, Row
 from jaxrobust.models.interface.renaming import keys, linear_oi, pointwise1_oi, row, table
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
@@ -20,8 +18,8 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, Mlp, check, grid_of
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(Row):
+    """A row of the table: `models.create` can override every field."""
 
     patch: int = 4  # side in pixels
     dim: int = 128
@@ -30,11 +28,7 @@ class Variant(NamedTuple):
     hidden: int = 64  # of the MLPs over channels
     class_token: bool = True  # the head's input; else the mean of all patches
     activation: str = "gelu"
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Block(nnx.Module):

@@ -7,7 +7,7 @@ px that code's last map would be 7x7, which 2x2 patches do not tile; in our row 
 last bottleneck keeps the size instead.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,7 +15,7 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.basic import ACTIVATIONS, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
@@ -26,8 +26,8 @@ from jaxrobust.zoo.shared.transformer import EPS, TokenAttention
 _PATCH = 2  # side of patches; transformers attend across patches, separately for each pixel in them
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table; `drop_path` and `remat` are of transformer layers."""
 
     channels: tuple[int, ...] = (16, 32, 64, 64, 64, 96, 128, 160)  # of the stem and bottlenecks
     strides: tuple[int, ...] = (1, 1, 1, 1, 1, 2, 2, 2)  # of the stem and bottlenecks
@@ -38,13 +38,6 @@ class Variant(NamedTuple):
     head_width: int = 8
     expansion: int = 4  # of the bottlenecks, and of the channels before the classifier
     activation: str = "silu"  # everywhere
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last transformer layer; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each transformer layer in the backward pass
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Bottleneck(nnx.Module):

@@ -5,14 +5,14 @@ convolution that fits the study's parameter count. Windows of 1, 2 and 3 fit, an
 depend on strides; 3 with stride 2 is our choice.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import Names, Row
 from jaxrobust.models.interface.renaming import keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import Linear, Normalize
@@ -23,8 +23,8 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import Mlp, check
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(Row):
+    """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...] = (2, 2, 6, 2)
     dims: tuple[int, ...] = (64, 128, 320, 512)
@@ -32,10 +32,6 @@ class Variant(NamedTuple):
     stride: int = 2  # of the first convolution; padding is half the windows' overlap
     gamma_init: float = 1e-5  # of the channel scales of each branch
     activation: str = "gelu"
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Block(nnx.Module):

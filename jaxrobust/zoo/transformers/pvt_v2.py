@@ -9,7 +9,7 @@ Source: Wang et al. 2022 (arXiv 2106.13797), as in timm 1.0.9 (Apache-2.0): `pvt
 7x7 convolution.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import Names, Row
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.modules.basic import (
@@ -37,8 +37,8 @@ from jaxrobust.zoo.shared.transformer import EPS, PreNorm, check
 MEANS = 7  # per side of the map, from which keys and values are made
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(Row):
+    """A row of the table: `models.create` can override every field."""
 
     dims: tuple[int, ...] = (64, 128, 320, 512)
     depths: tuple[int, ...] = (2, 2, 2, 2)
@@ -46,10 +46,6 @@ class Variant(NamedTuple):
     ratios: tuple[int, ...] = (8, 8, 4, 4)  # of the feed-forward parts' hidden units
     patch: int = 4  # stride of the first convolution, 7x7
     activation: str = "gelu"  # or relu, silu, softplus, instead of every GELU
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Embed(nnx.Module):

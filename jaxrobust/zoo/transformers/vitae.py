@@ -8,7 +8,7 @@ the network with 1000 classes.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.families.vit import Attention
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Names
+from jaxrobust.models.interface.family import BatchNormRow, Names
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import widened
@@ -36,8 +36,8 @@ from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common
 
 
-class Variant(NamedTuple):
-    """One row of the table: every field can be overridden in `models.create`."""
+class Variant(BatchNormRow):
+    """A row of the table; `drop_path` and `remat` are of cells."""
 
     # For the cells that shrink the map:
     widths: tuple[int, ...] = (64, 64, 192)  # of their convolutions
@@ -51,14 +51,7 @@ class Variant(NamedTuple):
     groups: int = 96  # of the convolutions parallel to attention
     activation: str = "gelu"  # in addition to the SiLU of the convolutions parallel to attention
     dropout: float = 0.1  # in the cells that shrink the map
-    bn_group: int = (
-        0  # batch statistics in training: over the whole batch, or over this many images
-    )
-    drop_path: float = 0.0  # of the last cell; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each cell in the backward pass instead of storing it
     scan: bool = False  # compile one cell for all of the later ones
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 class Pyramid(nnx.Module):

@@ -4,8 +4,6 @@ Strided convolutions are padded as in TensorFlow. Sources: Rebuffi et al. 2021 (
 and RobustBench 1.1.1's code (architectures/dm_wide_resnet.py).
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from flax import nnx
 
@@ -13,25 +11,20 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.families.residual import SameConv
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages
-from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
+from jaxrobust.models.interface.family import BatchNormRow, Family, Member, Names, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(NamedTuple):
+class Variant(BatchNormRow):
     """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]  # blocks of each stage
     width: int = 64  # channels of the stem and the first stage; each stage doubles them
     activation: str = "silu"
-    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of a stage except its first
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 VARIANTS = {"dm_preactresnet18": Variant((2, 2, 2, 2))}

@@ -5,7 +5,7 @@ Gowal et al. 2020 (arXiv 2010.03593), Peng et al. 2023 (arXiv 2308.16258), and R
 code (architectures/dm_wide_resnet.py, robustarch_wide_resnet.py).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,14 +15,14 @@ from jaxrobust.models.families.residual import SameConv
 from jaxrobust.models.families.robust_resnets.robust_blocks import Squeeze
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages
-from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
+from jaxrobust.models.interface.family import BatchNormRow, Family, Member, Names, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, pointwise_oi, row, table
 from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(NamedTuple):
+class Variant(BatchNormRow):
     """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]  # blocks of each stage
@@ -31,13 +31,8 @@ class Variant(NamedTuple):
     activation: str = "silu"
     # Hidden units of squeeze-and-excitation per channel; 0: no squeeze-and-excitation.
     se_ratio: float = 0.0
-    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
     bn_momentum: float = 0.1  # of the running statistics, torch's
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of a stage except its first
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 def _wide(depth: int, width: int) -> Variant:

@@ -4,8 +4,6 @@ The first 1x1 convolution of a block has no norm, and every stage halves the map
 al. 2023 (arXiv 2308.16258), and RobustBench 1.1.1's code (architectures/robustarch_wide_resnet.py).
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from flax import nnx
 
@@ -13,7 +11,7 @@ from jaxrobust.models.families import residual
 from jaxrobust.models.families.robust_resnets.robust_blocks import Squeeze
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages
-from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant
+from jaxrobust.models.interface.family import BatchNormRow, Family, Member, Names, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
@@ -23,7 +21,7 @@ from jaxrobust.types import Array, ModuleMaker
 REDUCTION = 4  # ratio of a block's channels to its inner channels and to its squeeze's hidden units
 
 
-class Variant(NamedTuple):
+class Variant(BatchNormRow):
     """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]  # blocks of each stage
@@ -31,12 +29,7 @@ class Variant(NamedTuple):
     groups: int = 2  # of the 3x3 convolutions
     stem: int = 96  # channels
     activation: str = "silu"  # of the blocks; the stem uses ReLU
-    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of a stage except its first
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 VARIANTS = {"ra_wrn_101_2": Variant((7, 11, 18, 1), (512, 1024, 2016, 4032))}

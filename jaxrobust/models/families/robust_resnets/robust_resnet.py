@@ -7,7 +7,7 @@ Source: Huang et al. 2022, "Revisiting Residual Networks for Adversarial Robustn
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,7 +17,14 @@ from jaxrobust.models.families.robust_resnets import robust_blocks
 from jaxrobust.models.families.robust_resnets.robust_blocks import BLOCKS, SE, Block, conv, norm_of
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
+from jaxrobust.models.interface.family import (
+    BatchNormRow,
+    Family,
+    Member,
+    Names,
+    PaperFigures,
+    TorchVariant,
+)
 from jaxrobust.models.interface.renaming import (
     BATCH_NORM_COUNT,
     Naming,
@@ -34,7 +41,7 @@ from jaxrobust.types import Array, ModuleMaker
 STEM = 16  # channels
 
 
-class Variant(NamedTuple):
+class Variant(BatchNormRow):
     """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]  # blocks of each stage
@@ -58,13 +65,8 @@ class Variant(NamedTuple):
     # input itself, as in the authors' code. With an identity shortcut, nothing then uses that norm,
     # but it is kept.
     first_conv: str = "activated"
-    bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch
     bn_momentum: float = 0.1  # of the running statistics, torch's
-    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
-    in_channels: int = 3
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of a stage except its first
-    dtype: str = "float32"  # compute type; parameters stay float32
 
 
 _A = {1: ((14, 14, 7), (5, 7, 3)), 2: ((17, 17, 8), (7, 9, 4)), 3: ((22, 22, 11), (8, 11, 5))}

@@ -26,14 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn, Literal
-from jax.extend.core.primitives import (
-    conv_general_dilated_p,
-    erfc_p,
-    jit_p,
-    mul_p,
-    neg_p,
-    remat_p,
-)
+from jax.extend.core.primitives import conv_general_dilated_p, erfc_p, jit_p, mul_p, neg_p, remat_p
 
 from jaxrobust.models.kernels import winograd
 from jaxrobust.models.kernels.convolutions import depthwise_conv, few_channels, in_tiles
