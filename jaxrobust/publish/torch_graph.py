@@ -571,7 +571,8 @@ class Graph:
             y = y if y_axes[0] == n else self.permute(y, (*first, n + 1, n))
             is_attention = x.code == "{}.softmax(-1)" and x.inputs[0].code == "{} @ {}" and n == 2
             if is_attention and x.inputs[0].inputs[0].shape[:n] == p["shape"][:n]:
-                return self.attention(*x.inputs[0].inputs, y, p["shape"])
+                q, k = x.inputs[0].inputs
+                return self.attention(q, k, y, p["shape"])
             return self.of(p, "{} @ {}", x, y)
         letters = iter("abcdefghijklmnopqrstuvwxyz")
         names: list[list[str]] = [[""] * ranks[0], [""] * ranks[1]]

@@ -252,7 +252,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     return lambda rngs: Swin(v, num_classes, image_size, rngs)
 
 
-_WINDOW = Variant._field_defaults["window"]
+_WINDOW = Variant.window
 
 
 def sides_of(table: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int] | None:

@@ -25,7 +25,7 @@ class _Fields:
 
     def __init_subclass__(cls, **options: Any) -> None:
         dataclasses.dataclass(frozen=True, **options)(cls)
-        rows = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)  # type: ignore[arg-type]
+        rows = sorted(dataclasses.fields(cls), key=lambda row: bool(row.kw_only))  # type: ignore
         cls._fields = tuple(field.name for field in rows)
 
     def _asdict(self) -> dict[str, Any]:
