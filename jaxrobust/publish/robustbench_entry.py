@@ -77,9 +77,8 @@ def check_id(robustbench_id: str) -> str:
     """Return the id unchanged; `ValueError` if RobustBench would reject it."""
     if not _ID.fullmatch(robustbench_id):
         raise ValueError(
-            f"--id {robustbench_id} is not an id of RobustBench: the first author's name, the "
-            f"year and "
-            "the title's first word, as Singh2023Revisiting, and perhaps _ARCHITECTURE"
+            f"--id {robustbench_id} is not an id of RobustBench: the first author's name, the year "
+            "and the title's first word, as Singh2023Revisiting, and perhaps _ARCHITECTURE"
         )
     return robustbench_id
 

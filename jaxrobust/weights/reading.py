@@ -107,9 +107,8 @@ def _run(source: WeightSource, weights_kind: str | None, cast: bool) -> Artifact
         words = files.WHICH[stored_kind]
         raise ValueError(
             f"{workdir} keeps the best of the {words} weights, which it evaluates; the "
-            f"{files.WHICH[weights_kind]} ones of its latest checkpoint come from "
-            f"`jaxrobust export --workdir {workdir} --which {weights_kind} "
-            "--layout jaxrobust --out FOLDER`"
+            f"{files.WHICH[weights_kind]} ones of its latest checkpoint come from `jaxrobust "
+            f"export --workdir {workdir} --which {weights_kind} --layout jaxrobust --out FOLDER`"
         )
     words, (params, stats) = runs.run_weights(workdir)
     ball = Threat.only(config.attack)

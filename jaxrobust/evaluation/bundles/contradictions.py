@@ -199,9 +199,8 @@ def _rows(about: BundleFacts, rows: Rows, is_corrupted: bool) -> Iterator[str]:
         image = row["image"]
         if not is_corrupted and row["verdict"] not in verdicts:
             yield (
-                f"has the verdict {row['verdict']!r:.40} on image {image}, which is not an "
-                f"attack of "
-                "its record"
+                f"has the verdict {row['verdict']!r:.40} on image {image}, which is not an attack "
+                "of its record"
             )
         if is_corrupted and place and image < rows[place - 1]["image"]:
             yield f"has image {image} in line {place + 1}, and its images are in order"

@@ -79,9 +79,8 @@ class ClaimFindings(NamedTuple):
         if 2 * len(near) <= len(self.reach):
             return None
         return (
-            f"the points do not use the radius of the claim: {len(near):,} of "
-            f"{len(self.reach):,} stay below {_REACH:.0%} of it, and the farthest reaches "
-            f"{max(self.reach):.0%}"
+            f"the points do not use the radius of the claim: {len(near):,} of {len(self.reach):,} "
+            f"stay below {_REACH:.0%} of it, and the farthest reaches {max(self.reach):.0%}"
         )
 
     @property

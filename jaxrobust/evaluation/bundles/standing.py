@@ -51,8 +51,7 @@ class StandingSample(NamedTuple):
             return None
         return (
             f"{self.refuted:,} of {self.attacked:,} images that it says survive fell to attacks "
-            f"that "
-            "its record says they withstand"
+            "that its record says they withstand"
         )
 
     def bounds(self, at_most: int) -> tuple[float, float]:

@@ -184,9 +184,8 @@ def check_answers(
     if silent := int(hit.sum()):
         flags["nan-under-attack"] = (
             f"{silent} of {finite.size} images have NaN or infinite logits under an attack, or it "
-            "made no finite image of them: they count as fooled, though the network gives no other "
-            f"class there; {_BROKEN}, and for undefined gradients, such as that of sqrt "
-            f"at 0"
+            "made no finite image of them: they count as fooled, though the network gives no "
+            f"other class there; {_BROKEN}, and for undefined gradients, such as that of sqrt at 0"
         )
     return flags
 

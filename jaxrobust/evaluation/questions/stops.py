@@ -66,8 +66,7 @@ def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
     if not fixed_steps.is_cascade(flags.attack):
         raise ValueError(
             f"{stop} needs attacks that continue image by image, such as --attack=autoattack; "
-            f"leave "
-            f"{flags.attack} out"
+            f"leave {flags.attack} out"
         )
     if flags.version == "rand":
         raise ValueError(f"{stop} needs a deterministic network, not --version=rand")

@@ -11,7 +11,14 @@ from flax import nnx
 from jaxrobust.models.families import stems, vit
 from jaxrobust.models.families.vit import PatchEmbed, grid_of, token_rows
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, Row, TorchVariant
+from jaxrobust.models.interface.family import (
+    Family,
+    Member,
+    Names,
+    PaperFigures,
+    TorchVariant,
+    VariantRow,
+)
 from jaxrobust.models.interface.renaming import keys, row
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
@@ -21,7 +28,7 @@ from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, tor
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table; `drop_path` is the rate of each block, not of class-token layers."""
 
     dim: int

@@ -12,7 +12,14 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, Row, TorchVariant
+from jaxrobust.models.interface.family import (
+    Family,
+    Member,
+    Names,
+    PaperFigures,
+    TorchVariant,
+    VariantRow,
+)
 from jaxrobust.models.interface.renaming import Naming, keys, row, table
 from jaxrobust.models.kernels.convnext_layers import (
     BlockParameters,
@@ -25,7 +32,7 @@ from jaxrobust.models.modules.draws import Draws, Drop, branches
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...]

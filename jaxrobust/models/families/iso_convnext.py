@@ -13,14 +13,21 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.families.convnext import Block
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, Row, TorchVariant
+from jaxrobust.models.interface.family import (
+    Family,
+    Member,
+    Names,
+    PaperFigures,
+    TorchVariant,
+    VariantRow,
+)
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     dim: int

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, Row, TorchVariant
+from jaxrobust.models.interface.family import Family, Member, Names, TorchVariant, VariantRow
 from jaxrobust.models.interface.renaming import Naming, Renaming, drop, keys, linear_oi, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
@@ -24,7 +24,7 @@ from jaxrobust.types import Array, ModuleMaker
 Map = TypeVar("Map", Array, np.ndarray)
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     dim: int  # of the first stage; each stage doubles it

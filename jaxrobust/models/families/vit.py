@@ -13,7 +13,14 @@ from flax import nnx
 from jaxrobust.models.families import stems
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, Row, TorchVariant
+from jaxrobust.models.interface.family import (
+    Family,
+    Member,
+    Names,
+    PaperFigures,
+    TorchVariant,
+    VariantRow,
+)
 from jaxrobust.models.interface.renaming import Naming, Renaming, keys, row, table
 from jaxrobust.models.kernels import attention, layers
 from jaxrobust.models.kernels.primitives import add_bias, spread
@@ -23,7 +30,7 @@ from jaxrobust.models.modules.positions import resized
 from jaxrobust.types import Array, ModuleMaker
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     dim: int

@@ -35,7 +35,7 @@ class _Fields:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
-class Row(_Fields, kw_only=True):
+class VariantRow(_Fields, kw_only=True):
     """A row of an architecture's table: `models.create` can override every field."""
 
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
@@ -44,7 +44,7 @@ class Row(_Fields, kw_only=True):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-class BatchNormRow(Row, kw_only=True):
+class BatchNormRow(VariantRow, kw_only=True):
     """A row of a network with batch norms."""
 
     bn_group: int = 0  # images per group of batch statistics in training; 0: the whole batch

@@ -130,9 +130,8 @@ def check_memory(exported: Any, moved: Collection[str]) -> None:
             if max(start for start, _ in ends) < min(start + size for start, size in ends):
                 raise Refused(
                     f"its tensor `{name}` shares the memory of `{other}`, which training changes, "
-                    f"and an exported program would keep its current values; use `{other}` "
-                    f"itself, or a copy "
-                    "(clone()) if you mean the initial values"
+                    f"and an exported program would keep its current values; use `{other}` itself, "
+                    "or a copy (clone()) if you mean the initial values"
                 )
 
 

@@ -136,8 +136,7 @@ def _accuracies(one: ReportedEvaluation, key: str) -> Markup:
     if fast := record.fast:
         note += (
             f" Of {fast['survivors']:,} images that survived, {fast['sampled']:,} at random met "
-            f"all "
-            f"attacks; {sentences.at_least(fast)}."
+            f"all attacks; {sentences.at_least(fast)}."
         )
     return figures.rows(key, head, bars, ACCURACY, names=("right", ""), note=note)
 

@@ -32,14 +32,13 @@ _LEAD = (
     "The attack, its cost and its flags are as stated by the bundle."
 )
 _RANKS = (
-    "Sorted by the lower bound on robust accuracy. A network shares the rank of the first of "
-    "its group if McNemar's exact "
-    f"test, on their common images, cannot tell the two apart (p at least {ALPHA}, corrected "
-    "by Holm's method for all pairs of a table; standing images that may fall are not counted as "
-    "kept by the first alone). Intervals are exact (Clopper-Pearson), for robust "
-    "accuracy. Under common corruptions, networks are sorted by the mean over all corruptions and "
-    "compared by the paired t test over images; intervals use the standard error over "
-    "images. A pass is one image through the network, forward or backward."
+    "Sorted by the lower bound on robust accuracy. A network shares the rank of the first of its "
+    "group if McNemar's exact test, on their common images, cannot tell the two apart (p at least "
+    f"{ALPHA}, corrected by Holm's method for all pairs of a table; standing images that may fall "
+    "are not counted as kept by the first alone). Intervals are exact (Clopper-Pearson), for "
+    "robust accuracy. Under common corruptions, networks are sorted by the mean over all "
+    "corruptions and compared by the paired t test over images; intervals use the standard error "
+    "over images. A pass is one image through the network, forward or backward."
 )
 
 

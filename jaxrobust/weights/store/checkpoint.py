@@ -85,8 +85,7 @@ class Checkpoints:
         if saved and saved[-1] != last:  # not ours, but Orbax would take it
             raise ValueError(
                 f"{self.directory / str(saved[-1])} is not a complete checkpoint: move it away, "
-                f"and the "
-                f"same command continues at {f'step {last}' if last else 'the start'}"
+                f"and the same command continues at {f'step {last}' if last else 'the start'}"
             )
         if not (read_only or keep_all) and jax.process_index() == 0:
             for step in saved[:-1]:  # a kill interrupted its removal

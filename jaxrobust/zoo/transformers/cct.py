@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxrobust.models.interface.architecture_checks import check_fits
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Names, Row
+from jaxrobust.models.interface.family import Names, VariantRow
 from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.kernels.primitives import add_bias, widened
@@ -26,7 +26,7 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, Mlp, Place, check
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     dim: int = 256

@@ -132,8 +132,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
         near = max(1, round(side / v.patch)) * 4 * v.patch
         raise ValueError(
             f"image_size={image_size}: the stem's map of {side}x{side} does not divide into "
-            f"patches of "
-            f"{v.patch}x{v.patch}; use image_size={near}, or another patch"
+            f"patches of {v.patch}x{v.patch}; use image_size={near}, or another patch"
         )
     return lambda rngs: CeiT(v, num_classes, side // v.patch, rngs)
 

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxrobust.models.families.swin import merged, partition, relative_index, shift_mask
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names, Row
+from jaxrobust.models.interface.family import Names, VariantRow
 from jaxrobust.models.interface.renaming import drop, keys, row, table
 from jaxrobust.models.kernels import attention
 from jaxrobust.models.kernels.primitives import widened
@@ -32,7 +32,7 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, Mlp, PreNorm, check
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     dim: int = 96  # of the first stage; doubled at each later one

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Names, Row
+from jaxrobust.models.interface.family import Names, VariantRow
 from jaxrobust.models.interface.renaming import keys, row, table
 from jaxrobust.models.kernels import layers
 from jaxrobust.models.kernels.primitives import add_bias
@@ -21,7 +21,7 @@ from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common, transformer
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     patch: int = 4  # side in pixels; the study has 8, 4 and 2

@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxrobust.models.families.vit import PatchEmbed, with_token
 from jaxrobust.models.interface.classifier import of_one_stage, run_blocks
-from jaxrobust.models.interface.family import Names, Row
+from jaxrobust.models.interface.family import Names, VariantRow
 from jaxrobust.models.interface.renaming import keys, linear_oi, pointwise1_oi, row, table
 from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
@@ -18,7 +18,7 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import EPS, Mlp, check, grid_of
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     patch: int = 4  # side in pixels

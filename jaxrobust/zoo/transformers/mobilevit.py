@@ -161,8 +161,7 @@ def _check_maps(v: Variant, image_size: int) -> None:
             raise ValueError(
                 f"image_size={image_size}: transformer {i - plain + 1} of {len(v.dims)} has a map "
                 f"of {side}x{side}, which does not divide into patches of {_PATCH}x{_PATCH}; use "
-                f"an "
-                f"image_size that is a multiple of {step}, or smaller strides"
+                f"an image_size that is a multiple of {step}, or smaller strides"
             )
 
 

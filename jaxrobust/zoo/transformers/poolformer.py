@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names, Row
+from jaxrobust.models.interface.family import Names, VariantRow
 from jaxrobust.models.interface.renaming import keys, pointwise_oi, row, table
 from jaxrobust.models.kernels import layers, pooling
 from jaxrobust.models.modules.basic import Linear, Normalize
@@ -23,7 +23,7 @@ from jaxrobust.zoo.shared import common
 from jaxrobust.zoo.shared.transformer import Mlp, check
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     depths: tuple[int, ...] = (2, 2, 6, 2)

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.interface.family import Names, Row
+from jaxrobust.models.interface.family import Names, VariantRow
 from jaxrobust.models.interface.renaming import keys, table
 from jaxrobust.models.kernels import attention, layers, pooling
 from jaxrobust.models.modules.basic import (
@@ -37,7 +37,7 @@ from jaxrobust.zoo.shared.transformer import EPS, PreNorm, check
 MEANS = 7  # per side of the map, from which keys and values are made
 
 
-class Variant(Row):
+class Variant(VariantRow):
     """A row of the table: `models.create` can override every field."""
 
     dims: tuple[int, ...] = (64, 128, 320, 512)
