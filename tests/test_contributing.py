@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl.testing import parameterized
+from absl.testing import absltest
 
 from tests.support.paths import ROOT
 
@@ -34,19 +34,29 @@ def changed(text: str, diff: str) -> str:
     return text
 
 
-@pytest.mark.slow  # a copy of the package and a process for each
-class RecipesTest(parameterized.TestCase):
-    def test_there_are_recipes(self):
-        self.assertLen(recipes(), 4)
-
-    @parameterized.parameters(*recipes())
-    def test_does_what_it_says(self, name):
+@pytest.mark.slow  # a copy of the package and a process
+class RecipesTest(absltest.TestCase):
+    def test_all_do_what_they_say(self):
         folder = Path(self.create_tempdir())
         for package in ("jaxrobust", "configs"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+        programs = [text for blocks in recipes().values() for text in self.followed(folder, blocks)]
+        self.assertLen(recipes(), 4)
+        (folder / "empty").mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", "\n".join(programs)],
+            cwd=folder / "empty",
+            env=os.environ | {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def followed(self, folder: Path, blocks: list[tuple[str, str]]) -> list[str]:
+        """Follow a recipe, and return its programs."""
         programs = []
-        for kind, text in recipes()[name]:
+        for kind, text in blocks:
             head, _, rest = text.partition("\n")
             path = folder / head.removeprefix("# ")
             if kind == "diff":
@@ -57,14 +67,4 @@ class RecipesTest(parameterized.TestCase):
             else:
                 programs.append(text)
         self.assertNotEmpty(programs)
-        (folder / "empty").mkdir()
-        environment = os.environ | {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}
-        for program in programs:
-            done = subprocess.run(
-                [sys.executable, "-c", program],
-                cwd=folder / "empty",
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
-            self.assertEqual(done.returncode, 0, done.stderr)
+        return programs

@@ -3,7 +3,6 @@
 import ast
 import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl.testing import parameterized
@@ -43,7 +42,8 @@ def files() -> list[Path]:
     return [path for folder in folders for path in folder.rglob("*.py")]
 
 
-def texts(path: Path) -> Iterator[tuple[int, str, bool]]:
+@functools.cache
+def texts(path: Path) -> list[tuple[int, str, bool]]:
     """(line, text, is a docstring) of each string that somebody may read."""
     tree = ast.parse(path.read_text())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -52,9 +52,11 @@ def texts(path: Path) -> Iterator[tuple[int, str, bool]]:
         for node in ast.walk(tree)
         if isinstance(node, documented) and ast.get_docstring(node)
     }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.lineno, _CODE.sub("", node.value), node in docstrings
+    return [
+        (node.lineno, _CODE.sub("", node.value), node in docstrings)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
 
 
 def pages() -> list[Path]:

@@ -141,6 +141,7 @@ def anchors(page: Path) -> set[str]:
 class ProgramsTest(parameterized.TestCase):
     @parameterized.parameters(*(page for page in RUN if programs(page)))
     @pytest.mark.slow
+    @pytest.mark.computes
     def test_run(self, page):
         for text in programs(page):
             with (

@@ -104,7 +104,7 @@ class ProgramTest(parameterized.TestCase):
                 continue
             with jax.enable_x64(True):
                 apply = network.create(dtype="float64").apply
-                expected, _ = apply(network.params, network.stats, images)
+                expected, _ = jax.jit(apply)(network.params, network.stats, images)
             np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-9)
             accepted += 1
         return accepted
@@ -115,7 +115,8 @@ class ProgramTest(parameterized.TestCase):
         network = users(maker)
         net, names = self.module(network)
         images = np.random.default_rng(0).random((5, *size, 3), np.float32)
-        expected, _ = network.create(dtype="float32").apply(network.params, network.stats, images)
+        apply = jax.jit(network.create(dtype="float32").apply)
+        expected, _ = apply(network.params, network.stats, images)
         x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         np.testing.assert_allclose(net(x).detach(), expected, rtol=1e-5, atol=1e-6)
         zoo = names["network"]()

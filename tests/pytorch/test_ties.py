@@ -45,7 +45,7 @@ class KinksTest(parameterized.TestCase):
         self.check(name)
 
     @sweeps.rows(*OTHERS)
-    @pytest.mark.landing
+    @pytest.mark.slow
     def test_is_pytorchs(self, name):
         self.check(name)
 

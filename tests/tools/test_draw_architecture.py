@@ -3,13 +3,20 @@
 import functools
 import re
 import xml.etree.ElementTree as ElementTree
+from unittest import mock
 
 from absl.testing import parameterized
 
 from tests.support.paths import ROOT
 from tools.generate import draw_architecture
 
-drawn_pictures = functools.cache(draw_architecture.pictures)
+rooms = functools.cache(draw_architecture.rooms)
+
+
+@functools.cache
+def drawn_pictures() -> dict[str, str]:
+    with mock.patch.object(draw_architecture, "rooms", rooms):  # reads all files
+        return draw_architecture.pictures()
 
 
 class PicturesTest(parameterized.TestCase):
@@ -27,7 +34,7 @@ class PicturesTest(parameterized.TestCase):
         self.assertEqual(below, {"a": {"b"}, "b": {"c"}, "c": set()})
 
     def test_rooms_stand_above_what_they_import(self):
-        _, below = draw_architecture.rooms()
+        _, below = rooms()
         rows = draw_architecture.levels(below, from_top=False)
         at = {name: number for number, row in enumerate(rows) for name in row}
         for name, others in below.items():

@@ -4,13 +4,16 @@ Before hashes stood next to arrays, a checkpoint with 400 of 263,392 bytes chang
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
 import shutil
 import tempfile
+import unittest
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -24,6 +27,7 @@ from jaxrobust.evaluation.questions import target
 from jaxrobust.papers.networks import network_sample
 from jaxrobust.publish import export_torch
 from jaxrobust.training import build
+from jaxrobust.training.update.step import TrainState
 from jaxrobust.types import Weights
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.store import checkpoint, hashes
@@ -66,42 +70,44 @@ def metadata(step: Path) -> Path:
     return step / "meta" / "metadata"
 
 
-class RunOfCheckpoints(parameterized.TestCase):
+class Original(NamedTuple):
     """The workdir of a run that did not train: a config, and checkpoints of each kind."""
 
+    workdir: Path
+    weights: Weights
+    state: TrainState
+
+
+@functools.cache
+def original() -> Original:
+    """Write the run that the tests of all classes copy."""
+    folder = tempfile.TemporaryDirectory()
+    unittest.addModuleCleanup(folder.cleanup)
+    workdir, config = Path(folder.name) / "run", tiny()
+    workdir.mkdir()
+    plain = {"version": VERSION} | json.loads(config.to_json())
+    (workdir / "config.json").write_text(json.dumps(plain))
+    weights = Weights(*jax.jit(network_of(config).init)(jax.random.key(0)))
+    with jax.numpy_dtype_promotion("standard"):
+        state = build.phase(config, "train", 256).state_of(jax.random.key(0), *weights)
+    for phase in ("pretrain", "train"):
+        for kind, saved in (("best", weights), ("epochs", weights), ("latest", state)):
+            with contextlib.closing(Checkpoints(workdir / phase / kind)) as files:
+                files.save(4, saved, {"examples_consumed": 256, "robust": 0.5})
+                files.wait()
+        kept.keep(workdir, phase, 4, kept.Kept(*weights, *weights), steps_per_epoch=4)
+    chosen = {"phase": "train", "step": 4, "epoch": 1.0, "weights": "ema", "image_size": 8}
+    chosen["weights_sha256"] = hashes.weights_sha256(*weights)
+    choice = {"schema": kept.SCHEMA, "chosen": chosen, "candidates": []}
+    (workdir / kept.SELECTION).write_text(json.dumps(choice))
+    return Original(workdir, weights, state)
+
+
+class RunOfCheckpoints(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.workdir = Path(self.create_tempdir()) / "run"
-        shutil.copytree(self.original, self.workdir)
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        directory = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(directory.cleanup)
-        cls.original = Path(directory.name) / "run"
-        cls.original.mkdir()
-        cls.config = tiny()
-        own = {"version": VERSION} | json.loads(cls.config.to_json())
-        (cls.original / "config.json").write_text(json.dumps(own))
-        params, stats = jax.jit(network_of(cls.config).init)(jax.random.key(0))
-        cls.weights = Weights(params, stats)
-        both = kept.Kept(*cls.weights, *cls.weights)
-        cls.state = None
-        for phase in ("pretrain", "train"):
-            with jax.numpy_dtype_promotion("standard"):
-                built = build.phase(cls.config, phase, 256)
-                cls.state = built.state_of(jax.random.key(0), params, stats)
-            arrays = {"best": cls.weights, "epochs": cls.weights, "latest": cls.state}
-            for kind, saved in arrays.items():
-                with contextlib.closing(Checkpoints(cls.original / phase / kind)) as files:
-                    files.save(4, saved, {"examples_consumed": 256, "robust": 0.5})
-                    files.wait()
-            kept.keep(cls.original, phase, 4, both, steps_per_epoch=4)
-        chosen = {"phase": "train", "step": 4, "epoch": 1.0, "weights": "ema", "image_size": 8}
-        chosen["weights_sha256"] = hashes.weights_sha256(*cls.weights)
-        choice = {"schema": kept.SCHEMA, "chosen": chosen, "candidates": []}
-        (cls.original / kept.SELECTION).write_text(json.dumps(choice))
+        shutil.copytree(original().workdir, self.workdir)
 
 
 def _resumed(workdir: Path, abstract) -> None:
@@ -139,14 +145,14 @@ READERS = {
 class ReadersTest(RunOfCheckpoints):
     @parameterized.parameters(*sorted([*READERS, "resume"]))
     def test_damaged_arrays_are_a_sentence(self, reader):
-        abstract = jax.eval_shape(lambda: self.state)
+        abstract = jax.eval_shape(lambda: original().state)
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         resume = partial(_resumed, abstract=checkpoint.abstract_state(abstract, place))
         kind, read = READERS.get(reader, ("latest", resume))
         for damage in DAMAGES:
             with self.subTest(damage.__name__):
                 shutil.rmtree(self.workdir)
-                shutil.copytree(self.original, self.workdir)
+                shutil.copytree(original().workdir, self.workdir)
                 read(self.workdir)
                 for path in data_files(self.workdir / "train" / kind / "4"):
                     damage(path)
@@ -171,7 +177,7 @@ class EveryFileTest(RunOfCheckpoints):
                 self.assertRegex(str(error), "train/best/4 is damaged .*another phase .pretrain.")
                 self.assertNotIn("\n", str(error))
             else:
-                for mine, saved in zip(read, self.weights, strict=True):
+                for mine, saved in zip(read, original().weights, strict=True):
                     jax.tree.map(np.testing.assert_array_equal, mine, saved)
             (step / name).write_bytes(content)
         self.assertGreater(refused, 2)
@@ -188,15 +194,15 @@ class EveryFileTest(RunOfCheckpoints):
     def test_arrays_of_equal_shapes_that_changed_places(self):
         best = self.workdir / "train" / "best"
         shutil.rmtree(best)
-        names = sorted(self.weights.params)
-        shapes = {name: self.weights.params[name].shape for name in names}
+        params, stats = original().weights
+        names = sorted(params)
+        shapes = {name: params[name].shape for name in names}
         one, other = next((a, b) for a in names for b in names if a < b and shapes[a] == shapes[b])
-        params = self.weights.params
         swapped = params | {one: params[other] + 1, other: params[one]}
         with contextlib.closing(Checkpoints(best)) as files:
-            files.save(4, Weights(swapped, self.weights.stats), {})
+            files.save(4, Weights(swapped, stats), {})
             files.wait()
-        own = metadata(self.original / "train" / "best" / "4")
+        own = metadata(original().workdir / "train" / "best" / "4")
         shutil.copy(own, metadata(best / "4"))
         with self.assertRaisesRegex(ValueError, "4 is damaged .*has another sha256"):
             runs.run_weights(self.workdir)
@@ -256,7 +262,7 @@ class OldTest(RunOfCheckpoints):
 
     def test_they_are_read_and_what_is_unknown_is_said(self):
         _, read = runs.run_weights(self.workdir)
-        self.assertEqual(hashes.weights_sha256(*read), hashes.weights_sha256(*self.weights))
+        self.assertEqual(hashes.weights_sha256(*read), hashes.weights_sha256(*original().weights))
         self.assertIn("whether they are damaged is unknown", self.said.getvalue())
 
     def test_the_record_of_its_test_is_compared(self):
@@ -285,7 +291,7 @@ class FilesTest(RunOfCheckpoints):
         source = file if layout == "module" else out
         read = partial(jaxrobust.load, source, tell=lambda line: None)
         model = {"model": "convnext_n", "image_size": 8} if layout == "module" else {}
-        options = dict(self.config.model.options) if layout == "module" else {}
+        options = dict(tiny().model.options) if layout == "module" else {}
         read(**model, **options)
         if damage != "swap":
             damage(file)

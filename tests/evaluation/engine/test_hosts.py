@@ -5,13 +5,17 @@ import re
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation.bundles import claims
+from jaxrobust.evaluation.engine.ledger import Ledger
 from tests.support import evaluations, paths, result_lines
+from tests.support.outcomes import ended
 from tests.support.processes import start, wait
 
 ROOT = paths.ROOT
@@ -115,6 +119,17 @@ tell("after", n=2)
 
 @pytest.mark.slow
 class AutoAttackTest(absltest.TestCase):
+    def alone(self, ledger):
+        """The result of one process, this one, on its 8 devices."""
+        words = ["child", str(self.folder / "one"), str(ledger / "ledger.jsonl"), "0"]
+        with (
+            mock.patch.object(sys, "argv", words),
+            mock.patch.object(Ledger, "add", Ledger.add),
+            jax.numpy_dtype_promotion("standard"),
+        ):
+            exec(CHILD, {})
+        return dict(np.load(self.folder / "one-0.npz"))
+
     def evaluate(self, name, processes, devices, *, ledger, dies=0):
         """Starts and waits; exit codes, what was said, and the results of those that finished."""
         out = self.folder / name
@@ -126,25 +141,25 @@ class AutoAttackTest(absltest.TestCase):
         files = sorted(self.folder.glob(f"{name}-*.npz"))
         return codes, said, [dict(np.load(file)) for file in files]
 
+    @pytest.mark.computes  # with the same optimisations as the other processes
     def test_any_number_of_processes_and_a_kill(self):
         self.folder = Path(self.create_tempdir())
         ledgers = [self.folder / name for name in ("one", "parts")]
-        codes, said, (one,) = self.evaluate("one", 1, 4, ledger=ledgers[0])
-        self.assertEqual(codes, [0], said)
+        one = self.alone(ledgers[0])
         self.assertEqual(set(one["fooled_by"]), {"", "clean", "apgd-ce", "apgd-t"})
         codes, said, none = self.evaluate("killed", 2, 2, ledger=ledgers[1], dies=5)
         self.assertEmpty(none)
         self.assertEqual(codes, [-9, -6], said)
         self.assertIn("another task died", said[1])  # JAX ends it
         before = verdicts(ledgers[1])
-        codes, said, four = self.evaluate("four", 4, 2, ledger=ledgers[1])
-        self.assertEqual(codes, [0] * 4, said)
+        codes, said, three = self.evaluate("three", 3, 2, ledger=ledgers[1])
+        self.assertEqual(codes, [0] * 3, said)
 
-        for result in four:
+        for result in three:
             for key in ("clean", "robust", "fooled_by", "reached", "images_adv", "after", "flags"):
                 np.testing.assert_array_equal(result[key], one[key], key)
-        self.assertEqual([int(r["devices"]) for r in (one, *four)], [4, 2, 2, 2, 2])
-        shares = [int(result["added"]) for result in four]
+        self.assertEqual([int(r["devices"]) for r in (one, *three)], [8, 2, 2, 2])
+        shares = [int(result["added"]) for result in three]
         self.assertEqual(sum(shares) + len(before), one["added"])  # nothing twice
         self.assertLessEqual(max(shares) - min(shares), 3)  # one for each attack
         self.assertEqual(verdicts(ledgers[1]), verdicts(ledgers[0]))
@@ -214,25 +229,29 @@ class CommandTest(parameterized.TestCase):
             self.assertBetween(record["robust"], 0.01, 0.99)  # else nothing is compared
         return list(whole.values())
 
-    @pytest.mark.landing
-    def test_two_hosts_write_the_record_of_one(self):
+    @parameterized.parameters("apgd-ce", "pgd-2")
+    @pytest.mark.slow
+    @pytest.mark.computes  # with the same optimisations as the hosts
+    def test_two_hosts_write_the_record_of_one(self, attack):
         folder, command = self.begun("--epsilon=0.01")
-        for attack in (["--attack=pgd-2", "--n=80"], ["--attack=apgd-ce", "--n=12"]):
-            own = {name: [*attack, f"--out={folder / name}"] for name in ("one", "hosts")}
-            if "--attack=apgd-ce" in attack:
-                for name, words in own.items():
-                    words.append(f"--bundle={folder / name}-bundle")
-            alone = start(1, 2, [*command, *own["one"]])
-            pod = start(2, 1, [*command, *own["hosts"], "--multihost"])
-            self.assertEqual(wait(alone)[0], [0])
-            answers = [host.communicate(timeout=200) for host in pod]
-            self.assertEqual([host.returncode for host in pod], [0, 0], answers)
-            said = [re.sub(r"\[Gloo\].*\n", "", printed) for printed, _ in answers]
-            self.assertIn("record ", said[0])
-            self.assertEqual((said[1], answers[1][1]), ("", ""))  # the first one speaks for all
-        self.assertLen(self.check_same(folder, "one", "hosts"), 2)
-        bundles = [claims.read(folder / f"{name}-bundle") for name in ("one", "hosts")]
-        self.assertEqual(*(bundle.rows for bundle in bundles))
+        n = {"apgd-ce": 12, "pgd-2": 80}[attack]
+        command += [f"--attack={attack}", f"--n={n}", f"--out={folder / 'hosts'}", "--multihost"]
+        given = {"workdir": str(folder / "run"), "epsilon": "0.01", "attack": attack, "n": n}
+        given["out"] = str(folder / "one")
+        if attack == "apgd-ce":
+            command.append(f"--bundle={folder / 'hosts-bundle'}")
+            given["bundle"] = str(folder / "one-bundle")
+        pod = start(2, 1, command)
+        ended(evaluations.call(**given))
+        answers = [host.communicate(timeout=200) for host in pod]
+        self.assertEqual([host.returncode for host in pod], [0, 0], answers)
+        said = [re.sub(r"\[Gloo\].*\n", "", printed) for printed, _ in answers]
+        self.assertIn("record ", said[0])
+        self.assertEqual((said[1], answers[1][1]), ("", ""))  # the first one speaks for all
+        self.assertLen(self.check_same(folder, "one", "hosts"), 1)
+        if attack == "apgd-ce":
+            bundles = [claims.read(folder / f"{name}-bundle") for name in ("one", "hosts")]
+            self.assertEqual(*(bundle.rows for bundle in bundles))
 
     @pytest.mark.slow
     def test_two_hosts_judge_a_randomised_network_as_one(self):
