@@ -73,6 +73,7 @@ class SegmentationTest(parameterized.TestCase):
     def test_subsets_batches_ledgers_and_replays(self):
         folder = self.create_tempdir().full_path
         result = run(segment, IMAGES, MASKS, ledger=f"{folder}/all.jsonl")
+        self.assertEqual(result.flags, {})
         ids = [5, 8, 2]
         part = run(segment, IMAGES[ids], MASKS[ids], image_ids=ids, batch_size=3)
         np.testing.assert_array_equal(part.robust, result.robust[ids])
@@ -165,7 +166,8 @@ class PrecisionTest(parameterized.TestCase):
         masks = images.argmax(-1)
         masks[0, 0, 0] = (masks[0, 0, 0] + 1) % 4
         network = lambda x: jax.nn.one_hot(x.argmax(-1), 4, dtype=dtype) + 0 * x.astype(dtype)  # noqa: E731
-        settings = dict(epsilon=1e-6, attacks=(), overrides=None)
+        short = {"square-task": {"steps": 1}}
+        settings = dict(epsilon=1e-6, attacks=("square-task",), overrides=short)
         result = run(network, images, masks, task=tasks.segmentation(least=1.0), **settings)
         self.assertEqual(result.clean.tolist(), [False, True])
         long = lambda x: (1000 * encode(x)).astype(dtype)  # noqa: E731
@@ -276,7 +278,6 @@ class BadInputTest(parameterized.TestCase):
         ),
     )
     def test_flags(self, name, goal):
-        self.assertEqual(run(segment, IMAGES, MASKS).flags, {})
         flags = run(segment, IMAGES, MASKS, task=tasks.Task("mine", goal)).flags
         self.assertIn(name, flags)
 
