@@ -135,7 +135,7 @@ WRONG = {
     f"{TRAIN} --config.init.normalize=mine": "init.normalize='mine'; one of keep",
     f"{TRAIN} --config.model.options.stem_kernels=(7,)": "stem_kernels=(7,) must be odd",
     # Where a run goes.
-    f"{AGAIN} --workdir=gs://bucket/run": "gcsfuse",
+    f"{AGAIN} --workdir=s3://bucket/run": "gs://BUCKET/FOLDER",
     f"{AGAIN} --workdir=empty.py": "empty.py",
     f"{AGAIN} --config.attack.epsilon=0.2": "attack.epsilon",
     # Evaluation.

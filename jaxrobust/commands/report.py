@@ -16,7 +16,7 @@ from typing import Any
 from jaxrobust.runtime.commandline import arguments, fields
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.files import whole
-from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.weights.fetch import shipped
 
@@ -81,8 +81,8 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
         raise OSError(message) from error
     runs, evaluations, size = len(records.runs), len(records.evaluations), len(text.encode())
     counts = f"{counted(runs, 'run')}, {counted(evaluations, 'evaluation')}"
-    print(f"{out}: {counts}, {size / 1e6:.2f} MB")
+    print(terminal.fitted(f"{out}: {counts}, {size / 1e6:.2f} MB", None))
     for note in records.notes:
-        print(f"note: {note}")
+        print(terminal.fitted(f"note: {note}", None))
     counts_of = {"runs": runs, "evaluations": evaluations, "notes": records.notes}
     return {"file": str(out), "bytes": size} | counts_of

@@ -53,21 +53,21 @@ def main(argv: list[str]) -> None:
         from jaxrobust.results.configs import refusals
         from jaxrobust.results.stages import running
         from jaxrobust.runtime.devices import profiling
-        from jaxrobust.runtime.files import folders
+        from jaxrobust.runtime.files import buckets
         from jaxrobust.training.run import run as training_run
         from jaxrobust.training.run import start_runs, stopping
         from jaxrobust.weights.store.checkpoint import DiskFull
 
-    config, doing = _CONFIG.value, list[str]()  # the stages that have begun
+    config, workdir, doing = _CONFIG.value, Path(folder), list[str]()  # the stages that have begun
 
     def again() -> str:
         stage = f"the same command continues with {doing[-1]}" if doing else ""
-        return stage or start_runs.again(config, Path(folder))
+        return stage or start_runs.again(config, workdir)
 
     end = Ending(again)
     try:
         with end:
-            workdir = folders.mounted("workdir", folder)
+            workdir = buckets.opened("workdir", folder)
             profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
             if pod is not None:
                 end.join(pod)

@@ -1,5 +1,6 @@
 """Which folders are checkpoints, and which of them is the newest."""
 
+import contextlib
 import errno
 from pathlib import Path
 from unittest import mock
@@ -8,8 +9,11 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
+from jaxrobust.runtime.files import buckets
 from jaxrobust.types import Weights
 from jaxrobust.weights.store import checkpoint
+from tests.support import sweeps
+from tests.support.bucket import BucketCase
 
 
 class StepsTest(absltest.TestCase):
@@ -125,3 +129,97 @@ class KeptTest(absltest.TestCase):
             self.assertRaisesRegex(OSError, "Permission denied"),
         ):
             last.save(5, {"w": np.ones(2, np.float32)}, {})
+
+
+class BucketTest(BucketCase):
+    """Checkpoints that Orbax writes to a bucket itself."""
+
+    def opened_at(self, folder: Path, **options) -> checkpoint.Checkpoints:
+        opened = checkpoint.Checkpoints(folder, **options)
+        self.addCleanup(opened.close)
+        return opened
+
+    def saved(self, checkpoints: checkpoint.Checkpoints, *steps: int) -> None:
+        for step in steps:
+            weights = Weights({"w": np.full(3, step, np.float32)}, {})
+            checkpoints.save(step, weights, {"step": step})
+        checkpoints.wait()
+
+    def stored(self) -> set[str]:
+        """The names below `latest`, without those inside of items."""
+        names = (name.removeprefix("train/latest/") for name in self.names())
+        return {"/".join(name.split("/")[:2]) for name in names} - {"metrics.jsonl.part-000001"}
+
+    def test_a_step_without_its_marker_is_neither_used_nor_removed(self):
+        run = self.opened()
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text("{}\n")
+        latest = run / "train" / "latest"
+        checkpoints = self.opened_at(latest)
+        self.saved(checkpoints, 3, 5)
+        items = ("_CHECKPOINT_METADATA", "arrays", "commit_success.txt", "meta")
+        self.assertEqual(self.stored(), {f"5/{item}" for item in items})
+        self.assertIn("metrics.jsonl.part-000001", self.names())  # it comes before
+        shapes = Weights({"w": jax.ShapeDtypeStruct((3,), np.float32)}, {})
+        step, weights, meta = checkpoint.read(latest, shapes)
+        self.assertEqual((step, meta), (5, {"step": 5}))
+        np.testing.assert_array_equal(weights.params["w"], np.full(3, 5, np.float32))
+        # As gs://.../latest/5, copied from a disk where an older Orbax wrote it.
+        (self.objects / "runs/1/train/latest/5/commit_success.txt").unlink()
+        words = "/runs/1/train/latest/5 has no commit_success.txt, so it may be unfinished: if it"
+        with self.assertRaisesRegex(ValueError, f"^gs://.*{words} was complete .* at the start$"):
+            self.opened_at(latest)
+        self.assertEqual(self.stored(), {f"5/{item}" for item in items} - {"5/commit_success.txt"})
+        self.saved(checkpoints, 6)  # of the process that has 5 in memory
+        (self.objects / "runs/1/train/latest/4/arrays").mkdir(parents=True)
+        (self.objects / "runs/1/train/latest/4/arrays/x").write_text("")
+        self.assertEqual(self.opened_at(latest).latest_step(), 6)
+        self.assertIn("4/arrays", self.stored())
+
+    @sweeps.rows("POST .*/7/arrays/", "POST .*/7/commit_success")
+    def test_a_write_that_fails_in_the_middle(self, pattern):
+        latest = self.opened() / "train" / "latest"
+        checkpoints = self.opened_at(latest)
+        self.saved(checkpoints, 5)
+        refusal = f"gs://{self.objects.name}/.* written or read .*; the last .* there is step 5$"
+        with (
+            self.server.refusing(pattern),
+            self.assertRaisesRegex(buckets.BucketError, refusal),
+        ):
+            self.saved(checkpoints, 7)
+        self.assertIn("7.orbax-checkpoint-tmp", self.stored())
+        self.assertEqual(checkpoint.steps(latest), [5])
+        reader = self.opened_at(latest, read_only=True)
+        self.assertEqual(reader.latest_step(), 5)
+        self.assertIn("7.orbax-checkpoint-tmp", self.stored())  # the run may continue
+        again = self.opened_at(latest)
+        self.assertEqual({name.partition("/")[0] for name in self.stored()}, {"5"})
+        self.saved(again, 7)
+        self.assertEqual({name.partition("/")[0] for name in self.stored()}, {"7"})
+        again.clear()
+        self.assertEqual(self.stored(), set())
+
+    def test_a_bucket_that_is_gone_is_no_damage(self):
+        latest = self.opened() / "train" / "latest"
+        checkpoints = self.opened_at(latest)
+        self.saved(checkpoints, 5)
+        with (
+            self.server.refusing("^GET"),
+            self.assertRaisesRegex(buckets.BucketError, "may not be used by this account"),
+        ):
+            checkpoints.meta(5)
+
+
+class MarkersTest(absltest.TestCase):
+    def test_a_renamed_folder_is_complete_without_the_file(self):
+        """As older versions of Orbax left it on disks."""
+        folder = Path(self.create_tempdir())
+        with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+            checkpoints.save(5, Weights({"w": np.ones(3, np.float32)}, {}), {"step": 5})
+            checkpoints.wait()
+        for marker in folder.rglob("commit_success.txt"):
+            marker.unlink()
+        with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+            self.assertEqual((checkpoints.latest_step(), checkpoints.meta(5)), (5, {"step": 5}))
+        shapes = Weights({"w": jax.ShapeDtypeStruct((3,), np.float32)}, {})
+        self.assertEqual(checkpoint.read(folder, shapes)[0], 5)

@@ -9,7 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrobust.weights.store import checkpoint
+from jaxrobust.weights.store import blocks
 from tests.support.processes import start, wait
 
 COMMAND = """
@@ -105,4 +105,4 @@ class BlockTest(parameterized.TestCase):
         mesh = jax.make_mesh((4, 2), ("a", "b"), (jax.sharding.AxisType.Auto,) * 2)
         for spec in (("a", "b"), ("b", None), (None, "a"), ()):
             array = jax.device_put(values, NamedSharding(mesh, PartitionSpec(*spec)))
-            np.testing.assert_array_equal(checkpoint._block(array, index), values[expected])
+            np.testing.assert_array_equal(blocks.block(array, index), values[expected])

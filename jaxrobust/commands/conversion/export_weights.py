@@ -32,6 +32,7 @@ from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields, targets
 from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
+from jaxrobust.runtime.files import buckets
 from jaxrobust.runtime.text import patience
 from jaxrobust.weights.fetch import shipped
 
@@ -98,5 +99,6 @@ def _exported(flags: ExportFlags) -> dict[str, Any]:
         values = targets.with_target(values, target, weights=shipped.RUNS)
         if values.keys() & {"function", "torch"}:
             raise ValueError(f"{target} is a function; name a run or weights to export")
-        values["workdir"] = values["workdir"] and Path(values["workdir"])
+        run = values["workdir"]
+        values["workdir"] = run and buckets.opened("workdir", str(run), light=True)
     return export_torch.export(export_torch.ExportSettings(**values))

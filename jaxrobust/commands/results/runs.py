@@ -17,7 +17,7 @@ from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text import patience, terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +43,5 @@ def _listed(flags: RunsFlags) -> dict[str, Any]:
         from jaxrobust.results import listing
 
     runs = listing.find(flags.folder)
-    print(listing.text(runs))
+    print(terminal.fitted(listing.text(runs), None))
     return runs.plain()

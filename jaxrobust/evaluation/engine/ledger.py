@@ -131,11 +131,8 @@ class Ledger:
           sure: bool[N], whether rounding cannot change the answer.
           hashes: str[N], of the images, for evaluations that replay the ledger.
         """
-        self._noted = {
-            "image_ids": records.ranges(self._ids.tolist()),
-            "answers": answers.tolist(),
-            "hashes": hashes.tolist(),
-        }
+        ids = records.ranges(self._ids.tolist())
+        self._noted = {"image_ids": ids, "answers": answers.tolist(), "hashes": hashes.tolist()}
         attacked = np.zeros(len(answers), bool)
         for rows in self._rows.values():
             attacked |= rows["known"]
@@ -349,12 +346,10 @@ def _is_verdict(record: dict[str, Any]) -> bool:
         if not (isinstance(tried, dict) and isinstance(tried.get("targets"), list)):
             return False
         numbers += [*tried["targets"], tried.get("restarts")]
-    if record["fooled"]:
-        numbers.append(stored)
+    numbers += [stored] if record["fooled"] else []
     return all(isinstance(n, int) for n in numbers) and (not record["fooled"] or stored >= 0)
 
 
 def _of_process(path: Path, process: int) -> Path:
-    if not process:
-        return path
-    return path.with_name(f"{path.stem}.process-{process}{path.suffix}")
+    name = f"{path.stem}.process-{process}{path.suffix}" if process else path.name
+    return path.with_name(name)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrobust.attacks.ensembles import FAST
@@ -18,7 +19,7 @@ from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import pytorch
-from jaxrobust.runtime.files import folders
+from jaxrobust.runtime.files import buckets
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import norm
 from jaxrobust.types import THREAT_NORMS, Threat, Weights, threats
@@ -83,12 +84,18 @@ def of_users(flags: GivenFlags, several: Sequence[str]) -> GivenFlags:
 def placed(flags: GivenFlags) -> GivenFlags:
     """Fill in the paths that flags name; fetch weights if needed."""
     flags = _with_weights(flags._replace(norm=flags.norm and norm(flags.norm)))
-    mounted: dict[str, Any] = {
-        flag: str(folders.mounted(flag, path))
+    local: dict[str, Any] = {
+        flag: str(buckets.opened(flag, path))
         for flag in ("workdir", "out", "bundle")
         if (path := getattr(flags, flag))
     }
-    flags = flags._replace(**mounted)
+    flags = flags._replace(**local)
+    remote = [flag for flag, path in local.items() if buckets.address(Path(path))]
+    if remote and jax.process_count() > 1:
+        raise ValueError(
+            f"--{remote[0]} in a bucket goes with one host, since the hosts of an evaluation read "
+            "each other's files; mount the bucket with gcsfuse on each host and give that path"
+        )
     if not flags.selected:
         return flags
     if not flags.workdir:

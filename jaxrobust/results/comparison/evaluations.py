@@ -12,6 +12,7 @@ from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.results import run_records
 from jaxrobust.results.run_records import RunRecord
 from jaxrobust.runtime.commandline.arguments import number
+from jaxrobust.runtime.files import buckets
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.types import THREAT_NORMS
 
@@ -105,11 +106,8 @@ def _evaluation(place: str, run_record: RunRecord) -> ComparedEvaluation:
 def held_at(place: str) -> tuple[str, str, dict[str, RunRecord]]:
     """Read `PLACE[#NUMBER]`; return the folder, the number or "", and all records by number."""
     folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
-    return (
-        folder,
-        wanted,
-        {str(o.record.evaluation): o for o in run_records.collect([Path(folder)])},
-    )
+    local = buckets.opened("evaluations", folder, light=True)
+    return folder, wanted, {str(o.record.evaluation): o for o in run_records.collect([local])}
 
 
 def _fitting(folder: str, others: Sequence[RunRecord], records: dict[str, RunRecord]) -> list[str]:

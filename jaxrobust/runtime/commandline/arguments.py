@@ -105,7 +105,7 @@ def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> Any:
     with ending(interrupted):
         done = run(args)
     if args.json:
-        print(json.dumps(done))
+        print(terminal.fitted(json.dumps(done), None))
     return done
 
 

@@ -10,6 +10,7 @@ from absl import flags
 
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.arguments import show, stop
+from jaxrobust.runtime.files import buckets
 from jaxrobust.runtime.processes import lifeline
 from jaxrobust.runtime.processes.launch import join_hosts
 from jaxrobust.runtime.processes.signals import Listener
@@ -94,6 +95,9 @@ class Ending:
         """Exit the process with a message, from any thread, whatever the others are doing."""
         self._ends.acquire()
         show(message)
+        uploading = threading.Thread(target=buckets.close, daemon=True)
+        uploading.start()
+        uploading.join(_PATIENCE)
         if self._line is not None:
             self._line.tell(code)
         os._exit(code)

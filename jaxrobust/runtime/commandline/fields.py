@@ -8,11 +8,13 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
+from jaxrobust.runtime.files import buckets
 
 flags.disclaim_key_flags()  # the flags from `define` appear in --help of the caller
 
@@ -111,6 +113,13 @@ def _plain(hint: Any, about: _About) -> tuple[type, bool]:
     return (str, False) if about.reads else (hint, False)
 
 
+def _local(flag: str, value: Any) -> Any:
+    """Return the folder that follows a `gs://` address, of which `Path` dropped a slash."""
+    if isinstance(value, Path) and value.parts[:1] == ("gs:",):
+        return buckets.opened(flag, "gs://" + "/".join(value.parts[1:]), light=True)
+    return value
+
+
 def _made(kind: type[Flags], values: dict[str, Any]) -> Flags:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -121,6 +130,8 @@ def _made(kind: type[Flags], values: dict[str, Any]) -> Flags:
             value = (value,) if one else () if value is None else tuple(value)
         elif about.reads and value is not None:
             value = about.reads(name, value)
+        several = isinstance(value, tuple)
+        value = tuple(_local(name, one) for one in value) if several else _local(name, value)
         for number in value if isinstance(value, tuple) else (value,):
             if about.least is not None and number is not None and number < about.least:
                 raise ValueError(f"--{name}={number} must be at least {about.least}")

@@ -26,7 +26,9 @@ def with_target(
     in_module = _IN_MODULE.fullmatch(target) and target.partition(":")[0] not in weights
     if target.startswith(pytorch.PREFIX):
         flag, value = "torch", target.removeprefix(pytorch.PREFIX)
-    elif (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+    elif target.startswith("gs://") or (
+        (path / "config.json").is_file() and (path / "metrics.jsonl").is_file()
+    ):
         flag = "workdir"
     elif (".py:" in target or in_module) and not path.exists():
         flag = "function"

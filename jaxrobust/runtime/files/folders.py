@@ -1,7 +1,8 @@
-"""Folders that users name: missing ones, those in buckets, and those that cannot be written."""
+"""Folders that users name: missing ones, and those that cannot be written."""
 
 import contextlib
 import difflib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,20 +18,22 @@ def similar(path: Path) -> str:
     return f"; did you mean {path.with_name(close[0])}?" if close else ""
 
 
-def mounted(flag: str, text: str) -> Path:
-    """Parse a flag's folder: locks, growing logs and renames need a file system, not a bucket."""
-    scheme, separator, address = text.partition("://")
-    if not separator:
-        return Path(text)
-    refusal = f"--{flag} {text} is an address, and files are written to a folder"
-    bucket, _, path = address.partition("/")
-    if scheme != "gs" or not bucket:
-        raise ValueError(f"{refusal}; give one, such as --{flag} runs/1")
-    mount = f"$HOME/{bucket}"
-    raise ValueError(
-        f"{refusal}: mount the bucket on every host, mkdir -p {mount} && gcsfuse --implicit-dirs "
-        f"--metadata-cache-ttl-secs=0 {bucket} {mount}, and give --{flag} {mount}/{path}"
-    )
+def check_renames(flag: str, folder: Path) -> None:
+    """Reject a flag's folder if folders in it cannot be renamed, as finished checkpoints are."""
+    with tempfile.TemporaryDirectory(prefix=".renames-", dir=folder) as trial:
+        old = Path(trial) / "old"
+        old.mkdir()
+        (old / "file").touch()
+        try:
+            old.rename(old.with_name("new"))
+        except OSError as error:
+            raise ValueError(
+                f"--{flag} {folder} is on a file system that cannot rename folders "
+                f"({error.strerror}), such as a flat bucket mounted by gcsfuse: give "
+                f"--{flag} gs://BUCKET/FOLDER, or mount a bucket with a hierarchical namespace "
+                "(gcloud storage buckets create gs://BUCKET --uniform-bucket-level-access "
+                "--enable-hierarchical-namespace)"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 The kernel's locks (`fcntl.lockf`) end with their process, even after kill -9, and children do not
 inherit them. NFS, Lustre and GPFS share them between hosts; buckets (gcsfuse) do not, and some file
-systems have none. The file therefore also names the holder, which updates a heartbeat in it.
+systems have none. The file therefore also names the holder, which updates a heartbeat in it. In a
+bucket at `gs://`, the lock is an object that is written only if no other process did meanwhile.
 Without kernel locks, two processes that start at the same moment both continue.
 """
 
 import contextlib
-import datetime
 import errno
 import fcntl
 import json
@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ _GRACE = 5.0  # a process killed on this host may still be freeing memory
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # from a file system
 
 _held: dict[str, dict[str, Any]] = {}  # by this process, which the kernel would let in again
+ELSEWHERE: dict[Path, Callable[[Path], Any]] = {}  # for locks in a folder, what replaces `_File`
 
 
 @contextlib.contextmanager
@@ -42,27 +43,24 @@ def held(path: Path, *, resource: str, otherwise: str, wait: bool = False) -> It
       ValueError: it is locked: by whom, since when, what to do. With `wait`, only by this process.
       OSError: the file cannot be written.
     """
-    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
-    me |= {"started": _started(os.getpid())}
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    me["since"] = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
     name = os.path.realpath(path)
     if (holder := _held.setdefault(name, me)) is not me:
         raise ValueError(_refusal(path, resource, otherwise, holder))
     try:
         with patience.lasting(f"waiting for {resource}"):
-            file, ended = _taken(path, resource, otherwise, wait), threading.Event()
+            file, ended = _taken(path, me, resource, otherwise, wait), threading.Event()
         living = threading.Thread(target=_live, args=(file, me, ended), daemon=True)
+        living.start()
         try:
-            _sign(file, me)
-            living.start()
             yield
         finally:
             ended.set()
-            if living.ident is not None:
-                living.join()  # it must not write to a later file with the same descriptor
+            living.join()  # it must not write to a later file with the same descriptor
             with contextlib.suppress(OSError):
-                os.ftruncate(file, 0)
-            os.close(file)
+                file.write(b"")
+            file.close()
     finally:
         del _held[name]
 
@@ -77,18 +75,21 @@ def wait_for(file: Any) -> None:
             raise
 
 
-def _taken(path: Path, resource: str, otherwise: str, wait: bool) -> int:
+def _taken(path: Path, me: dict[str, Any], resource: str, otherwise: str, wait: bool) -> Any:
     begun, first, warned = time.monotonic(), None, False
+    kind = next((ELSEWHERE[place] for place in ELSEWHERE if path.is_relative_to(place)), _File)
     while True:
         # Reopened each time, or NFS would return stale content. No other function may open the
         # file, because closing it anywhere in this process releases the lock.
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        free, holder = _lock(file), _read(file)
+        file = kind(path)
+        free, holder = file.free, _read(file)
         here = holder is None or holder["host"] == socket.gethostname()
         waited = time.monotonic() - begun
         if free and (not _runs(holder) if here else waited > _PATIENCE):
-            return file
-        os.close(file)
+            with contextlib.suppress(FileExistsError):  # in a bucket, another one came first
+                _sign(file, me)
+                return file
+        file.close()
         lives = first is not None and holder is not None and holder != first
         late = waited > (_GRACE if here else _PATIENCE)
         if (lives or late) and not wait:
@@ -103,36 +104,46 @@ def _taken(path: Path, resource: str, otherwise: str, wait: bool) -> int:
         time.sleep(0.2)
 
 
-def _lock(file: int) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EAGAIN, EACCES: it is locked
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
+class _File:
+    """A lock file on a disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self.free = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # EAGAIN, EACCES: it is locked
+            self.free = False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+
+    def read(self) -> bytes:
+        return os.pread(self._file, 4096, 0)
+
+    def write(self, text: bytes) -> None:
+        os.pwrite(self._file, text, 0)
+        os.ftruncate(self._file, len(text))
+        os.fsync(self._file)  # flush it to a bucket
+
+    def close(self) -> None:
+        os.close(self._file)
 
 
-def _read(file: int) -> dict[str, Any] | None:
+def _read(file: Any) -> dict[str, Any] | None:
     """Read the holder's note in a lock; None: there is no holder, or no note yet."""
     try:
-        holder = json.loads(os.pread(file, 4096, 0))
+        holder = json.loads(file.read())
         return holder if {"host", "pid", "since", "started", "sign"} <= holder.keys() else None
     except (ValueError, AttributeError):
         return None
 
 
-def _sign(file: int, me: dict[str, Any], number: int = 0) -> None:
+def _sign(file: Any, me: dict[str, Any], number: int = 0) -> None:
     """Write who holds the lock; a reader never sees half of it, since only digits change."""
-    text = json.dumps(me | {"sign": f"{number:09d}"}).encode()
-    if not number:
-        os.ftruncate(file, 0)
-    os.pwrite(file, text, 0)
-    os.fsync(file)  # flush it to a bucket
+    file.write(json.dumps(me | {"sign": f"{number:09d}"}).encode())
 
 
-def _live(file: int, me: dict[str, Any], ended: threading.Event) -> None:
+def _live(file: Any, me: dict[str, Any], ended: threading.Event) -> None:
     number = 0
     while not ended.wait(_BEAT):
         number += 1
@@ -146,10 +157,9 @@ def _runs(holder: dict[str, Any] | None) -> bool:
         return False
     try:
         os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
+    except OSError as error:
+        if not isinstance(error, PermissionError):  # else it is another user's
+            return False
     return bool(_started(holder["pid"]) == holder["started"])
 
 

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 TURN = threading.RLock()  # held to write; reentrant for signal handlers in the same thread
 _HELD_UP_S = 1.0  # a blocked stream must not keep a process from ending
+ADDRESSES: dict[str, str] = {}  # of folders that follow a bucket, for texts that name them
 _below: list[tuple[TextIO, int]] = []  # the line written in place, and its width
 
 
@@ -27,7 +28,12 @@ def is_dumb() -> bool:
 
 
 def fitted(text: str, columns: int | None) -> str:
-    """Wrap longer lines between words; in a pipe (None) leave them, for `grep`."""
+    """Wrap longer lines between words; in a pipe (None) leave them, for `grep`.
+
+    Buckets are named instead of the folders that follow them.
+    """
+    for folder, address in ADDRESSES.items():
+        text = text.replace(folder, address)
     if columns is None:
         return text
     lines = []

@@ -17,7 +17,7 @@ from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline.arguments import flat
 from jaxrobust.runtime.devices import compilation, idle, in_use, sharding
 from jaxrobust.runtime.devices.profiling import Profile
-from jaxrobust.runtime.files import folders, jsonl, locks, provenance
+from jaxrobust.runtime.files import buckets, folders, jsonl, locks, provenance
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import say
@@ -146,7 +146,7 @@ def _run(
             "architecture": config.model.name,
             "parameters": sum(math.prod(array.shape) for array in params.values()),
             "commit": provenance.commit(),
-            "workdir": str(workdir.absolute()),
+            "workdir": buckets.address(workdir) or str(workdir.absolute()),
         }
         shown = trackers.named(config.log.to) if first_host else []
         with trackers.Trackers(workdir, shown, about, draw) as log:
@@ -167,6 +167,7 @@ def _phases(
     reached: dict[str, Weights] = {}  # the best weights of each phase, on the host, since
     weights = None if start is None else _start(*start, workdir)  # the next devices hold a part
     for name, (phase_config, source, phase) in parts.items():
+        (workdir / name).mkdir(exist_ok=True)
         if source.classes and jax.process_index() == 0:  # other data go to the phase's folder
             folder = workdir if _data_of(phase_config) == _data_of(config) else workdir / name
             folder.mkdir(exist_ok=True)
@@ -318,6 +319,8 @@ def _alone(workdir: Path, otherwise: str) -> Iterator[None]:
                 return
             with folders.writing("workdir", workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
+                if not buckets.address(workdir):
+                    folders.check_renames("workdir", workdir)
                 stack.enter_context(lock)
 
         hosts.together(take)

@@ -82,13 +82,16 @@ def explained(run: StartRun) -> Iterator[None]:
 def again(config: Config, workdir: Path) -> str:
     """Say how the same command would continue a run, or one that comes before it."""
     runs = [(workdir, config, "")]
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OSError):
         runs += [(r.folder, r.config, f" in {r.folder}") for r in start_run.chain(config, workdir)]
-    for folder, run_config, where in runs:
-        if any(
-            steps(folder / name / kind)
-            for name in run_config.phases
-            for kind in ("latest", "stopped")
-        ):
-            return stopping.again(folder, run_config.phases) + where
-    return stopping.again(workdir, config.phases)
+    try:
+        for folder, run_config, where in runs:
+            if any(
+                steps(folder / name / kind)
+                for name in run_config.phases
+                for kind in ("latest", "stopped")
+            ):
+                return stopping.again(folder, run_config.phases) + where
+        return stopping.again(workdir, config.phases)
+    except OSError:  # the bucket is gone
+        return "the same command continues at the last complete checkpoint"

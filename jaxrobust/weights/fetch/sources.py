@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED, others, own_id
+from jaxrobust.runtime.files import buckets
 from jaxrobust.weights.fetch import remote_weights, shipped
 from jaxrobust.weights.fetch.remote_weights import SETTINGS, Tell
 from jaxrobust.weights.fetch.shipped import KINDS
@@ -36,8 +37,8 @@ class WeightSource(NamedTuple):
 
 def parse(text: str) -> WeightSource:
     """Parse the name of a source; an existing path takes precedence over other meanings."""
-    path = Path(text)
-    if "://" in text:
+    path = buckets.opened("weights", text) if text.startswith("gs://") else Path(text)
+    if "://" in text and path == Path(text):
         if text.startswith("hf://"):
             remote_weights.parse_hub(text)  # refuses
         return WeightSource(text, "remote", address=text)

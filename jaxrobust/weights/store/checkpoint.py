@@ -1,5 +1,10 @@
 """Checkpoints of a run, written in the background by Orbax; only the latest one is kept.
 
+On disk, a step gets its name when it is complete. Objects have no folders to rename, so in a bucket
+a complete step has the file `commit_success.txt`, and while this class writes or removes one, the
+object `STEP.orbax-checkpoint-tmp` says so. Only such steps are cleaned up: one without either may
+be complete, from a disk or an older Orbax, whose AUTO mode would remove it.
+
 Next to a step's arrays, `meta/metadata` holds JSON with the SHA-256 of each array and of the JSON
 itself. For arrays that `fsdp` splits over several hosts, `meta/blocks_0`, `blocks_1`, ... hold the
 SHA-256 of the blocks that each process wrote. All are checked whenever a checkpoint is read.
@@ -10,28 +15,30 @@ import dataclasses
 import errno
 import json
 import re
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.runtime.files import whole
+from jaxrobust.runtime.files import buckets, whole
 from jaxrobust.runtime.files.whole import DiskFull, disk_full
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store import blocks, hashes
 
 _ARRAYS, _SEAL = "arrays_sha256", "meta_sha256"  # in the JSON: of each array, of all other keys
+_MARKER = ocp.path.atomicity.COMMIT_SUCCESS_FILE
+_UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a folder on disk, of a note in a bucket
 
 
 class _MetaHandler(ocp.JsonCheckpointHandler):
@@ -61,7 +68,7 @@ class _MetaHandler(ocp.JsonCheckpointHandler):
 @dataclasses.dataclass
 class _Meta(ocp.args.CheckpointArgs):
     meta: dict[str, Any]
-    host: dict[tuple[str, str], np.ndarray]  # what this process hashes, see `_on_host`
+    host: dict[tuple[str, str], np.ndarray]  # what this process hashes, see `blocks.on_host`
 
 
 class Checkpoints:
@@ -72,27 +79,61 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False, keep_all: bool = False) -> None:
+        self._files, self.directory = directory, _place(directory)
+        self._in_bucket = buckets.address(directory) is not None
+        self._size = 0  # bytes written
+        self._last: int | None = None  # the last complete step
+        self._saving: int | None = None
+        atomicity = ocp.path.atomicity  # explicit, as AUTO differs between versions of Orbax
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(None if keep_all else 1),
-            cleanup_tmp_directories=not read_only,  # they may belong to a run that continues
+            # Unfinished steps may belong to a run that continues, or be complete without a marker.
+            cleanup_tmp_directories=not (read_only or self._in_bucket),
             read_only=read_only,
+            temporary_path_class=atomicity.CommitFileTemporaryPath
+            if self._in_bucket
+            else atomicity.AtomicRenameTemporaryPath,
         )
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": _MetaHandler()}
-        self.directory = directory.absolute()  # Orbax refuses relative paths
-        self._size = 0  # bytes written
-        saved = steps(self.directory)
-        last = max(filter(self._whole, saved), default=None)
+        self._writes = not read_only and jax.process_index() == 0
+        with self._explained():
+            if self._writes and self._in_bucket:
+                self._end_unfinished()
+            saved = steps(directory)
+            last = self._last = max(filter(self._whole, saved), default=None)
         if saved and saved[-1] != last:  # not ours, but Orbax would take it
-            raise ValueError(
-                f"{self.directory / str(saved[-1])} is not a complete checkpoint: move it away, "
-                f"and the same command continues at {f'step {last}' if last else 'the start'}"
+            raise ValueError(self._incomplete(saved[-1], last))
+        with self._explained():
+            for step in saved[:-1] if self._writes and not keep_all else ():
+                if not self._in_bucket or self._whole(step):
+                    epath.Path(self.directory / str(step)).rmtree()  # as a kill interrupted Orbax
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
             )
-        if not (read_only or keep_all) and jax.process_index() == 0:
-            for step in saved[:-1]:  # a kill interrupted its removal
-                shutil.rmtree(self.directory / str(step))
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
+
+    def _incomplete(self, step: int, last: int | None) -> str:
+        folder, there = self.directory / str(step), f"step {last}" if last else "the start"
+        if self._in_bucket and (folder / "arrays").is_dir() and (folder / "meta").is_dir():
+            return (
+                f"{folder} has no {_MARKER}, so it may be unfinished: if it was complete where it "
+                f"comes from, add such a file, else move it away, and the same command continues "
+                f"at {there}"
+            )
+        return (
+            f"{folder} is not a complete checkpoint: move it away, and the same command continues "
+            f"at {there}"
         )
+
+    def _note(self, step: int) -> Any:
+        return self.directory / f"{step}{_UNFINISHED}"
+
+    def _end_unfinished(self) -> None:
+        """Remove steps in a bucket that a kill left unfinished or half removed."""
+        for note in self.directory.glob(f"*{_UNFINISHED}"):
+            step = self.directory / note.name.removesuffix(_UNFINISHED)
+            if not (step / _MARKER).exists():
+                step.rmtree(missing_ok=True)
+            note.unlink()
 
     def latest_step(self) -> int | None:
         """Return the newest checkpoint, complete after `wait`; None if there is none.
@@ -102,7 +143,9 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def _whole(self, step: int) -> bool:
-        return all((self.directory / str(step) / item).is_dir() for item in ("arrays", "meta"))
+        folder = self.directory / str(step)
+        has_marker = not self._in_bucket or (folder / _MARKER).exists()
+        return has_marker and all((folder / item).is_dir() for item in ("arrays", "meta"))
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
         """Start writing `arrays` and `meta` (JSON); an existing step stays."""
@@ -110,9 +153,13 @@ class Checkpoints:
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         if step != self.latest_step():
             # A copy: the next step overwrites the arrays, which the thread still has to hash.
-            meta_and_host = _Meta(meta, _on_host(arrays))
+            meta_and_host = _Meta(meta, blocks.on_host(arrays))
             kinds = {"arrays": ocp.args.StandardSave(arrays), "meta": meta_and_host}
             with self._explained(), _lasting(f"writing the checkpoint of step {step}"):
+                buckets.upload(self._files)  # a run that continues here needs the lines before
+                if self._in_bucket and self._writes:
+                    self._note(step).write_text("")
+                    self._saving = step
                 self._manager.save(step, args=ocp.args.Composite(**kinds), force=True)
 
     def restore(self, step: int, abstract: Any) -> Any:
@@ -132,12 +179,12 @@ class Checkpoints:
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
         with _lasting(f"reading the checkpoint of step {step}"), self._readable(step):
             arrays = self._manager.restore(step, args=items)["arrays"]
-        leaves, bad = _by_name(arrays), []
+        leaves, bad = blocks.by_name(arrays), []
         sizes: dict[tuple[str, str], int] = {}  # of the blocks to check
         for (name, index), sha256 in expected.items():
-            if name in leaves and (block := _block(leaves[name], index)) is not None:
-                sizes[name, index] = block.size
-                bad += [name] if hashes.array_sha256(block) != sha256 else []
+            if name in leaves and (part := blocks.block(leaves[name], index)) is not None:
+                sizes[name, index] = part.size
+                bad += [name] if hashes.array_sha256(part) != sha256 else []
         if files:  # each process holds some of the blocks, and all must stop
             findings = hosts.everyone((bad, sizes))
             bad = [name for names, _ in findings for name in names]
@@ -163,21 +210,35 @@ class Checkpoints:
         """Remove all checkpoints, each atomically even if killed; all hosts must call this."""
         self.wait()
         if jax.process_index() == 0:
-            for step in steps(self.directory):
-                gone = self.directory / f"{step}.orbax-checkpoint-tmp"  # removed at the next start
-                (self.directory / str(step)).rename(gone)
-                shutil.rmtree(gone)
+            for step in steps(self._files):
+                self._clear(step)
         multihost_utils.sync_global_devices("cleared")
         self._manager.reload()
 
+    def _clear(self, step: int) -> None:
+        folder, note = epath.Path(self.directory / str(step)), epath.Path(self._note(step))
+        if self._in_bucket:  # what remains after a kill is removed at the next start
+            note.write_text("")
+            (folder / _MARKER).unlink(missing_ok=True)
+            folder.rmtree()
+            note.unlink()
+        else:
+            folder.rename(note)
+            note.rmtree()
+
     def wait(self) -> None:
-        """Wait until everything is on disk; raise the error of a failed write."""
+        """Wait until everything is stored; raise the error of a failed write."""
         with self._explained(), _lasting("writing a checkpoint"):
             self._manager.wait_until_finished()
+            if self._saving is not None:
+                self._note(self._saving).unlink()
+                self._saving = None
+            self._last = self._manager.latest_step()
 
     def close(self) -> None:
         """Stop the background threads."""
-        self._manager.close()
+        with self._explained():
+            self._manager.close()
 
     def _read_meta(self, step: int, name: str = "metadata") -> dict[str, Any]:
         with self._readable(step):
@@ -206,6 +267,7 @@ class Checkpoints:
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
+            buckets.check(self._files)
             is_damaged = True
             raise self._damaged(step, "its files cannot be read") from error
         finally:
@@ -245,16 +307,18 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn a full disk, however deeply it was detected, into one sentence."""
+        """Turn a full disk or an unreachable bucket, however deep, into one sentence."""
         try:
             yield
         except Exception as error:
+            if self._in_bucket:
+                raise self._unreachable(error) from error
             if not disk_full(error):
                 raise
             if jax.process_index() == 0:  # on a full disk every byte counts
-                for half in self.directory.glob("*.orbax-checkpoint-tmp"):
-                    shutil.rmtree(half, ignore_errors=True)
-            last = max(steps(self.directory), default=None)
+                for half in self.directory.glob(f"*{_UNFINISHED}"):
+                    epath.Path(half).rmtree(missing_ok=True)
+            last = max(steps(self._files), default=None)
             there = f"The last good one is step {last}"
             good = "There is no good one yet" if last is None else there
             raise DiskFull(
@@ -263,6 +327,14 @@ class Checkpoints:
                 f"{self.directory} could not be written. {good}. Free some space and run the same "
                 "command again: it continues there",
             ) from error
+
+    def _unreachable(self, error: Exception) -> buckets.BucketError:
+        reason = str(error) if isinstance(error, buckets.BucketError) else ""
+        if not reason:
+            words = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = f"checkpoints in {self.directory} cannot be written or read ({words})"
+        last = f"step {self._last}" if self._last is not None else "none"
+        return buckets.BucketError(f"{reason}; the last complete checkpoint there is {last}")
 
     def _same_network(self, step: int, params: Any, abstract: Any) -> None:
         def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -294,62 +366,25 @@ def read(directory: Path, abstract: Any, step: int | None = None) -> tuple[int, 
         return step, arrays, checkpoints.meta(step)
 
 
-def _by_name(arrays: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(arrays)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-
-
-def _on_host(arrays: Any) -> dict[tuple[str, str], np.ndarray]:
-    """Copy what this process must hash, by name and index."""
-    # Arrays that a process holds in full are hashed by the first process, with the index "". If
-    # `fsdp` splits an array over several hosts, each process hashes its blocks.
-    leaves = _by_name(arrays)
-    copies: dict[tuple[str, str], np.ndarray] = {}
-    for leaf in leaves.values():
-        if isinstance(leaf, jax.Array) and jax.process_index() == 0:
-            leaf.copy_to_host_async()  # all at once
-    for name, leaf in leaves.items():
-        shards = {str(s.index): s for s in getattr(leaf, "addressable_shards", ())}
-        if sum(s.data.size for s in shards.values()) < leaf.size and shards:
-            written = [shard for shard in shards.values() if shard.replica_id == 0]
-            copies |= {(name, _text(s.index, leaf.shape)): np.array(s.data) for s in written}
-        elif jax.process_index() == 0:
-            copies[name, ""] = np.array(_block(leaf))
-    return copies
-
-
-def _text(index: Sequence[slice], shape: Sequence[int]) -> str:
-    ends = (axis.indices(size) for axis, size in zip(index, shape, strict=True))
-    return ",".join(f"{start}:{stop}" for start, stop, _ in ends)
-
-
-def _block(array: Any, index: str = "") -> np.ndarray | None:
-    """Join a block of an array, such as "0:8,16:32", from this process's devices."""
-    # Without an index it is the full array. None: a part of it is on another host.
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array.addressable_data(0))  # equal on every device
-    if not index and getattr(array, "is_fully_addressable", True):
-        return np.asarray(array)
-    axes = index.split(",") if index else [f"0:{size}" for size in array.shape]
-    ends = [tuple(map(int, axis.split(":"))) for axis in axes]
-    block, filled = np.empty([stop - start for start, stop in ends], array.dtype), 0
-    for shard in {str(shard.index): shard for shard in array.addressable_shards}.values():
-        source, target = [], []
-        for axis, size, (start, stop) in zip(shard.index, array.shape, ends, strict=True):
-            first, last, _ = axis.indices(size)
-            low = max(start, first)
-            high = max(low, min(stop, last))
-            source.append(slice(low - first, high - first))
-            target.append(slice(low - start, high - start))
-        block[tuple(target)] = np.asarray(shard.data)[tuple(source)]
-        filled += block[tuple(target)].size
-    return block if filled == block.size else None
+def _place(directory: Path) -> Any:
+    """Return the absolute path of checkpoints, in the bucket if the directory follows one."""
+    if not isinstance(directory, Path):
+        return directory
+    address = buckets.address(directory)
+    return epath.Path(address) if address else directory.absolute()  # Orbax refuses relative ones
 
 
 def steps(directory: Path) -> list[int]:
-    """List the steps with a folder in a checkpoint directory, in order."""
-    folders = [path.name for path in directory.glob("*") if path.is_dir()]
-    return sorted(int(name) for name in folders if re.fullmatch("0|[1-9][0-9]*", name))
+    """List the steps in a checkpoint directory, in order, without unfinished ones."""
+    place = _place(directory)
+    names = {path.name for path in place.glob("*")}
+    numbers = [name for name in names if re.fullmatch("0|[1-9][0-9]*", name)]
+    return sorted(
+        int(name)
+        for name in numbers
+        if (place / name).is_dir()
+        and (name + _UNFINISHED not in names or (place / name / _MARKER).exists())
+    )
 
 
 def abstract_state(state: Any, place: jax.sharding.Sharding) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxrobust.config import Config, completed, phases, plain
 from jaxrobust.runtime.commandline import arguments
-from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.files import buckets, jsonl
 from jaxrobust.weights.store import weights_folder
 from jaxrobust.weights.store.checkpoint import steps
 from jaxrobust.weights.trained import runs
@@ -54,7 +54,7 @@ def named(weights: str | None) -> str | None:
 
 def folder(start: str, workdir: Path) -> Path:
     """Return the folder of a start, next to the workdir of the run that starts from it."""
-    return workdir.parent / arguments.run_name(start)
+    return buckets.fetched(workdir.parent / arguments.run_name(start))
 
 
 def chain(config: Config, workdir: Path) -> list[StartRun]:

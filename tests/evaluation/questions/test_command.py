@@ -465,9 +465,9 @@ class FileTest(parameterized.TestCase):
         ({"dataset": "fake:8x8x1:7"}, r"head\.fc\.bias: shape \(10,\)"),
         ({}, "give --epsilon, in units of the .0, 1. pixel range, such as 4/255"),
         ({"phase": "train"}, "--phase belongs to a --workdir"),
-        ({"out": "gs://b/out"}, "--out gs://b/out is an address, .*: mount the bucket on every"),
-        ({"workdir": "gs://b/run"}, "--workdir gs://b/run is an address, .* gcsfuse "),
-        ({"bundle": "gs://b/run"}, "--bundle gs://b/run is an address"),
+        ({"out": "s3://b/out"}, "--out s3://b/out is neither a folder nor gs://BUCKET/FOLDER"),
+        ({"workdir": "gs://b"}, "--workdir gs://b is neither a folder nor gs://BUCKET/FOLDER"),
+        ({"bundle": "s3://b/run"}, "--bundle s3://b/run is neither a folder"),
     )
     def test_mistakes_exit_2(self, given, message):
         self.assertRegex(refused(call(**self.given | given)), message)

@@ -1,14 +1,13 @@
-"""Folders to write to, and addresses, which are none."""
+"""Folders to write to."""
 
 import errno
 import os
 from pathlib import Path
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 
 from jaxrobust.runtime.files import caches, folders
-from tests.support import sweeps
 
 
 class CacheTest(absltest.TestCase):
@@ -50,24 +49,20 @@ class WritingTest(absltest.TestCase):
         self.assertIs(raised.exception, full)
 
 
-class MountedTest(parameterized.TestCase):
-    @sweeps.rows("runs/1", "/bucket/run", "../bucket/a b", "C:/runs")
-    def test_a_folder(self, text):
-        self.assertEqual(folders.mounted("workdir", text), Path(text))
-
-    def test_a_bucket_is_to_be_mounted(self):
-        with self.assertRaises(ValueError) as refused:
-            folders.mounted("workdir", "gs://my-bucket/runs/1")
-        self.assertEqual(
-            str(refused.exception),
-            "--workdir gs://my-bucket/runs/1 is an address, and files are written to a folder: "
-            "mount the bucket on every host, mkdir -p $HOME/my-bucket && gcsfuse --implicit-dirs "
-            "--metadata-cache-ttl-secs=0 my-bucket $HOME/my-bucket, and give --workdir "
-            "$HOME/my-bucket/runs/1",
-        )
-
-    @sweeps.rows("s3://bucket/run", "hf://org/repo", "gs://", "gs:///run")
-    def test_any_other_address(self, text):
-        refusal = f"^--out {text} is an address, and .* a folder; give one, such as --out runs/1$"
-        with self.assertRaisesRegex(ValueError, refusal):
-            folders.mounted("out", text)
+class RenamesTest(absltest.TestCase):
+    def test_a_flat_bucket_mounted_by_gcsfuse(self):
+        """Which renames files, but no folder with a file in it."""
+        folder = Path(self.create_tempdir())
+        folders.check_renames("workdir", folder)
+        words = os.strerror(errno.EMFILE)
+        with (
+            mock.patch.object(Path, "rename", side_effect=OSError(errno.EMFILE, words)),
+            self.assertRaisesRegex(
+                ValueError,
+                rf"^--workdir {folder} is on a file system that cannot rename folders \({words}\), "
+                "such as a flat bucket mounted by gcsfuse: give --workdir gs://BUCKET/FOLDER, or "
+                "mount a bucket with a hierarchical namespace .*--enable-hierarchical-namespace",
+            ),
+        ):
+            folders.check_renames("workdir", folder)
+        self.assertEmpty(list(folder.iterdir()))

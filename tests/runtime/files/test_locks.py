@@ -15,20 +15,17 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 from absl.testing import parameterized
 
 from jaxrobust.evaluation.engine import ledger
-from jaxrobust.evaluation.network import fingerprint
 from jaxrobust.runtime.files import jsonl, locks
 from tests.support import paths, sweeps
 from tests.support.processes import start, wait, written
 from tests.support.runs import quiet_run, tiny
+from tests.support.stored_verdicts import IDS, VERDICT, evaluated
 
 ROOT = paths.ROOT
-VERDICT = {"attack": "square", "fooled": False, "flat": False}
-IDS = np.arange(1, dtype=np.uint32)
 HOLD = """
 import sys, time, pathlib
 from jaxrobust.runtime.files import locks
@@ -43,14 +40,6 @@ from jaxrobust.runtime.files import jsonl
 for number in range(100):
     jsonl.append(pathlib.Path(sys.argv[1]), {"of": sys.argv[2], "number": number})
 """
-
-
-def evaluated(network):
-    """What a ledger says that it is of."""
-    probe = {"logits": [[1.0]], "gradients": [[1.0]]}
-    known = fingerprint.Fingerprint("program", "gradient", network, probe, fingerprint.versions())
-    known_of_all = known._asdict() | {"images": "images"}
-    return {"network": None, "fingerprint": known_of_all, "search": None}
 
 
 def held(path, what="it"):

@@ -169,7 +169,7 @@ class MainTest(parameterized.TestCase):
     @sweeps.rows(
         (["--num_processes=two"], "num_processes"),
         (["--profile=10"], "--profile 10 is not START:STEPS"),
-        (["--workdir=gs://bucket/run"], "and give --workdir $HOME/bucket/run"),
+        (["--workdir=s3://bucket/run"], "is neither a folder nor gs://BUCKET/FOLDER"),
     )
     def test_flags(self, flags, message):
         self.assertIn(message, self.fails(*flags))
