@@ -30,7 +30,9 @@ def guarded(name: str, main: Callable[[], object]) -> None:
         main()
     except ImportError as error:
         extra = "tpu-aot" if error.name == "libtpu" else "test,parity"
-        print(f"{name}: {error}; pip install -e '.[{extra}]'", file=sys.stderr)
+        gpu = error.name == "jax_cuda12_plugin"  # the message has its remedy
+        remedy = "" if gpu else f"; pip install -e '.[{extra}]'"
+        print(f"{name}: {error}{remedy}", file=sys.stderr)
         sys.exit(2)
     except ValueError as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -10,10 +10,10 @@ cross-entropy; for TRADES, both attack with PGD from noise and minimise its loss
 one program alone, with the device's memory to itself; `tools/bench_gpu.py` combines such
 runs. Running out of memory exits with code 4.
 
-`--topology v5e:8x8` compiles the same step for absent TPUs instead: what it sends between chips and
-where, whether it fits, and the step time that the chips' peaks allow. `--traffic` breaks bytes and
-cycles down by part of the step, kind of work and line of source. `--block 0` compiles only the
-network's first block, in a minute or two.
+`--topology v5e:8x8` or `--topology h100:8` compiles the same step for absent TPUs or GPUs instead:
+what it sends between chips and where, whether it fits, and the step time that the chips' peaks
+allow. `--traffic` breaks bytes and cycles, or a GPU's kernels, down by part of the step, kind of
+work and line of source. `--block 0` compiles only the network's first block, in a minute or two.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser.flag("fsdp", type=int, help="Number of devices that share the state; 0: all.")
     parser.flag("microbatches", type=int, help="Number of parts of a device's images.")
     parser.flag("scan", action="store_true", help="Compile one block for all alike of a stage.")
-    parser.flag("topology", help="Compile for a slice such as v5e:8x8, without running.")
+    parser.flag("topology", help="Compile for chips such as v5e:8x8 or h100:1, without running.")
     parser.flag("traffic", action="store_true", help="Print where the time of --topology goes.")
     parser.flag("block", help="Compile this block alone for --topology: stem, or 0, 1, ...")
     parser.flag("against", choices=["torch"], help="Also run the same step in PyTorch.")

@@ -3,7 +3,8 @@
 Prints hours, chip-hours, images/s and memory of each phase and of the AutoAttack after it, and the
 money if `--price` gives the cost of a chip-hour. On devices that are here the programs are compiled
 and run briefly. For others the model's operations are divided by the chips' peak and an assumed
-utilisation; for TPUs the step is also compiled if libtpu is installed.
+utilisation; for TPUs the step is also compiled if libtpu is installed, for H100s and H200s if JAX's
+CUDA plug-in is.
 
 `jaxrobust estimate --target 65 --dataset cifar10` asks the reverse: which network and how many
 images, epochs and chip-hours reach this AutoAttack accuracy, by a scaling law of published runs.

@@ -80,7 +80,7 @@ class MessagesTest(parameterized.TestCase):
 
     @absltest.skipUnless(there, NEEDS)
     @parameterized.product(
-        command=(STEP, ("bench_autoattack.py",)), name=("v5e:3x3", "v5e-16", "h100:8", "v5e:0x4")
+        command=(STEP, ("bench_autoattack.py",)), name=("v5e:3x3", "v5e-16", "p100:8", "v5e:0x4")
     )
     def test_unknown_slice(self, command, name):
         code, message = said(*command, "--topology", name)

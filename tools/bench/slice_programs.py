@@ -1,4 +1,4 @@
-"""Training steps and AutoAttack steps, compiled for absent TPUs: `--topology`."""
+"""Training steps and AutoAttack steps, compiled for absent chips: `--topology`."""
 
 import argparse
 import contextlib
@@ -19,12 +19,28 @@ if TYPE_CHECKING:  # JAX is imported where it is used, after `topology` has set 
 FLOAT32_PRODUCTS = 6  # bfloat16 products that a TPU makes for one full-precision float32 product
 
 
-def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
-    """Compile the step of `bench_step` for a slice of TPUs, and print."""
+def _chips(args: argparse.Namespace) -> list[Any]:
+    """Describe the chips of `--topology`; for GPUs, say what their figures lack."""
     from jaxrobust.doctor.programs import topology
-    from tools.hlo import figures as hlo_figures
 
     chips = topology.devices(args.topology)
+    if chips[0].platform == "gpu":
+        print(
+            "Compiled, not run: no time is measured, no tile of a product is tuned, and cuDNN "
+            "plans nothing."
+        )
+        if getattr(args, "attention", None):
+            from tools.gpu.programs import plain_attention
+
+            plain_attention()
+    return chips
+
+
+def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
+    """Compile the step of `bench_step` for absent chips, and print."""
+    from tools.hlo import figures as hlo_figures
+
+    chips = _chips(args)
     from jaxrobust.runtime.commandline.arguments import config_name
     from jaxrobust.runtime.devices import hardware
     from jaxrobust.training import build
@@ -143,11 +159,10 @@ def blocks(net: Any, images: Any) -> list[Block]:
 
 
 def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
-    """Compile a single block of `bench_step`'s network for one chip of a slice."""
-    from jaxrobust.doctor.programs import topology
+    """Compile a single block of `bench_step`'s network for one absent chip."""
     from tools.hlo import figures as hlo_figures
 
-    chips = topology.devices(args.topology)
+    chips = _chips(args)
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -263,15 +278,14 @@ def abstract_verdict(
 
 
 def autoattack(args: argparse.Namespace) -> None:
-    """Compile the steps of standard AutoAttack for a slice of TPUs, and print.
+    """Compile the steps of standard AutoAttack for absent chips, and print.
 
     A program makes steps until enough slots are done. Figures are for one step, and sizes for data
     that stays on a chip between steps. The last program is the deciding forward pass.
     """
-    from jaxrobust.doctor.programs import topology
     from tools.hlo import figures as hlo_figures
 
-    chips = topology.devices(args.topology)
+    chips = _chips(args)
     import jax
     import numpy as np
     from jax.sharding import AxisType, Mesh

@@ -13,10 +13,10 @@ if TYPE_CHECKING:  # it imports JAX, which reads the environment from `topology.
 def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
     """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips; figures per chip."""
     program = topology.compiled(function, *arguments, remedy=remedy)
-    return program.figures | read(program.module)
+    return program.figures | read(program.module, program.gpu)
 
 
-def read(module: hlo.Module) -> dict[str, Any]:
+def read(module: hlo.Module, gpu: "hardware.Chip | None" = None) -> dict[str, Any]:
     """Read costs by part of a step, and collectives by kind, per chip and program run."""
     collectives = hlo.collectives(module)
     kinds: dict[tuple[str, bool], list[hlo.Collective]] = {}
@@ -29,8 +29,8 @@ def read(module: hlo.Module) -> dict[str, Any]:
             gathers[name] += 2 if collective.times is None else collective.times
     return {
         "instructions": sum(1 for _ in hlo.instructions(module.computations)),
-        **parts.figures(module),
-        "in_flight": [each._asdict() for each in overlap.in_flight(module)],
+        **parts.figures(module, gpu),
+        "in_flight": [each._asdict() for each in overlap.in_flight(module, gpu)],
         "collectives": [
             {
                 "kind": kind,
@@ -62,9 +62,11 @@ def show(
     """
     memory = topology.memory_of(figures)
     gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in topology.PARTS)
+    launched = figures.get("kernels_launched")
     print(
         f"  traced in {figures['trace_s']:.1f} s, compiled in {figures['compile_s']:.1f} s; "
         f"{figures['instructions']:,} instructions"
+        + (f", {launched:,} kernels launched" if launched else "")
     )
     of = f" of {chip.memory / 2**30:.0f}" if chip else ""
     print(f"  memory per chip: {memory / 2**30:.2f}{of} GiB ({gib})")
@@ -88,8 +90,9 @@ def show(
     bounds |= hidden(figures, chip)
     seconds = {key.removesuffix("_s"): bounds[key] for key in topology.SECONDS if key in bounds}
     for kernel in figures["kernels"]:
+        cycles = f" of {kernel['cycles']:,} cycles" * bool(kernel["cycles"])
         print(
-            f"  kernel {kernel['name']}: {kernel['calls']} calls of {kernel['cycles']:,} cycles, "
+            f"  kernel {kernel['name']}: {kernel['calls']} calls{cycles}, "
             f"{kernel['bytes'] / 1e6:,.1f} MB, {kernel['flops'] / 1e9:,.1f} GFLOP, as its file says"
         )
     if "hidden_share" in bounds:
@@ -109,8 +112,9 @@ def show(
 
 def hidden(figures: dict[str, Any], chip: "hardware.Chip") -> dict[str, float]:
     """Compute how much of a chip's traffic is hidden behind other work; {} without traffic."""
-    if not figures["sent_bytes"] or not chip.clock:
+    clock = 1.0 if "kernels_s" in figures else chip.clock  # a GPU's work is in seconds
+    if not figures["sent_bytes"] or not clock:
         return {}
     in_flight = [overlap.InFlight(**each) for each in figures["in_flight"]]
-    bytes_ = overlap.hidden(in_flight, clock=chip.clock, interconnect=chip.interconnect)
+    bytes_ = overlap.hidden(in_flight, clock=clock, interconnect=chip.interconnect)
     return {"hidden_bytes": bytes_, "hidden_share": bytes_ / figures["sent_bytes"]}

@@ -4,14 +4,16 @@ The text of a compiled program is its schedule. A collective in a single instruc
 wait; work scheduled between the start and the end of an asynchronous collective overlaps with it.
 The TPU compiler writes asynchronous collectives in three ways: `all-gather-start` and `-done`, the
 same around a computation (`async-start`), and as a chain of fusions, the first of which calls
-`AsyncCollectiveStart` and the last `AsyncCollectiveDone`.
+`AsyncCollectiveStart` and the last `AsyncCollectiveDone`. The GPU compiler writes the first two.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from jaxrobust.doctor.programs import hlo
-from jaxrobust.doctor.programs.hlo_costs import cycles_of
+from jaxrobust.doctor.programs import hlo, hlo_costs
+
+if TYPE_CHECKING:
+    from jaxrobust.runtime.devices.hardware import Chip
 
 
 class InFlight(NamedTuple):
@@ -19,15 +21,16 @@ class InFlight(NamedTuple):
 
     kind: str
     sent: float  # bytes, of one chip
-    cycles: float  # of the work between its start and end, shared by concurrent collectives
+    cycles: float  # of the work between its start and end, shared by concurrent collectives;
+    # on a GPU, seconds of that work at its rates of memory and products
     row: bool  # whether its messages stay within a part of the slice
 
 
-def in_flight(module: hlo.Module) -> list[InFlight]:
+def in_flight(module: hlo.Module, gpu: "Chip | None" = None) -> list[InFlight]:
     """List the collectives with separate start and end in the schedule."""
     beside: dict[str, float] = {}
     for name in module.computations:
-        beside |= _beside(module, name)
+        beside |= _beside(module, name, gpu)
     return [
         InFlight(c.kind, c.sent * (c.times or 1), beside[c.key] * (c.times or 1), c.row)
         for c in hlo.collectives(module)
@@ -48,7 +51,7 @@ def hidden(under_way: list[InFlight], *, clock: float, interconnect: float) -> f
     )
 
 
-def _beside(module: hlo.Module, computation: str) -> dict[str, float]:
+def _beside(module: hlo.Module, computation: str, gpu: "Chip | None") -> dict[str, float]:
     """Map collectives that start and end in a computation to the cycles in between."""
     under_way: dict[str, float] = {}
     ended: dict[str, float] = {}
@@ -58,7 +61,7 @@ def _beside(module: hlo.Module, computation: str) -> dict[str, float]:
         ends = carried if i.opcode.endswith("-done") else tuple(_chains(module, i, hlo.ENDS))
         ended |= {key: under_way.pop(key) for key in ends if key in under_way}
         if under_way and not ends:
-            share = _cycles(module, i) / len(under_way)
+            share = _time(module, i, gpu) / len(under_way)
             under_way = {key: before + share for key, before in under_way.items()}
         starts = tuple(_started(module, i))
         under_way |= dict.fromkeys(starts, 0.0)
@@ -90,10 +93,13 @@ def _chains(module: hlo.Module, i: hlo.Instruction, end: str) -> Iterator[str]:
                 yield from filter(None, map(hlo.chain_of, carried))
 
 
-def _cycles(module: hlo.Module, i: hlo.Instruction) -> float:
-    """Return the cycles of an instruction, including what it runs."""
+def _time(module: hlo.Module, i: hlo.Instruction, gpu: "Chip | None") -> float:
+    """Return the cycles, or a GPU's seconds, of an instruction, including what it runs."""
     if i.opcode in ("while", "conditional", "call"):
         trips = (hlo.trip_count(module, i) or 1) if i.opcode == "while" else 1
         bodies = (module.computations[name].values() for name in hlo.called(i))
-        return trips * sum(_cycles(module, inner) for body in bodies for inner in body)
-    return cycles_of(i)
+        return trips * sum(_time(module, inner, gpu) for body in bodies for inner in body)
+    if i.opcode in hlo_costs.FREE:
+        return 0.0
+    cost = hlo_costs.cost_of(module, i, gpu)
+    return cost.bound_s if gpu else cost.cycles

@@ -5,12 +5,14 @@ function calls. The compiler omits both for copies, which belong to their first 
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxrobust.doctor.programs.hlo import KINDS, Instruction, Module, called, op_name
 from jaxrobust.doctor.programs.hlo_costs import works
+
+if TYPE_CHECKING:
+    from jaxrobust.runtime.devices.hardware import Chip
 
 # The first pattern in a name stack determines the part.
 _PARTS = (
@@ -32,20 +34,14 @@ _FUNCTIONS = (
     ("depthwise", r"depthwise|^convnext_block$|^local_interaction$"),
     ("convolution", r"^(batch_)?stem_layers$|^norm_halving$"),
     ("norm", r"[nN]orm"),
+    ("activation", r"gelu"),
+    ("element-wise", r"^_?residual"),
 )
 _SHARED = r"/models/(kernels|modules|interface)/|/runtime/"
+_LIBRARY = r'custom_call_target="__(cublas|cudnn\$conv)'
 _MOVES = {"bitcast", "broadcast", "constant", "copy", "iota", "pad", "parameter", "reshape"}
 _MOVES |= {"slice", "transpose", "tuple", "get-tuple-element", "concatenate", "dynamic-slice"}
 _MOVES |= {"dynamic-update-slice", "bitcast-convert", "fusion"}
-
-
-class Share(NamedTuple):
-    """The work of one kind in a part of a step, in one run of the program."""
-
-    part: str
-    kind: str
-    bytes: float
-    cycles: float
 
 
 class Heavy(NamedTuple):
@@ -55,74 +51,83 @@ class Heavy(NamedTuple):
     kind: str
     line: str  # FILE:LINE FUNCTION, or the instruction's name if the line is unknown
     instructions: int
+    runs: int
     bytes: float
     cycles: float
+    flops: float
+    bound_s: float  # on a GPU
 
 
-def shares(module: Module) -> list[Share]:
-    """Sum bytes and cycles by part and kind, most cycles first."""
-    bytes_: defaultdict[tuple[str, str], float] = defaultdict(float)
-    cycles: defaultdict[tuple[str, str], float] = defaultdict(float)
-    for heavy in _all(module):
-        bytes_[heavy.part, heavy.kind] += heavy.bytes
-        cycles[heavy.part, heavy.kind] += heavy.cycles
-    rows = [Share(*key, bytes_[key], cycles[key]) for key in bytes_]
-    return sorted(rows, key=lambda share: (-share.cycles, -share.bytes))
+def _summed(rows: Iterator[Heavy], keys: int) -> list[Heavy]:
+    """Add up rows whose first `keys` fields are equal; the most expensive sums come first."""
+    sums: dict[tuple[Any, ...], Heavy] = {}
+    for row in rows:
+        old = sums.get(row[:keys])
+        added = (a + b for a, b in zip(old[3:], row[3:], strict=True)) if old else row[3:]
+        sums[row[:keys]] = Heavy(*row[:3], *added)
+    return sorted(sums.values(), key=lambda row: (-row.cycles, -row.bound_s, -row.bytes))
 
 
-def heaviest(module: Module, count: int = 20) -> list[Heavy]:
-    """List the lines with the most cycles; a row is one line, part and kind."""
-    rows: dict[tuple[str, str, str], Heavy] = {}
-    for one in _all(module):
-        row = rows.get(one[:3], Heavy(*one[:3], 0, 0, 0))
-        sums = row.instructions + 1, row.bytes + one.bytes, row.cycles + one.cycles
-        rows[one[:3]] = Heavy(*one[:3], *sums)
-    return sorted(rows.values(), key=lambda row: (-row.cycles, -row.bytes))[:count]
+def shares(module: Module, gpu: "Chip | None" = None) -> list[Heavy]:
+    """Add up costs by part and kind, the most expensive first."""
+    return _summed(_all(module, gpu), 2)
 
 
-def figures(module: Module) -> dict[str, Any]:
-    """Collect shares as {part: {kind: {"bytes", "cycles"}}}, and the heaviest instructions."""
+def heaviest(module: Module, count: int = 20, *, gpu: "Chip | None" = None) -> list[Heavy]:
+    """List the most expensive lines; a row is one line, part and kind."""
+    return _summed(_all(module, gpu), 3)[:count]
+
+
+def figures(module: Module, gpu: "Chip | None" = None) -> dict[str, Any]:
+    """Collect shares as {part: {kind: {"bytes", ...}}}, and the heaviest lines of source."""
+    costs = Heavy._fields[4:] if gpu else ("bytes", "cycles")
     parts: dict[str, dict[str, dict[str, float]]] = {part: {} for part in PARTS}
-    for part, kind, bytes_, cycles in shares(module):
-        parts[part][kind] = {"bytes": bytes_, "cycles": cycles}
+    for row in shares(module, gpu):
+        parts[row.part][row.kind] = {key: getattr(row, key) for key in costs}
     parts = {part: kinds for part, kinds in parts.items() if kinds}
-    return {"by_part": parts, "heaviest": [row._asdict() for row in heaviest(module)]}
+    return {"by_part": parts, "heaviest": [row._asdict() for row in heaviest(module, gpu=gpu)]}
 
 
 def lines(costs: dict[str, Any]) -> Iterator[str]:
-    """Format `figures` as two tables: parts by kinds with shares, and the heaviest instructions."""
+    """Format `figures` as two tables: parts by kinds with shares, and the heaviest lines."""
     rows = [
-        (part, kind, share["bytes"], share["cycles"])
+        {"part": part, "kind": kind, **share}
         for part, kinds in costs["by_part"].items()
         for kind, share in kinds.items()
         if share["bytes"] or share["cycles"]
     ]
-    all_bytes, all_cycles = (sum(row[n] for row in rows) or 1 for n in (2, 3))
-    yield f"{'part':16} {'kind':15} {'MB':>9} {'share':>6} {'1000 cycles':>12} {'share':>6}"
-    for part, kind, bytes_, cycles in rows:
+    gpu = any("bound_s" in row for row in rows)
+    key, unit, scale = ("bound_s", "bound ms", 1e3) if gpu else ("cycles", "1000 cycles", 1e-3)
+    digits = 3 if gpu else 0
+    all_bytes, all_time = (sum(row[name] for row in rows) or 1 for name in ("bytes", key))
+    more = f" {'kernels':>8} {'GFLOP':>9}" if gpu else ""
+    yield f"{'part':16} {'kind':15} {'MB':>9} {'share':>6} {unit:>12} {'share':>6}{more}"
+    for row in rows:
+        more = f" {row['runs']:8,} {row['flops'] / 1e9:9,.1f}" if gpu else ""
         yield (
-            f"{part:16} {kind:15} {bytes_ / 1e6:9,.1f} {bytes_ / all_bytes:6.1%} "
-            f"{cycles / 1e3:12,.0f} {cycles / all_cycles:6.1%}"
+            f"{row['part']:16} {row['kind']:15} {row['bytes'] / 1e6:9,.1f} "
+            f"{row['bytes'] / all_bytes:6.1%} {scale * row[key]:12,.{digits}f} "
+            f"{row[key] / all_time:6.1%}{more}"
         )
-    yield f"{'1000 cycles':>12} {'MB':>9}  the heaviest lines of source, and how often they stand"
+    yield f"{unit:>12} {'MB':>9}  the heaviest lines of source, and how often they stand"
     for row in costs["heaviest"]:
         yield (
-            f"{row['cycles'] / 1e3:12,.0f} {row['bytes'] / 1e6:9,.1f}  {row['part']}, "
+            f"{scale * row[key]:12,.{digits}f} {row['bytes'] / 1e6:9,.1f}  {row['part']}, "
             f"{row['kind']}: {row['line']} ({row['instructions']})"
         )
 
 
-def _all(module: Module) -> Iterator[Heavy]:
+def _all(module: Module, gpu: "Chip | None") -> Iterator[Heavy]:
     users: dict[tuple[str, str], Instruction] = {}
     for computation in module.computations.values():
         for i in computation.values():
             for operand in i.operands:
                 users.setdefault((i.computation, operand), i)
-    for work in works(module):
+    for work in works(module, gpu):
         frame, part = _origin(module, work.instruction, users)
         kind = _kind(module, work.instruction, frame)
-        line = _line(module, frame) or work.instruction.name
-        yield Heavy(part, kind, line, 1, work.bytes, work.cycles)
+        line = _line(module, frame, detailed=gpu is not None) or work.instruction.name
+        yield Heavy(part, kind, line, 1, *work[1:])
 
 
 def _origin(
@@ -149,7 +154,7 @@ def _kind(module: Module, instruction: Instruction, frame: int) -> str:
         return "collective"
     function = _function_kind(module, frame)
     for i in fused:
-        if i.opcode in ("convolution", "dot"):
+        if i.opcode in ("convolution", "dot") or re.search(_LIBRARY, i.attributes):
             if not op_name(i).endswith("conv_general_dilated"):
                 return "attention" if function in ("attention", "softmax") else "matrix product"
             grouped = re.search(r"(?:feature|batch)_group_count=(?!1\b)", i.attributes)
@@ -176,10 +181,15 @@ def _function_kind(module: Module, frame: int) -> str | None:
     return None
 
 
-def _line(module: Module, frame: int) -> str:
-    """Name the innermost line outside code that all networks share, else any."""
+def _line(module: Module, frame: int, *, detailed: bool) -> str:
+    """Name the innermost line outside code that all networks share, else any.
+
+    With `detailed`, also name the innermost line, where one kernel of ours is many of a GPU's.
+    """
     stack = [entry for entry in module.stack(frame) if "jaxrobust/" in entry[1]]
     own = [entry for entry in stack if not re.search(_SHARED, entry[1])]
-    for function, file, line, _ in own or stack:
-        return f"{file.rpartition('jaxrobust/')[2]}:{line} {function}"
-    return ""
+    lines = [*own[:1], *(stack[:1] if detailed or not own else [])]
+    return " < ".join(
+        f"{file.rpartition('jaxrobust/')[2]}:{line} {function}"
+        for function, file, line, _ in dict.fromkeys(reversed(lines))
+    )

@@ -12,6 +12,7 @@ from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.doctor.estimate import attacked, elsewhere, here
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.doctor.estimate.work import PhaseWork, work
+from jaxrobust.doctor.programs import gpus
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.training import build
@@ -215,9 +216,10 @@ def _known(
         "the network, and divided by the chips' peak and the share of it that is assumed."
     )
     if any("roofline" in row for row in rows):
+        compiler = "libtpu" if "TPU" in target.kind else "JAX's CUDA plug-in"
         lines.append(
-            "Compiled with libtpu: memory and roofline are those of the step's executable. No step "
-            "counts as faster than its roofline."
+            f"Compiled with {compiler}: memory and roofline are those of the step's executable. No "
+            "step counts as faster than its roofline."
         )
     return lines
 
@@ -261,6 +263,10 @@ def _assumed(
                 why = ", as libtpu compiles for four chips at least"
             elif "TPU" in target.kind and not target.compiles:  # else --fast
                 why = "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
+            elif target.name.partition(":")[0] in gpus.CHIPS and not target.compiles:
+                why = (
+                    f"; {gpus.SCRIPT} makes an environment that compiles for 1 to {gpus.MOST} GPUs"
+                )
             lines.append(
                 "Memory is that of parameters, average, optimiser, and of the activations that a "
                 "backward pass needs, counted in the network; compiled, it may be half or twice as "

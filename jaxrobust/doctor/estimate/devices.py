@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxrobust.doctor.programs import topology
+from jaxrobust.doctor.programs import gpus, topology
 from jaxrobust.runtime.text.spelling import meant
 
 if TYPE_CHECKING:  # imports JAX, which reads the environment that `prepare` sets
@@ -103,7 +103,8 @@ def target(name: str) -> Target:
     chip = hardware.chip(_KINDS[kind])
     chips = math.prod(sides) * _HALVED.get(_KINDS[kind], 1)
     # The compiler knows no slices smaller than a host of four chips.
-    compiles = tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None
+    by_libtpu = tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None
+    compiles = by_libtpu or (kind in gpus.CHIPS and chips <= gpus.MOST and gpus.available())
     return Target(name, _KINDS[kind], chips, chip, False, compiles)
 
 

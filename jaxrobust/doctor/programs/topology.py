@@ -1,6 +1,6 @@
-"""Compile programs for TPUs that are not here, and read costs from the executables.
+"""Compile programs for chips that are not here, and read costs from the executables.
 
-The compiler comes from the wheel `libtpu`; nothing is executed.
+The compiler comes from the wheel `libtpu`, or from JAX's CUDA plug-in; nothing is executed.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxrobust.doctor.programs import hlo, hlo_costs
+from jaxrobust.doctor.programs import gpus, hlo, hlo_costs
 
 if TYPE_CHECKING:  # imports JAX, which reads the environment that `devices` sets
     from jaxrobust.runtime.devices import hardware
@@ -22,22 +22,25 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",  # this and the next avoid warnings; any value works
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
 }
-# Seconds of an executable's arithmetic, memory, cycles and messages, each on its own.
-SECONDS = ("flops_s", "hbm_s", "cycles_s", "ici_s")
+# Seconds of an executable's arithmetic, memory, cycles, kernels one after another and messages.
+SECONDS = ("flops_s", "hbm_s", "cycles_s", "kernels_s", "ici_s")
+_TOO_LARGE = "the program needs {} of memory on each chip, which has {} for it; try {}"
 PARTS = ("argument", "output", "temporary", "code")
-EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4, v7x:2x2x1"
+EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4, v7x:2x2x1, h100:1, h200:8"
 
 
 def devices(name: str, *, flag: str = "--topology") -> list[Any]:
-    """Describe the chips of a slice such as "v5e:8x8", as JAX would see them there.
+    """Describe the chips of a slice such as "v5e:8x8" or "h100:8", as JAX would see them there.
 
     Call this before anything imports JAX. `flag` is the flag that named the slice.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ImportError(f"{flag} {name} needs the TPU compiler", name="libtpu")
-    if "0" in re.split("[:x]", name)[1:]:  # newer compilers divide by zero and crash
-        raise ValueError(f"{flag} {name}: a side has no chips; write one such as {EXAMPLES}")
-    os.environ.update(ENVIRONMENT)
+    gpu = name.partition(":")[0] in gpus.CHIPS
+    try:
+        wanted = gpus.target(name) if gpu else _tpu_target(name)
+    except ImportError as error:
+        raise ImportError(f"{flag} {name} {error}", name=error.name) from error
+    except ValueError as error:
+        raise ValueError(f"{flag} {name}: {error}") from error
     import jax
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
@@ -46,17 +49,26 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
     # A compiler without chips cannot read back what it writes to the cache on disk.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX may have read the setting already
-    slice_name = (
-        f"tpu{name.removeprefix('v')}" if name.startswith("v7x:") else name
-    )  # libtpu's name
-    options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}  # as on Cloud TPU
+    if gpu:
+        gpus.answer_for_cudnn()
     try:
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=slice_name, **options
-        ).devices
+        return topologies.get_topology_desc(**wanted).devices
     except JaxRuntimeError as error:
         reason = str(error).removeprefix("INVALID_ARGUMENT: ").split("\n")[0]
         raise ValueError(f"{flag} {name}: {reason}; write one such as {EXAMPLES}") from error
+
+
+def _tpu_target(name: str) -> dict[str, Any]:
+    if not re.match(r"v\d", name):
+        raise ValueError(f"there is no compiler for such a chip; write one such as {EXAMPLES}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError("needs the TPU compiler", name="libtpu")
+    if "0" in re.split("[:x]", name)[1:]:  # newer compilers divide by zero and crash
+        raise ValueError(f"a side has no chips; write one such as {EXAMPLES}")
+    os.environ.update(ENVIRONMENT)
+    options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}  # as on Cloud TPU
+    libtpu_name = f"tpu{name.removeprefix('v')}" if name.startswith("v7x:") else name
+    return {"platform": "tpu", "topology_name": libtpu_name, **options}
 
 
 class Compiled(NamedTuple):
@@ -64,6 +76,7 @@ class Compiled(NamedTuple):
 
     figures: dict[str, Any]
     module: hlo.Module
+    gpu: "hardware.Chip | None" = None  # None: other chips
 
 
 def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> Compiled:
@@ -71,7 +84,7 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
     import jax
     from jax.errors import JaxRuntimeError
 
-    from jaxrobust.runtime.devices import tpus
+    from jaxrobust.runtime.devices import hardware, tpus
 
     start = time.perf_counter()
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments))
@@ -92,9 +105,15 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
         "trace_s": traced - start,
         "compile_s": seconds,
         **sizes(executable),
-        "flops_loops_once": executable.cost_analysis()["flops"],  # XLA's own count
+        "flops_loops_once": (executable.cost_analysis() or {}).get("flops"),  # XLA's own count
     }
-    return Compiled(figures | costs(module), module)
+    first = mesh and mesh.devices.flat[0]
+    chip = hardware.chip(first.device_kind) if first else None
+    if chip and memory_of(figures) > chip.memory:
+        needed, available = (f"{n / 2**30:.2f}G" for n in (memory_of(figures), chip.memory))
+        raise ValueError(_TOO_LARGE.format(needed, available, remedy))
+    gpu = chip if first and first.platform == "gpu" else None
+    return Compiled(figures | costs(module, gpu), module, gpu)
 
 
 def sizes(executable: Any) -> dict[str, int]:
@@ -111,21 +130,25 @@ def sizes(executable: Any) -> dict[str, int]:
 def too_large(error: str, remedy: str) -> str:
     """Condense the compiler's long message about memory to one sentence."""
     sizes = re.findall(r"\b[\d.]+[KMGT]\b", error)
-    needed, there = sizes[:2] if len(sizes) > 1 else ("more", "less")
-    return (
-        f"the program needs {needed} of memory on each chip, which has {there} for it; try {remedy}"
-    )
+    needed, available = sizes[:2] if len(sizes) > 1 else ("more", "less")
+    return _TOO_LARGE.format(needed, available, remedy)
 
 
-def costs(module: hlo.Module) -> dict[str, Any]:
+def costs(module: hlo.Module, gpu: "hardware.Chip | None" = None) -> dict[str, Any]:
     """Return the costs of one run of a program on a chip.
 
     A loop of unknown length counts once.
     """
     collectives = hlo.collectives(module)
+    works = hlo_costs.works(module, gpu)
+    on_gpu = {
+        "kernels_launched": sum(work.runs for work in works),
+        "kernels_s": sum(work.bound_s for work in works),
+    }
     return {
-        "flops_executable": hlo_costs.flops(module),
-        "hbm_bytes": hlo_costs.traffic(module),
+        **(on_gpu if gpu else {}),
+        "flops_executable": sum(work.flops for work in works),
+        "hbm_bytes": sum(work.bytes for work in works),
         "cycles": hlo_costs.cycles(module),
         "kernels": [kernel._asdict() for kernel in hlo_costs.kernels(module)],
         "sent_bytes": sum(c.sent * (c.times or 1) for c in collectives),
@@ -146,6 +169,8 @@ def roofline(
         "flops": flops / chip.flops,
         "hbm": figures["hbm_bytes"] / chip.bandwidth,
         **({"cycles": cycles / chip.clock} if chip.clock else {}),
+        # Each kernel of a GPU waits for its memory or its products.
+        **({"kernels": figures["kernels_s"]} if "kernels_s" in figures else {}),
         # Messages within a row of the slice can use only half of a chip's links.
         "ici": (figures["sent_bytes"] + figures["row_bytes"]) / chip.interconnect,
     }

@@ -42,4 +42,6 @@ class DevicesTest(parameterized.TestCase):
         with mock.patch.object(devices.importlib.util, "find_spec", return_value=spec):
             target = devices.target(f"v5e:{shape}")
             self.assertEqual((target.chips, target.compiles), (chips, compiles))
-            self.assertFalse(devices.target("h100:8").compiles)
+            self.assertEqual(devices.target("h100:8").compiles, installed)
+            self.assertFalse(devices.target("h100:16").compiles)
+            self.assertFalse(devices.target("a100:8").compiles)

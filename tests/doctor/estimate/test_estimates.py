@@ -3,6 +3,7 @@
 `python -m tests.doctor.estimate.test_estimates` writes them again.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -28,8 +29,11 @@ def get_config():
     return config
 """
 NORMS = "--config.attack.norm=linf,l2 --config.attack.epsilon=4/255,2 --config.attack.mix=worst"
-# Said only where libtpu is not installed.
-HINT = "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
+# Printed only where the compilers are not installed.
+HINTS = (
+    "; pip install 'jaxrobust[tpu-aot]' brings the compiler",
+    "; tools/gpu/make_environment.py makes an environment that compiles for 1 to 8 GPUs",
+)
 WIDE = os.environ | {"COLUMNS": "100"}
 ROWS = {
     "quickstart": "quickstart --on h100:8 --images 100 --robust 0.25 --utilisation 0.4 --price 2.5",
@@ -72,10 +76,14 @@ class EstimatesTest(parameterized.TestCase):
         folder = prepare(Path(self.create_tempdir()))
         code, out, err = self.run_command(["estimate", *ROWS[name].split(), "--json"], folder)
         self.assertEqual(code, 0, err)
-        *page, last = out.replace(HINT, "").splitlines()
-        *expected, golden = (GOLDEN / f"{name}.txt").read_text().replace(HINT, "").splitlines()
+        *page, last = without_hints(out).splitlines()
+        *expected, golden = without_hints((GOLDEN / f"{name}.txt").read_text()).splitlines()
         self.assertEqual(page, expected)
         self.assert_close(json.loads(last), json.loads(golden), name)
+
+
+def without_hints(text: str) -> str:
+    return functools.reduce(lambda text, hint: text.replace(hint, ""), HINTS, text)
 
 
 def write() -> None:

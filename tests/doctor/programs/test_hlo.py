@@ -319,8 +319,9 @@ class WindowTest(parameterized.TestCase):
     )
     def test_one_axis(self, window, out, met):
         attributes = f", window={{{window}}}, dim_labels=b0f_0io->b0f"
-        i = hlo.Instruction("c", f"f32[3,{out},7]", "convolution", (), "", attributes, "main")
-        found = hlo_costs._convolution(i, "f32[3,4,5]", "f32[2,5,7]")
+        result = f"f32[3,{out},7]"
+        i = hlo.Instruction("c", result, "convolution", (), "", attributes, "main")
+        found = hlo_costs._convolution(i, "f32[3,4,5]", "f32[2,5,7]", result)
         self.assertEqual(found, 3 * 5 * 7 * met)
 
 

@@ -11,7 +11,7 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrobust.doctor.programs import topology
+from jaxrobust.doctor.programs import gpus, topology
 from tests.support import sweeps
 from tests.support.programs import CHIP, COSTS
 
@@ -58,6 +58,15 @@ class RefusedTest(parameterized.TestCase):
     @sweeps.rows(
         ("v5e:4x4", None, ImportError, "--on v5e:4x4 needs the TPU compiler"),
         ("v5e:0x4", "there", ValueError, "--on v5e:0x4: a side has no chips; write one"),
+        ("p100:8", "there", ValueError, "no compiler for such a chip; write one .*, h100:1"),
+        ("h100:9", "there", ValueError, "--on h100:9: write 1 to 8 GPUs, such as h100:1 or"),
+        (
+            "h200:1",
+            None,
+            ImportError,
+            "--on h200:1 needs the GPU compiler; run python3.13 "
+            "tools/gpu/make_environment.py FOLDER in a checkout, and this command with FOLDER/bin",
+        ),
     )
     def test_names(self, name, spec, error, message):
         with (
@@ -66,9 +75,14 @@ class RefusedTest(parameterized.TestCase):
         ):
             topology.devices(name, flag="--on")
 
-    @sweeps.rows(("v5e:4x4", {}), ("v4:2x2x4", {"chip_config_name": "megacore"}))
+    @sweeps.rows(
+        ("v5e:4x4", {}), ("v4:2x2x4", {"chip_config_name": "megacore"}),
+        ("h100:8", {"topology": "1x1x8", "target_config": gpus.target_config("h100")}),
+    )  # fmt: skip
     def test_which_chips_are_asked_for(self, name, more):
-        self.enter_context(mock.patch.dict(topology.os.environ))
+        gpu = name.startswith("h")
+        platform, compiler = ("cuda", "jax_cuda12_plugin") if gpu else ("tpu", "libtpu")
+        self.enter_context(mock.patch.dict(topology.os.environ, {"XLA_FLAGS": "--a"}))
         find, update, reset, asked = (
             self.enter_context(mock.patch.object(*place))
             for place in (
@@ -78,13 +92,16 @@ class RefusedTest(parameterized.TestCase):
                 (topologies, "get_topology_desc"),
             )
         )
+        self.enter_context(mock.patch.object(gpus, "answer_for_cudnn"))
         asked.return_value.devices = ["a chip"]
         self.assertEqual(topology.devices(name), ["a chip"])
-        self.assertLessEqual(topology.ENVIRONMENT.items(), dict(topology.os.environ).items())
-        asked.assert_called_once_with(platform="tpu", topology_name=name, **more)
+        environment = {"XLA_FLAGS": "--a --xla_gpu_autotune_level=0", "JAX_PLATFORMS": "cpu"}
+        wanted = environment if gpu else topology.ENVIRONMENT
+        self.assertLessEqual(wanted.items(), dict(topology.os.environ).items())
+        asked.assert_called_once_with(platform=platform, topology_name=name, **more)
         update.assert_called_once_with("jax_enable_compilation_cache", False)
         reset.assert_called_once_with()
-        find.assert_called_once_with("libtpu")
+        find.assert_called_once_with(compiler)
 
 
 class CompiledTest(parameterized.TestCase):

@@ -124,7 +124,7 @@ class OverlapTest(absltest.TestCase):
         beside = {"one": {"a": 50.0}, "two": {"b": 7.0}}
         with (
             mock.patch.object(hlo, "collectives", return_value=found),
-            mock.patch.object(overlap, "_beside", lambda module, name: beside[name]),
+            mock.patch.object(overlap, "_beside", lambda module, name, gpu: beside[name]),
         ):
             made = overlap.in_flight(SimpleNamespace(computations=beside))
         a, b = ("kind a", 10.0, 50.0, False), ("kind b", 30.0, 21.0, True)

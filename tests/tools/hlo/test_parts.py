@@ -151,12 +151,17 @@ class PartsTest(parameterized.TestCase):
         )
 
 
+def row(part, kind, line, instructions, bytes, cycles):
+    """A row without a GPU's figures."""
+    return parts.Heavy(part, kind, line, instructions, instructions, bytes, cycles, 0, 0)
+
+
 class SumsTest(absltest.TestCase):
     """Bytes and cycles of instructions, added up and put in order."""
 
     def put(self, *rows: tuple) -> None:
-        heavy = [parts.Heavy(*row) for row in rows]
-        self.enter_context(mock.patch.object(parts, "_all", lambda module: iter(heavy)))
+        heavy = [row(*each) for each in rows]
+        self.enter_context(mock.patch.object(parts, "_all", lambda module, gpu: iter(heavy)))
 
     def test_what_takes_the_most_cycles_is_first(self):
         self.put(
@@ -165,12 +170,12 @@ class SumsTest(absltest.TestCase):
             ("forward", "norm", "c", 1, 1, 12),
             ("forward", "norm", "a", 1, 20, 7),
         )
-        shares = [("forward", "norm", 31, 24), ("backward", "copy", 100, 3)]
+        shares = [row("forward", "norm", "a", 3, 31, 24), row("backward", "copy", "b", 1, 100, 3)]
         self.assertEqual(parts.shares(None), shares)
         rows = [
-            ("forward", "norm", "a", 2, 30, 12),
-            ("forward", "norm", "c", 1, 1, 12),  # of equal cycles the most bytes first
-            ("backward", "copy", "b", 1, 100, 3),
+            row("forward", "norm", "a", 2, 30, 12),
+            row("forward", "norm", "c", 1, 1, 12),  # of equal cycles the most bytes first
+            row("backward", "copy", "b", 1, 100, 3),
         ]
         self.assertEqual(parts.heaviest(None), rows)
         self.assertEqual(parts.heaviest(None, 2), rows[:2])
