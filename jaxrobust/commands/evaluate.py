@@ -70,7 +70,8 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     if pod is not None:
         end.join(pod)
     values = asdict(fields.given(EvaluateFlags))
-    sizes, threats, ladder = (values.pop(name) for name in ("image_size", "threat", "ladder"))
+    names = ("image_size", "threat", "ladder", "radius_at")
+    sizes, *threats_and_growth = (values.pop(name) for name in names)
     values["image_size"] = sizes[0] if len(sizes) == 1 else None
     without_attack = values["corruptions"] is not None or values["certify"] is not None
     if without_attack and flags.FLAGS["attack"].using_default_value:
@@ -90,7 +91,7 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     with patience.of(patience.LOADING, here=pod is None):
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX
 
-    return command.answer(command.GivenFlags(**values), sizes, threats, ladder)
+    return command.answer(command.GivenFlags(**values), sizes, *threats_and_growth)
 
 
 if __name__ == "__main__":

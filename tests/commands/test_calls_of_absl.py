@@ -342,11 +342,12 @@ class EvaluateTest(parameterized.TestCase):
     def test_what_is_asked(self):
         values = {"workdir": "w", "epsilon": "4/255", "n": "9", "seed": 3, "again": True}
         values |= {"replay": ["a", "b"], "threat": ["linf:1/255", "l2:1"], "ladder": "linf:0:1:2"}
+        values |= {"radius_at": 48}
         found = self.ended(image_size=[32, 64], **values)
         self.assertEqual((found.code, found.out), (0, "a table\n"))
         self.quiet.assert_called_once_with()
         given, *rest = self.answer.call_args.args
-        self.assertEqual(rest, [(32, 64), ("linf:1/255", "l2:1"), "linf:0:1:2"])
+        self.assertEqual(rest, [(32, 64), ("linf:1/255", "l2:1"), "linf:0:1:2", 48])
         self.assertIsNone(given.image_size)  # of several it is none
         self.assertEqual((given.workdir, given.epsilon, given.n), ("w", 4 / 255, 9))
         self.assertEqual((given.seed, given.again, given.replay), (3, True, ("a", "b")))
@@ -355,7 +356,7 @@ class EvaluateTest(parameterized.TestCase):
     def test_what_is_not_asked(self):
         self.ended(image_size=[48])
         given, *rest = self.answer.call_args.args
-        self.assertEqual(rest, [(48,), (), None])
+        self.assertEqual(rest, [(48,), (), None, None])
         self.assertEqual((given.image_size, given.n, given.attack), (48, 0, "autoattack"))
 
     def test_corruptions_are_of_clean_images(self):

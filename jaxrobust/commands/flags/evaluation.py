@@ -39,6 +39,12 @@ class EvaluateFlags(SubjectFlags):
     threat: tuple[str, ...] = flag(
         "Norm and radius, such as linf:4/255; several get a record each, and one of all.", ()
     )
+    radius_at: int | None = flag(
+        "Side in pixels at which --threat has its radius. At another --image_size an l2 radius "
+        "grows with the side, an l1 or l0 radius with the number of pixels, and linf stays; "
+        "default: no radius changes.",
+        least=1,
+    )
     ladder: str | None = flag(
         "Radii that share adversarial images, such as linf:0:16/255:9, the smallest first."
     )

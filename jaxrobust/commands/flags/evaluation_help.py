@@ -6,7 +6,7 @@ from jaxrobust.runtime.commandline import help
 
 USUAL = "dataset split n norm epsilon threat attack version corruptions out"  # of --help
 GROUPS = help.GROUPS | {  # of --help-all
-    "The threat": "norm epsilon threat ladder worst_case union_only",
+    "The threat": "norm epsilon threat radius_at ladder worst_case union_only",
     "Attacks": "attack version finish steps targets restarts relative_step step start l1_rule "
     "rule draws points replay noreplay search_dtype batch seed",
     "In place of attacks": "corruptions frost certify",

@@ -53,9 +53,10 @@ def answer(
     sizes: Sequence[int | None] = (),
     threats: Sequence[str] = (),
     ladder: str | None = None,
+    radius_at: int | None = None,
 ) -> tuple[str, bool]:
     """Return the command's report for people, and whether this process should print it."""
-    records_and_place = evaluated(flags, sizes, threats, ladder)
+    records_and_place = evaluated(flags, sizes, threats, ladder, radius_at)
     return ("", False) if jax.process_index() else (told(*records_and_place), True)
 
 
@@ -64,16 +65,27 @@ def evaluated(
     sizes: Sequence[int | None] = (),
     threats: Sequence[str] = (),
     ladder: str | None = None,
+    radius_at: int | None = None,
 ) -> tuple[list[AccuracyRecord], Path]:
-    """Return the records that the command asks for, and their folder."""
-    words = [str(part) for part in (flags, sizes, threats, ladder)]
+    """Return the records that the command asks for, and their folder.
+
+    `radius_at`: the image size at which the threats have their radius, which grows with the size.
+    """
+    words = [str(part) for part in (flags, sizes, threats, ladder, radius_at)]
     lock = f"command-{records.number_of({'command': words})}.lock"
-    flags, balls = _checked(flags, sizes, threats, ladder)
+    flags, stated = _checked(flags, sizes, threats, ladder)
+    if radius_at and not (sizes and threats):
+        raise ValueError(
+            f"--radius_at={radius_at} needs --threat, the radius at {radius_at} px, and "
+            "--image_size, the sizes that it grows with"
+        )
     run, out = (Path(place) if place else None for place in (flags.workdir, flags.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
     written: list[AccuracyRecord] = []
     for size in sizes or (flags.image_size,):
-        of_size = flags._replace(image_size=size)
+        of_size, balls = flags._replace(image_size=size), stated
+        if radius_at and size:
+            balls = [threat_flags.grown(ball, size / radius_at) for ball in stated]
         place, more = _of_size(of_size, balls, bool(ladder), run=run, out=out, lock=lock)
         written += more
     return written, place

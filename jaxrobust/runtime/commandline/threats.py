@@ -31,6 +31,16 @@ def parse(text: str, flag: str = "threat") -> Threat:
         raise ValueError(f"--{flag}={text}: {reason}") from error
 
 
+def grown(threat: Threat, factor: float) -> Threat:
+    """Return the ball that allows the same change per pixel on images with `factor` times the side.
+
+    >>> str(grown(Threat("l2", 2.0), 1.5)), str(grown(Threat("l1", 75.0), 2.0))
+    ('l2 3', 'l1 300')
+    """
+    epsilon = threat.epsilon * factor ** {"linf": 0, "l2": 1, "l1": 2, "l0": 2}[threat.norm]
+    return Threat(threat.norm, float(round(epsilon)) if threat.norm == "l0" else epsilon)
+
+
 def ladder(text: str) -> list[Threat]:
     """Parse the threats of --ladder, the smallest first; a threat of radius 0 is not an attack."""
     parts = [part.strip() for part in text.split(":")]

@@ -236,9 +236,12 @@ class CommandTest(parameterized.TestCase):
         self.assertLen(self.call("replayed", **short | {"noreplay": True})[0], count)
 
     def test_several_sizes(self):
-        """A record each."""
-        rows, _ = self.call("sizes", "pooled", attack="clean", image_size=[4, 6])
+        """A record each; with --radius_at each has the radius that has grown with its size."""
+        flags = {"norm": None, "epsilon": None, "attack": "fgsm", "threat": ["l2:0.1"]}
+        rows, _ = self.call("sizes", "pooled", **flags, image_size=[4, 6], radius_at=4)
         self.assertEqual([row["model"]["image_size"] for row in rows], [4, 6])
+        radii = [row["attacks"][0]["epsilon"] for row in rows]
+        np.testing.assert_allclose(radii, [0.1, 0.15])
 
     def test_a_ladder_and_several_threats(self):
         """The largest radius goes first; a union has each threat's robust images in common."""

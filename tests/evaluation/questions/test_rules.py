@@ -40,9 +40,9 @@ class ContradictionTest(parameterized.TestCase):
         stored = {"version": VERSION} | json.loads(config.to_json())
         (cls.run_folder / "config.json").write_text(json.dumps(stored))
 
-    def ask(self, *, sizes=(), threats=(), ladder=None, **changes):
+    def ask(self, *, sizes=(), threats=(), ladder=None, radius_at=None, **changes):
         network = {} if "workdir" in changes else {"function": "nets.py:f", "dataset": "digits"}
-        return command.evaluated(GivenFlags(**network | changes), sizes, threats, ladder)
+        return command.evaluated(GivenFlags(**network | changes), sizes, threats, ladder, radius_at)
 
     @sweeps.rows(
         ({"version": "fast"}, "--version=fast is for one evaluation, and .* trained in 2 norms"),
@@ -93,6 +93,8 @@ class ContradictionTest(parameterized.TestCase):
         ({"bundle": "new", "sizes": (32, 64)}, "--bundle takes one threat at one image size"),
         ({"bundle": "new", "version": "rand"}, "not --version=rand"),
         ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not keep"),
+        ({"radius_at": 224, "sizes": (192,)}, "--radius_at=224 needs --threat, the radius at 224"),
+        ({"radius_at": 224, "threats": ["l2:2"]}, "and --image_size, the sizes that it grows with"),
     )
     def test_flags_that_contradict(self, changes, words):
         with self.assertRaisesRegex(ValueError, words):

@@ -31,6 +31,11 @@ class ThreatsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, said):
             threats.parse(text)
 
+    @sweeps.rows(("linf:0.1", 0.1), ("l2:2", 3), ("l1:75", 168.75), ("l0:25", 56))
+    def test_a_radius_that_grows_with_the_image(self, text, epsilon):
+        found = threats.grown(threats.parse(text), 336 / 224)
+        self.assertAlmostEqual(found.epsilon, epsilon)
+
     def test_a_ladder_has_both_ends_and_equal_steps(self):
         found = threats.ladder("Linf:0:16/255:5")
         self.assertEqual({each.norm for each in found}, {"linf"})
