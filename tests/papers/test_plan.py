@@ -11,7 +11,7 @@ from jaxrobust.config import plain
 from jaxrobust.doctor.estimate import devices
 from jaxrobust.papers.planning import answer, costs, progress, runs
 from jaxrobust.papers.planning.costs import RunCost
-from jaxrobust.papers.planning.progress import BEYOND, DONE, PLANNED
+from jaxrobust.papers.planning.progress import BEGUN, BEYOND, DONE, PLANNED
 from jaxrobust.papers.tables import lines, matching, tables
 from tests.support.commands import commands
 
@@ -73,7 +73,7 @@ def run(name, *, needs=(), rows=1):
 
 
 class BudgetTest(absltest.TestCase):
-    def states(self, planned, budget, done=None):
+    def states(self, planned, budget, done=None, evaluated=()):
         root = Path(self.create_tempdir().full_path)
         for folder, config in (done or {}).items():
             (root / folder).mkdir(parents=True)
@@ -81,6 +81,9 @@ class BudgetTest(absltest.TestCase):
             line = json.dumps({"weights": "pretrain, step 9, ema"})
             (root / folder / "results.jsonl").write_text(f"{line}\n")
             (root / folder / "pretrain" / "best" / "9").mkdir(parents=True)
+        for folder in evaluated:
+            (root / folder / "evaluation").mkdir()
+            (root / folder / "evaluation" / "results.jsonl").write_text("{}\n")
         steps = progress.in_order("revisiting_at", planned, [], root=root, budget=budget)
         return {step.planned.folder.removeprefix("runs/"): step.state for step in steps}
 
@@ -95,6 +98,15 @@ class BudgetTest(absltest.TestCase):
         config["pretrain"]["epochs"] = 1  # another run in its place
         states = self.states(planned, 5, done={start.folder: config})
         self.assertEqual(states, {name: BEYOND, "large": BEYOND})
+
+    def test_a_run_of_a_figure_is_done_when_it_is_evaluated(self):
+        start = runs.of_paper("revisiting_at", "table_1")
+        start = next(each for each in start if each.folder.endswith("pretraining-vit_s_cvst"))
+        own = start._replace(rows=(runs.RowPlace(tables.FIGURES, 0),), flags=("--attack x",))
+        done = {own.folder: plain(own.run.load())}
+        for evaluated, state in (((), BEGUN), ((own.folder,), DONE)):
+            states = self.states([(own, RunCost(6, 0))], None, done, evaluated)
+            self.assertEqual(set(states.values()), {state})
 
 
 class CostsTest(absltest.TestCase):

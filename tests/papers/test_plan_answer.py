@@ -52,6 +52,12 @@ class AnswerTest(parameterized.TestCase):
         self.mocks["text"].assert_called_once_with(["steps"], "p", target, 0.25, 9.0)
         self.mocks["write_scripts"].assert_not_called()
 
+    def test_a_whole_paper_names_the_runs_of_its_figures(self):
+        more = [*self.planned, SimpleNamespace(folder="runs/figure")]
+        self.mocks["of_paper"].side_effect = [self.planned, more]
+        text = answer.of(self.flags(table=None, row=None), "typed")
+        self.assertEndsWith(text, "\nfigures and text need 1 more run: --table figures")
+
     def test_what_is_here_is_not_assumed(self):
         with self.assertRaisesRegex(ValueError, "--on cpu is not a chip that can be assumed"):
             answer.of(self.flags(on="cpu"), "typed")

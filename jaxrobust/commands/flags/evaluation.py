@@ -40,18 +40,14 @@ class EvaluateFlags(SubjectFlags):
         "Norm and radius, such as linf:4/255; several get a record each, and one of all.", ()
     )
     radius_at: int | None = flag(
-        "Side in pixels at which --threat has its radius. At another --image_size an l2 radius "
-        "grows with the side, an l1 or l0 radius with the number of pixels, and linf stays; "
-        "default: no radius changes.",
-        least=1,
+        "Image size of --threat: at others l2 grows with the side, l1 and l0 with its square."
     )
     ladder: str | None = flag(
         "Radii that share adversarial images, such as linf:0:16/255:9, the smallest first."
     )
     union_only: bool = flag(
         "Whether to attack in each --threat, or part of --worst_case, only the images that survive "
-        "the ones before it: "
-        "cheaper, but only the union or worst case is then known.",
+        "the ones before it: cheaper, but only the union or worst case is then known.",
         False,
     )
     worst_case: bool = flag(
@@ -67,8 +63,7 @@ class EvaluateFlags(SubjectFlags):
         "Length of a step of an attack of K steps, in epsilon / K; default: its own.", reads=number
     )
     step: float | None = flag(
-        "Length of a step of these instead, such as 0.8/255, in the units of the radius.",
-        reads=number,
+        "Length of a step of these instead, such as 0.8/255, in units of the radius.", reads=number
     )
     start: str | None = flag(
         "Where these start: image, random (AutoAttack's, or of --l1_rule art ART's), uniform (in "

@@ -74,10 +74,10 @@ def evaluated(
     words = [str(part) for part in (flags, sizes, threats, ladder, radius_at)]
     lock = f"command-{records.number_of({'command': words})}.lock"
     flags, stated = _checked(flags, sizes, threats, ladder)
-    if radius_at and not (sizes and threats):
+    if radius_at is not None and not (radius_at > 0 and sizes and threats):
         raise ValueError(
-            f"--radius_at={radius_at} needs --threat, the radius at {radius_at} px, and "
-            "--image_size, the sizes that it grows with"
+            f"--radius_at={radius_at} must be a side in pixels, with --threat, the radius at it, "
+            "and --image_size, the sizes that it grows with"
         )
     run, out = (Path(place) if place else None for place in (flags.workdir, flags.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)

@@ -38,7 +38,10 @@ class PlanFlags:
         nargs="*",
     )
     on: str = flag("Chips, such as v5e:8x8 or h100:8.", required=True, metavar="DEVICES")
-    table: str | None = flag("Only one table of the paper: its number, or an id such as text_1.")
+    table: str | None = flag(
+        "Only one table of the paper: its number, an id such as text_1, or figures: what no table "
+        "has."
+    )
     row: str | None = flag("Only one row of --table, by its number or name.")
     budget: float | None = flag("Hours that may be spent; default: no end.", reads=number)
     utilisation: float = flag("Assumed share of the chips' peak.", str(UTILISATION), reads=number)

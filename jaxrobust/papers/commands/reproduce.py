@@ -4,7 +4,8 @@
 from `jaxrobust train` and `jaxrobust evaluate`; without any, only the paper's numbers are shown. A
 record fills a cell only if it measures exactly that: the same network, trained or downloaded, the
 same attack, radius and images. Other records are listed with their differences. `--commands`
-prints the commands that train and evaluate each row, or why there are none.
+prints the commands that train and evaluate each row, or why there are none; then those of the
+paper's figures and text.
 """
 
 from dataclasses import asdict, dataclass
@@ -28,7 +29,10 @@ class ReproduceFlags:
         nargs="*",
     )
     paper: str | None = flag(f"Only one: {', '.join(tables.PAPERS)}; default: all.")
-    table: str | None = flag("Only one table of --paper: its number, or an id such as text_1.")
+    table: str | None = flag(
+        "Only one table of --paper: its number, an id such as text_1, or figures: what no table "
+        "has, with --commands."
+    )
     row: str | None = flag("Only one row of --table, by its number or name; with --commands.")
     out: Path | None = flag(
         "Folder for one Markdown file per paper, with pictures; default: stdout."

@@ -10,9 +10,10 @@ from jaxrobust.doctor.estimate import devices
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.papers.planning import costs, progress, runs
 from jaxrobust.papers.planning.progress import APART, BEYOND, DONE, OVER, PlannedStep
-from jaxrobust.papers.tables import matching
+from jaxrobust.papers.tables import matching, tables
 from jaxrobust.results import run_records
 from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text.spelling import counted
 
 _HEAD = """#!/bin/bash
 # Made by `{made_by}`.
@@ -54,6 +55,10 @@ def of(flags: Any, made_by: str) -> str:
     shown = text(steps, flags.paper, target, flags.utilisation, flags.budget)
     for doubt in dict.fromkeys(filter(None, map(run_records.other_config, records))):
         shown += f"\nnot counted: {doubt}"
+    if flags.table is None:
+        more = {run.folder for run in runs.of_paper(flags.paper, tables.FIGURES)}
+        number = counted(len(more - {run.folder for run in planned}), "more run")
+        shown += f"\nfigures and text need {number}: --table {tables.FIGURES}"
     if flags.write is None:
         return shown
     written = write_scripts(steps, flags.write, made_by)

@@ -54,7 +54,7 @@ def in_order(
       budget: hours for remaining work; a run beyond the budget is left out, together with those
         that need it. None: unlimited.
     """
-    by_id = {table.id: table for table in tables.tables(paper)}
+    by_id = _by_id(paper)
     cells = {run.folder: _cells(run, by_id, records) for run, _ in costs}
     states = {run.folder: _state(run, cells[run.folder], root) for run, _ in costs}
     decided = apart(paper, [run for run, _ in costs], root)
@@ -91,6 +91,10 @@ def _spend(
     states |= {folder: BEYOND for folder in states.keys() - paid if states[folder] != REFUSED}
 
 
+def _by_id(paper: str) -> dict[str, Table]:
+    return {table.id: table for table in [*tables.tables(paper), tables.figures(paper)]}
+
+
 def _cells(planned: PaperRun, by_id: dict, records: list[RunRecord]) -> tuple[int, int]:
     filled = every = 0
     for place in planned.rows:
@@ -112,7 +116,9 @@ def _state(planned: PaperRun, cells: tuple[int, int], root: Path) -> str:
     folder = root / planned.folder
     if cells[1] and cells[0] == cells[1]:
         return DONE
-    if not planned.rows and (folder / "config.json").is_file():
+    no_cells = all(place.table == tables.FIGURES for place in planned.rows)
+    evaluated = not planned.flags or (folder / "evaluation" / "results.jsonl").is_file()
+    if no_cells and evaluated and (folder / "config.json").is_file():
         config = planned.run.load()
         same = not start_run.differences(folder, config)
         if same and start_run.is_finished(folder, config):
@@ -123,7 +129,7 @@ def _state(planned: PaperRun, cells: tuple[int, int], root: Path) -> str:
 def compared(paper: str, planned: Iterable[PaperRun]) -> Iterator[tuple[str, str, str]]:
     """List the pairs of runs that a table compares, each with a threat: linf:4/255."""
     of_rows = {place: run.folder for run in planned for place in run.rows}
-    by_id = {table.id: table for table in tables.tables(paper)}
+    by_id = _by_id(paper)
     listed = set()
     for (one, first), (other, second) in itertools.combinations(of_rows.items(), 2):
         if one.table != other.table or first == second:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from jaxrobust.papers.tables import lines, tables
 from jaxrobust.papers.tables.lines import Run
+from jaxrobust.papers.tables.tables import Table
 from jaxrobust.weights.trained import start_run
 
 # Tables in order of importance for a paper's claims; the others follow in their own order.
@@ -51,7 +52,7 @@ def of_paper(paper: str, table: str | None = None, row: str | None = None) -> li
       ValueError: there is no such paper, table or row, or nothing trains that row.
     """
     chosen = tables.tables(paper, table)
-    places = list(_places(paper, {entry.id for entry in chosen}))
+    places = list(_places(chosen))
     if row is not None:
         at = tables.row(chosen[0], row)
         places = [entry for entry in places if entry[0].row == at]
@@ -64,8 +65,8 @@ def of_paper(paper: str, table: str | None = None, row: str | None = None) -> li
     places.sort(key=lambda entry: first.index(entry[0].table))
     planned: dict[str, PaperRun] = {}
     for place, line in places:
-        assert line.run is not None
-        _add(planned, line.run, (place,), line.flags)
+        for run in line.runs:
+            _add(planned, run, (place,), line.flags)
     return list(planned.values())
 
 
@@ -87,9 +88,8 @@ def _add(
     planned[folder] = listed._replace(rows=(*listed.rows, *rows), flags=more)
 
 
-def _places(paper: str, wanted: set[str]) -> Iterator[tuple[RowPlace, lines.RowLine]]:
-    counts: dict[str, int] = {}
-    for table, _, line in lines.of_tables(paper):
-        row = counts[table.id] = counts.get(table.id, -1) + 1
-        if table.id in wanted and line.run is not None:
-            yield RowPlace(table.id, row), line
+def _places(chosen: Iterable[Table]) -> Iterator[tuple[RowPlace, lines.RowLine]]:
+    for table in chosen:
+        for index, row in enumerate(table.rows):
+            if (line := lines.of_row(row)).runs:
+                yield RowPlace(table.id, index), line

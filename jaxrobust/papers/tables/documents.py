@@ -38,8 +38,12 @@ def answer(
         raise ValueError("--table needs --paper, to say which paper the table is from")
     if row and not (table and commands):
         raise ValueError("--row is one of --table, and is shown by --commands; give both")
+    if table == tables.FIGURES and not commands:
+        raise ValueError(f"--table {table} has no numbers to compare; add --commands")
     names = [paper] if paper else list(tables.PAPERS)
     wanted = {name: tables.tables(name, table) for name in names}
+    if commands and table is None:
+        wanted = {name: [*of_paper, tables.figures(name)] for name, of_paper in wanted.items()}
     records = matching.collect_checked(list(places))
     texts = []
     for name, of_paper in wanted.items():
@@ -100,7 +104,10 @@ def command_document(
             if measured and printed:
                 done = sum((index, key) in cells for key in printed)
                 words.append(f"{done} of {len(printed)} measured")
-            parts.append(", ".join([f"- Row {index + 1}: {tables.named(row)}", *words]))
+            first = f"- Row {index + 1}: {tables.named(row)}"
+            if table.kind == tables.FIGURES:
+                first, words = f"- {row['name']}: {row['caption']}", []
+            parts.append(", ".join([first, *words]))
             line = lines.of_row(row)
             parts += [_block(line.texts())] * bool(line.texts())
             if line.start:

@@ -1,7 +1,8 @@
 """The commands that measure the rows of the papers' tables, or the reason why there are none.
 
 They are data: `line` of each row in `data/*.json` has the config that trains it, the changed keys,
-the run that it starts from, and its evaluations. A record of a line fills the cells of its row, as
+the run that it starts from, and its evaluations. An experiment of a figure may have several
+configs, and commands for each of their runs. A record of a line fills the cells of its row, as
 `tests/papers/test_lines.py` checks for each.
 """
 
@@ -49,21 +50,29 @@ class RowLine(NamedTuple):
     """The measurement of a row; `why` says why there is no run, id or command."""
 
     run: Run | None = None
+    others: tuple[Run, ...] = ()  # further runs, of a figure
     start: Run | None = None  # whose weights it starts from; training makes it if necessary
     published: str | None = None  # RobustBench id or Hub address of this very network's weights
     model: str = ""  # architecture of the weights at a Hub address
     dataset: str = ""  # for the evaluation of published weights
     flags: tuple[str, ...] = ()  # of jaxrobust evaluate, for each evaluation
+    each: tuple[str, ...] = ()  # commands for each run, with RUN for its folder
     commands: tuple[str, ...] = ()  # that print figures of the row
     why: str = ""
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Return all runs of the row."""
+        return (self.run, *self.others) if self.run else ()
 
     def texts(self) -> list[str]:
         """Write the commands, in order."""
         texts: list[str] = []
-        if self.run:
-            texts.append(self.run.command())
-            place = f"--workdir {self.run.workdir}"
+        for run in self.runs:
+            texts.append(run.command())
+            place = f"--workdir {run.workdir}"
             texts += [f"jaxrobust evaluate {place} {flags}" for flags in self.flags]
+            texts += [text.replace("RUN", run.workdir) for text in self.each]
         if self.published:
             on_hub = self.published.startswith("hf://")
             name = Path(self.published).stem if on_hub else self.published
@@ -82,13 +91,18 @@ def published_weights(row: dict[str, Any]) -> str | None:
 def of_row(row: dict[str, Any]) -> RowLine:
     """Return the line of a row."""
     line = row["line"]
+    changes = tuple(line.get("sets", {}).items())
+    configs = line.get("configs") or ([line["config"]] if "config" in line else [])
+    runs = tuple(Run(config, changes) for config in configs)
     return RowLine(
-        Run(line["config"], tuple(line.get("sets", {}).items())) if "config" in line else None,
+        runs[0] if runs else None,
+        runs[1:],
         Run(line["after"]) if "after" in line else None,
         published_weights(row) if "evaluate" in line else None,
         row.get("model") or "",
         row.get("dataset") or "",
         tuple(line.get("evaluate", ())),
+        tuple(line.get("each", ())),
         tuple(line.get("commands", ())),
         line.get("why", ""),
     )

@@ -22,6 +22,7 @@ from jaxrobust.runtime.text.spelling import meant
 
 _DATA = Path(__file__).parent / "data"
 PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_resnets")
+FIGURES = "figures"  # id of the table of experiments that stand in figures and text
 PLACES = ("dataset", "split", "images", "image_size")
 
 # Entries of a row that do not describe how its network was trained or tested.
@@ -68,15 +69,26 @@ def paper(name: str) -> dict[str, Any]:
 
 
 def tables(name: str, wanted: str | None = None) -> list[Table]:
-    """Return the tables of a paper, or only `wanted`: an id, or its number."""
+    """Return the tables of a paper, or only `wanted`: an id, or its number, or `FIGURES`."""
     all_tables = [_table(name, raw) for raw in paper(name)["tables"]]
     if wanted is None:
         return all_tables
+    if wanted == FIGURES:
+        return [figures(name)]
     chosen = [t for t in all_tables if wanted in (t.id, t.id.removeprefix("table_"))]
     if not chosen:
-        ids = [table.id for table in all_tables]
+        ids = [*(table.id for table in all_tables), FIGURES]
         raise ValueError(f"--table {wanted}: {name} has no such table; {meant(wanted, ids)}")
     return chosen
+
+
+@functools.cache
+def figures(name: str) -> Table:
+    """Return the experiments that a paper has in figures and text, as rows of a table."""
+    entries = json.loads((_DATA / "figures.json").read_text()).get(name, [])
+    rows = [{"model": None, "image_size": None} | entry for entry in entries]
+    caption = "experiments that no table of the paper has"
+    return Table(name, FIGURES, caption, FIGURES, 2, {}, rows, [])
 
 
 def row(table: Table, wanted: str) -> int:
@@ -116,6 +128,8 @@ def named(row: dict[str, Any]) -> str:
 
 def title(table: Table) -> str:
     """Return the readable name of a table: Table 2."""
+    if table.id == FIGURES:
+        return "Figures and text"
     return table.id.replace("_", " ").capitalize()
 
 

@@ -93,8 +93,9 @@ class ContradictionTest(parameterized.TestCase):
         ({"bundle": "new", "sizes": (32, 64)}, "--bundle takes one threat at one image size"),
         ({"bundle": "new", "version": "rand"}, "not --version=rand"),
         ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not keep"),
-        ({"radius_at": 224, "sizes": (192,)}, "--radius_at=224 needs --threat, the radius at 224"),
+        ({"radius_at": 224, "sizes": (192,)}, "--radius_at=224 must be .*, with --threat, the ra"),
         ({"radius_at": 224, "threats": ["l2:2"]}, "and --image_size, the sizes that it grows with"),
+        ({"radius_at": 0, "sizes": (192,), "threats": ["l2:2"]}, "must be a side in pixels, with"),
     )
     def test_flags_that_contradict(self, changes, words):
         with self.assertRaisesRegex(ValueError, words):
