@@ -75,7 +75,8 @@ class CommandsTest(parameterized.TestCase):
         config = refresh_configs.load(name)
         model = config.model
         sizes = {"num_classes": model.num_classes, "image_size": model.image_size}
-        models.create(model.name, **sizes, **model.options)  # refuses what is not an option
+        row = models.variant(model.name, **model.options)
+        models.family(model.name).maker(row, **sizes)  # refuses options and values
         found = examined(CONFIG_CHECKS, PlannedRun(config, 8))
         self.assertNotIn(RED, {one.result.level for one in found})
 
