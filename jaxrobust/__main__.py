@@ -107,7 +107,9 @@ def main() -> None:
             run(name)
         sys.stdout.flush()
     except BrokenPipeError:
-        if not _nobody_reads():
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):  # somebody reads
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
         sys.exit(141)  # as of a program that SIGPIPE ends
@@ -116,13 +118,6 @@ def main() -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         arguments.stop("the output cannot be written: no space is left where it goes", 3)
-
-
-def _nobody_reads() -> bool:
-    """Tell whether stdout is a pipe whose reader is gone, as `| head` is with what it wants."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _overview() -> str:

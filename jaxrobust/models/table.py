@@ -46,7 +46,10 @@ def counted(name: str) -> ArchitectureRow:
     net, (params, stats) = _traced(name, **fast)
     adds = multiply_adds(net, params, stats, image_size=models.member(name).counted_at)
     size = sum(array.size for array in params.values())
-    return _line(name, size, adds, _stem(name, params), _norms(params, stats))
+    batch = {key.removesuffix(".var") for key in stats if key.endswith(".var")}
+    layer = {key.removesuffix(".scale") for key in params if key.endswith(".scale")} - batch
+    norms = "+".join(norm for norm, layers in (("LN", layer), ("BN", batch)) if layers)
+    return _line(name, size, adds, _stem(name, params), norms)
 
 
 def _line(name: str, parameters: int, adds: int, stem: str, norms: str) -> ArchitectureRow:
@@ -77,14 +80,11 @@ def multiply_adds(
     """Count the multiply-adds of all convolutions and matrix products for one image."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, in_channels), jnp.float32)
     program = jax.make_jaxpr(lambda *args: net.apply(*args)[0])(params, stats, images)
-    return _count(program.jaxpr) + _head_mixes(params)
-
-
-def _head_mixes(params) -> int:
-    """Count the multiply-adds of CaiT's head mixing, which are sums and not matrix products."""
+    # CaiT mixes heads by sums, which are not matrix products.
     mixes = [array.size for key, array in params.items() if re.search(r"proj_[lw]\.kernel", key)]
     is_cait = mixes and "pos_embed" in params  # otherwise a user's network
-    return sum(mixes) * params["pos_embed"].shape[1] ** 2 if is_cait else 0
+    mixed = sum(mixes) * params["pos_embed"].shape[1] ** 2 if is_cait else 0
+    return _count(program.jaxpr) + mixed
 
 
 def _count(jaxpr) -> int:
@@ -119,23 +119,14 @@ def _inner(values: Iterable[Any]) -> Iterable[Any]:
 def _stem(name: str, params) -> str:
     """Describe a stem: its number of 3x3 convolutions, or the window of its only one."""
     pattern = models.family(name).names.stem
-    kernels = (key for key in params if re.fullmatch(pattern, key) and "kernel" in key)
-    windows = [side for k in kernels if (side := _window(params[k])) > 1]
+    kernels = (a for key, a in params.items() if re.fullmatch(pattern, key) and "kernel" in key)
+    # A linear map reads the pixels of a patch.
+    sides = (a.shape[0] if a.ndim == 4 else isqrt(a.shape[0] // 3) for a in kernels)
+    windows = [side for side in sides if side > 1]
     if len(windows) > 1:
         return f"conv x{len(windows)}"
     (side,) = windows or [1]
     return f"conv {side}" if side % 2 else f"patch {side}"
-
-
-def _window(kernel: Any) -> int:
-    """Return the side of a window; for a linear map, the side of the patch that it reads."""
-    return kernel.shape[0] if kernel.ndim == 4 else isqrt(kernel.shape[0] // 3)
-
-
-def _norms(params, stats) -> str:
-    batch = {key.removesuffix(".var") for key in stats if key.endswith(".var")}
-    layer = {key.removesuffix(".scale") for key in params if key.endswith(".scale")} - batch
-    return "+".join(norm for norm, layers in (("LN", layer), ("BN", batch)) if layers)
 
 
 HEAD = (

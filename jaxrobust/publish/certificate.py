@@ -41,13 +41,17 @@ def certify(
     images: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Measure how well a network agrees with its reference; None: no reference is installed."""
+    versions = {}
+    for name in ("jaxrobust", "jax", "flax", "numpy", "torch", "timm", "robustbench"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     certificate: dict[str, Any] = {
         "model": network.name,
         "num_classes": network.num_classes,
         "image_size": network.image_size,
         "options": network.options,
         "commit": provenance.commit(),
-        "versions": _versions(),
+        "versions": versions,
         "weights_sha256": network.weights_sha256,
         "files": {
             whose: {"name": path.name, "sha256": file_sha256(path)}
@@ -105,14 +109,6 @@ def of_import(
         reference = references.reference(network, source, "timm", weights_kind)
     certificate = certify(network, reference, compared={"theirs": source})
     return checked(certificate, str(source))
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in ("jaxrobust", "jax", "flax", "numpy", "torch", "timm", "robustbench"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def _names(network: Network, reference: Reference) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from jaxrobust.training.update.memory import remembering
 from jaxrobust.training.update.step import averaged, init_state
 from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
-from jaxrobust.weights.fetch.sources import WeightSource
 from jaxrobust.weights.store import certificates, checkpoint
 from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.trained import kept, runs
@@ -138,7 +137,15 @@ def read(settings: ExportSettings) -> ExportedNetwork:
         source = sources.parse(settings.weights)
         here = imports.local(source, model=settings.model, weights_kind=settings.which, tell=print)
         if here.kind != "run":
-            return _of_weights(settings, here)
+            name = None if settings.model in PUBLISHED else settings.model
+            artifact = reading.artifact_of(here, weights_kind=settings.which)
+            sizes: Any = {"image_size": settings.image_size, "options": settings.options}
+            network = load.fitted(artifact, name, **sizes)
+            kind = artifact.facts.which
+            words = Path(settings.weights).name + (f", {kind}" if kind else "")
+            sha256 = network.weights_sha256
+            account = _known(settings, network_account.of_weights(network, words), sha256)
+            return ExportedNetwork(network, words, here.file, account, sha256)
         workdir = here.path or workdir
     chosen = kept.selected(workdir) if settings.selected else None
     any_function = settings.layout == "module"
@@ -152,17 +159,6 @@ def read(settings: ExportSettings) -> ExportedNetwork:
         chosen=kept.chosen_on(workdir) if chosen else None,
     )
     return ExportedNetwork(network, weights_name, None, _known(settings, account, sha256), sha256)
-
-
-def _of_weights(settings: ExportSettings, here: WeightSource) -> ExportedNetwork:
-    name = None if settings.model in PUBLISHED else settings.model
-    artifact = reading.artifact_of(here, weights_kind=settings.which)
-    network = load.fitted(artifact, name, image_size=settings.image_size, options=settings.options)
-    weights_kind = artifact.facts.which
-    words = Path(str(settings.weights)).name + (f", {weights_kind}" if weights_kind else "")
-    sha256 = network.weights_sha256
-    account = network_account.of_weights(network, words)
-    return ExportedNetwork(network, words, here.file, _known(settings, account, sha256), sha256)
 
 
 def _known(settings: ExportSettings, account: Account, sha256: str) -> Account:

@@ -186,9 +186,11 @@ def measured(jax_side: Side, torch_side: Side, images: np.ndarray) -> dict[str, 
             "absolute": float(np.abs(here[0] - there[0]).max()),
             "relative": relative(here[0], there[0]),
         }
+        a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (here[1], there[1]))
+        cosines = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
         gradients[dtype] = {
             "relative": relative(here[1], there[1]),
-            "cosine": _cosine(here[1], there[1]),
+            "cosine": float(cosines.min()),
             "sign_agreement": float((np.sign(here[1]) == np.sign(there[1])).mean()),
         }
         if dtype == "float32":
@@ -197,11 +199,6 @@ def measured(jax_side: Side, torch_side: Side, images: np.ndarray) -> dict[str, 
             logits["top1_agreement"] = float((here[0].argmax(1) == labels).mean())
     transfer = _transfer(jax_side, torch_side, images[:ATTACKED], labels[:ATTACKED])
     return {"logits": logits, "gradients": gradients, "transfer": transfer}
-
-
-def _cosine(jax_side: np.ndarray, torch_side: np.ndarray) -> float:
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (jax_side, torch_side))
-    return float(((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))).min())
 
 
 def _transfer(jax_side: Side, torch_side: Side, images, labels) -> dict[str, Any]:

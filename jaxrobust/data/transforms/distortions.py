@@ -47,7 +47,13 @@ def defocus_blur(image: np.ndarray, rng: Any, radius: float, alias: float) -> np
     while reach and not kernel[[0, -1]].any():  # trim borders of zeros
         kernel, reach = kernel[1:-1, 1:-1], reach - 1
     padded = np.pad(image / 255, ((reach, reach), (reach, reach), (0, 0)), "reflect")
-    return 255 * _correlated(padded, kernel.astype(np.float64))
+    sides = zip(padded.shape[:2], kernel.shape, strict=True)
+    height, width = (have - need + 1 for have, need in sides)
+    spectrum = np.fft.rfft2(padded, axes=(0, 1))
+    turned = np.fft.rfft2(kernel.astype(np.float64)[::-1, ::-1], padded.shape[:2])[..., None]
+    blurred = np.fft.irfft2(spectrum * turned, padded.shape[:2], axes=(0, 1))
+    reach = len(kernel) - 1  # from here on the kernel fits inside
+    return 255 * blurred[reach : reach + height, reach : reach + width]
 
 
 def disk(radius: float, alias: float) -> np.ndarray:
@@ -304,14 +310,3 @@ def _matrix(side: int, weights: tuple[float, ...], border: str) -> np.ndarray:
     for number, weight in enumerate(weights):
         np.add.at(matrix, (np.arange(side), places[number : number + side]), weight)
     return matrix
-
-
-def _correlated(padded: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Correlate padded f64[H,W,C] with a kernel, wherever it fits inside."""
-    sides = zip(padded.shape[:2], kernel.shape, strict=True)
-    height, width = (have - need + 1 for have, need in sides)
-    spectrum = np.fft.rfft2(padded, axes=(0, 1))
-    turned = np.fft.rfft2(kernel[::-1, ::-1], padded.shape[:2])[..., None]
-    product = np.fft.irfft2(spectrum * turned, padded.shape[:2], axes=(0, 1))
-    reach = len(kernel) - 1
-    return product[reach : reach + height, reach : reach + width]

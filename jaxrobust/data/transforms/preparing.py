@@ -39,7 +39,10 @@ def resize_crop(
     if resize is not None and short != resize:
         far = int(resize * long / short)
         rows, columns = (far, resize) if width <= height else (resize, far)
-        if crop is not None and crop <= resize and _along_rows_first(image, rows, columns):
+        # Pillow 13 reverses the order for images that lose more than twice as many rows as columns.
+        down, across = height - rows, width - columns
+        by_rows_first = _KNOWN_PILLOW and not (down > 0 and down > 2 * across)
+        if crop is not None and crop <= resize and by_rows_first:
             return _resized_center(image, rows, columns, crop, resample)
         image = to_array(to_pil(image).resize((columns, rows), resample))
     return image if crop is None else _center_crop(image, crop)
@@ -68,13 +71,6 @@ def _resized_center(
     padded = Image.new(strip.mode, (crop, height))
     padded.paste(strip, (0, first))
     return to_array(padded.resize((crop, rows), resample))[row : row + crop]
-
-
-def _along_rows_first(image: np.ndarray, rows: int, columns: int) -> bool:
-    """Return whether Pillow is known to resize this image along its rows before its columns."""
-    # Pillow 13 reverses the order for images that lose more than twice as many rows as columns.
-    down, across = image.shape[0] - rows, image.shape[1] - columns
-    return _KNOWN_PILLOW and not (down > 0 and down > 2 * across)
 
 
 def _exact(size: int, resized: int) -> bool:

@@ -111,8 +111,15 @@ def parse(text: str) -> Module:
             computations[current], callers[current] = {}, []
             entry = current if head[1] else entry
         elif current and (match := re.match(r"  +(ROOT )?%?([\w.\-]+) = (.*)", line)):
-            instruction = _instruction(match[2], match[3], current)
-            computations[current][match[2]] = instruction
+            name, line = match[2], match[3]
+            end = _closing(line) if line.startswith("(") else line.index(" ")
+            start = line.index("(", end)
+            close = start + _closing(line[start:])
+            opcode, arguments = line[end:start].strip(), line[start + 1 : close - 1]
+            operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+            computations[current][name] = Instruction(
+                name, line[:end], opcode, operands, arguments, line[close:], current
+            )
             if match[1]:
                 roots[current] = match[2]
     if not entry:
@@ -144,15 +151,6 @@ def _frames(text: str) -> dict[int, Frame]:
         around = max(int(parent or 0) - first, 0)
         frames[number] = Frame(functions[int(function)][0], files[int(file)][0], int(line), around)
     return frames
-
-
-def _instruction(name: str, text: str, computation: str) -> Instruction:
-    end = _closing(text) if text.startswith("(") else text.index(" ")
-    start = text.index("(", end)
-    close = start + _closing(text[start:])
-    opcode, arguments = text[end:start].strip(), text[start + 1 : close - 1]
-    operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
-    return Instruction(name, text[:end], opcode, operands, arguments, text[close:], computation)
 
 
 def _closing(text: str) -> int:

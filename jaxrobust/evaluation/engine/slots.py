@@ -134,7 +134,9 @@ def _advance(
         keys: Callable[[Any], Array] = (lambda _: slots.keys) if operand == "ids" else fold
 
         def wrong(outputs: Array) -> Array:
-            return _wrong(_logits(outputs, operand), slots.labels)
+            logits = _logits(outputs, operand)
+            other = jnp.argmax(logits, axis=1).astype(slots.labels.dtype) != slots.labels
+            return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer counts as wrong
 
         of = (lambda logits: attacks.TALLIES[tally].of(logits, slots.labels)) if tally else None
 
@@ -238,11 +240,6 @@ def _wrap(keys: Any) -> Array:
 def _logits(outputs: Array, operand: str) -> Array:
     """Turn a task's [stands, loss] into logits of two classes; leave other logits unchanged."""
     return outputs.at[:, 1].set(0) if operand == "ids" else outputs
-
-
-def _wrong(logits: Array, labels: Array) -> Array:
-    other = jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
-    return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer counts as wrong
 
 
 def _where(mask: Any, yes: T, no: T) -> T:

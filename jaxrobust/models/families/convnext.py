@@ -84,12 +84,6 @@ class Block(nnx.Module):
         return convnext_block(x, parameters, path, eps=norm.eps)
 
 
-def _halved(x: Array, norm: LayerNorm, conv: Conv) -> Array:
-    affine = norm.scale[...], norm.bias[...]
-    parameters = HalvingParameters(*affine, conv.kernel[...], conv.bias[...])
-    return norm_halving(x, parameters, stride=conv.stride, eps=norm.eps)
-
-
 class Stage(nnx.Module):
     """LN and 2x2 convolution (except in the first stage), then the blocks."""
 
@@ -105,7 +99,9 @@ class Stage(nnx.Module):
     def __call__(self, x: Array, **settings: Any) -> Array:
         if self.downsample:
             norm, conv = self.downsample
-            x = _halved(x, norm, conv)
+            affine = norm.scale[...], norm.bias[...]
+            parameters = HalvingParameters(*affine, conv.kernel[...], conv.bias[...])
+            x = norm_halving(x, parameters, stride=conv.stride, eps=norm.eps)
         return run_blocks(self.blocks, x, **settings)
 
 

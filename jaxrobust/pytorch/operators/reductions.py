@@ -175,7 +175,10 @@ def _chosen(x: Array, indices: Sequence[Any]) -> tuple[Any, ...]:
 
 def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Array:
     if any(str(getattr(selector, "dtype", "")) == "bool" for selector in indices):
-        return _put_where(x, indices, values, add)
+        (place,) = [i for i, selector in enumerate(indices) if selector is not None]
+        mask = indices[place]
+        mask = mask.reshape((1,) * place + mask.shape + (1,) * (x.ndim - place - mask.ndim))
+        return jnp.where(mask, x + values if add else values, x)
     index = _chosen(x, indices)
     return x.at[index].add(values) if add else _written(x, index, values)
 
@@ -185,13 +188,6 @@ def _put(x: Array, places: Array, source: Array, accumulate: bool = False) -> Ar
     values = source.reshape(-1)
     result = flat.at[index].add(values) if accumulate else _written(flat, index, values)
     return result.reshape(x.shape)
-
-
-def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Array:
-    (place,) = [i for i, selector in enumerate(indices) if selector is not None]
-    mask = indices[place]
-    mask = mask.reshape((1,) * place + mask.shape + (1,) * (x.ndim - place - mask.ndim))
-    return jnp.where(mask, x + value if add else value, x)
 
 
 def _share(sizes: Ints, normalization: int) -> float:

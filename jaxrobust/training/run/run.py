@@ -251,7 +251,14 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[
         if data not in opened:
             opened[data] = _opened(phase_config)
             prefix = "" if data == _data_of(config) else f"{name}."
-            described |= {f"{prefix}data.{k}": _described(s) for k, s in opened[data].items()}
+            for key, source in opened[data].items():
+                described[f"{prefix}data.{key}"] = {
+                    "records": len(source),
+                    "files_sha256": source.files_sha256,
+                    "ids_sha256": source.ids_sha256,
+                    "classes": source.num_classes,
+                    "classes_sha256": hashes.classes_sha256(source.classes),
+                }
         attacks = objectives.named(phase_config[name].objective).attacks
         if attacks and (function := attack_losses.origin(phase_config.attack)):
             described[f"{name}.{attack_losses.KEY}"] = {"sha256": function.sha256}
@@ -297,16 +304,6 @@ def check_numbers(config: Config) -> None:
     must_be("seed", seed, 0 <= seed < 2**32, "from 0 to 2^32 - 1")
     must_be("trouble.lr", lr, 0 < lr <= 1, "above 0, at most 1")
     one_of("evaluation.weights", config.evaluation.weights, ("ema", "raw"))
-
-
-def _described(source: registry.Source) -> dict[str, Any]:
-    return {
-        "records": len(source),
-        "files_sha256": source.files_sha256,
-        "ids_sha256": source.ids_sha256,
-        "classes": source.num_classes,
-        "classes_sha256": hashes.classes_sha256(source.classes),
-    }
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ def before(config: Config, workdir: Path) -> list[StartRun]:
     """
     hosts.agree({"init.weights": config.init.weights}, problem="starts from something else")
     wanted = start_run.named(config.init.weights)
-    if not wanted or hosts.first(_begun(config, workdir)):
+    if not wanted or hosts.first(bool(steps(workdir / phases(config)[0] / "latest"))):
         return []
     first: list[StartRun] = []
     for start, state in hosts.together(lambda: _states(config, workdir)):
@@ -35,10 +35,6 @@ def before(config: Config, workdir: Path) -> list[StartRun]:
             break
         first.insert(0, start)
     return first
-
-
-def _begun(config: Config, workdir: Path) -> bool:
-    return bool(steps(workdir / phases(config)[0] / "latest"))
 
 
 def fitting(config: Config, workdir: Path) -> list[StartRun]:

@@ -128,7 +128,11 @@ def fitted_batches(config: Any, devices: int) -> tuple[Any, list[str]]:
                 f"{f' {part}' if parted else ''}: it becomes {nearest}, the nearest that can, and "
                 f"{name}.lr stays {p.lr:g}"
             )
-    return (_copied(config, sizes) if sizes else config), sentences
+    if sizes:
+        config = config.copy_and_resolve_references()
+    for name, size in sizes.items():
+        config[name].batch_size = size
+    return config, sentences
 
 
 def _at_a_time(config: Config, name: str) -> int:
@@ -137,10 +141,3 @@ def _at_a_time(config: Config, name: str) -> int:
     mixes = any(build.mixes_and_erases(config)[:2])
     norm = config.model.options.get("bn_group", 0) or 1
     return math.lcm(max(p.microbatches, 1) * norm, max(config.mixup.group, 1) if mixes else 1)
-
-
-def _copied(config: Any, sizes: dict[str, int]) -> Any:
-    copied = config.copy_and_resolve_references()
-    for name, size in sizes.items():
-        copied[name].batch_size = size
-    return copied

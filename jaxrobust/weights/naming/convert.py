@@ -194,13 +194,13 @@ def filled(
 
 def in_channels(stored: StoredNames) -> int | None:
     """Return the number of image channels of a stored stem; None if there is no stem."""
-    stem = re.compile(stored.stem)
-    channels = {
-        _place(target): stored.arrays[key].shape[1 if pattern.transform is conv_oihw else 2]
-        for key, pattern, targets in stored.matched
-        for target in targets
-        if stem.fullmatch(target) and target.endswith(".kernel") and stored.arrays[key].ndim == 4
-    }
+    channels = {}
+    for key, pattern, targets in stored.matched:
+        for target in targets if stored.arrays[key].ndim == 4 else ():
+            if re.fullmatch(stored.stem, target) and target.endswith(".kernel"):
+                place = re.sub(r"\d+", lambda number: number[0].zfill(4), target)
+                axis = 1 if pattern.transform is conv_oihw else 2
+                channels[place] = stored.arrays[key].shape[axis]
     return channels[min(channels)] if channels else None
 
 
@@ -217,10 +217,6 @@ def head_width(stored: StoredNames) -> int | None:
     if biases[0].ndim != 1 or not biases[0].size:
         raise ValueError(f"its head is damaged: the bias has shape {biases[0].shape}")
     return biases[0].size
-
-
-def _place(name: str) -> str:
-    return re.sub(r"\d+", lambda number: number[0].zfill(4), name)
 
 
 def to_torch(

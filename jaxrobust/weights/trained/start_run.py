@@ -77,18 +77,13 @@ def chain(config: Config, workdir: Path) -> list[StartRun]:
             loaded = arguments.load_config(wanted)
         except ValueError as error:
             raise ValueError(f"{here.words}: {error}") from error
-        _take_over(config, loaded)
+        for section, keys in _OF_MACHINE.items():
+            loaded[section].update({key: config[section][key] for key in keys})
+        if all(config.model[key] == loaded.model[key] for key in ("num_classes", "in_channels")):
+            loaded.data.update({key: config.data[key] for key in _OF_IMAGES})
         config = loaded.lock()
         runs_before.append(here._replace(config=config))
     return runs_before
-
-
-def _take_over(config: Config, start: Any) -> None:
-    for section, keys in _OF_MACHINE.items():
-        start[section].update({key: config[section][key] for key in keys})
-    sizes = ("num_classes", "in_channels")
-    if all(config.model[key] == start.model[key] for key in sizes):
-        start.data.update({key: config.data[key] for key in _OF_IMAGES})
 
 
 def state(run: StartRun) -> str:

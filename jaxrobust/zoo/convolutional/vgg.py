@@ -122,11 +122,6 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
         raise ValueError(
             f"drop_path={v.drop_path}: a VGG has no residual branches to leave out; set it to 0"
         )
-    _check_map(v, image_size)
-    return lambda rngs: VGG(v, num_classes, rngs)
-
-
-def _check_map(v: Variant, image_size: int) -> None:
     halvings = len(v.widths)
     architecture_checks.check_halvings(image_size, halvings)
     if (v.pool > 1 or v.hidden) and image_size >> halvings != v.pool:
@@ -134,6 +129,7 @@ def _check_map(v: Variant, image_size: int) -> None:
             f"image_size={image_size}: the linear maps read {v.pool}x{v.pool} pixels of a map that "
             f"is halved {halvings} times, so take {v.pool << halvings}"
         )
+    return lambda rngs: VGG(v, num_classes, rngs)
 
 
 _STAGES = [at for stage in places(len(DEPTHS)) for at in stage]

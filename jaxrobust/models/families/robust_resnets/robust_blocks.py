@@ -91,7 +91,13 @@ class Block(nnx.Module):
             self.se_bn = norm_of(outs, v)
         if v.se != "none":
             channels = {"conv3x3": inner, "identity": ins}.get(v.se, outs)
-            self.se = Squeeze(channels, _hidden(ins if v.se == "identity" else outs, v), rngs)
+            reduced = ins if v.se == "identity" else outs
+            if v.se_reduction > reduced:
+                raise ValueError(
+                    f"se_reduction={v.se_reduction} is above the {reduced} channels that it "
+                    f"reduces; at most {reduced} leaves one hidden unit"
+                )
+            self.se = Squeeze(channels, reduced // v.se_reduction, rngs)
         projects = v.residual and (stride > 1 or ins != outs)
         self.shortcut = nnx.List([conv(ins, outs, 1, rngs, stride)] if projects else [])
         self.act, self.stride, self.variant = ACTIVATIONS[v.activation], stride, v
@@ -147,15 +153,6 @@ def inner_of(planes: int, v: Any) -> int:
     # As the authors compute it: floats in another order may round down to one less.
     width = math.floor(planes * (v.base_width / _UNIT)) * v.groups
     return width * v.scales if kind.middle == "parts" else width
-
-
-def _hidden(channels: int, v: Any) -> int:
-    if v.se_reduction > channels:
-        raise ValueError(
-            f"se_reduction={v.se_reduction} is above the {channels} channels that it reduces; at "
-            f"most {channels} leaves one hidden unit"
-        )
-    return channels // v.se_reduction
 
 
 def norm_of(channels: int, v: Any) -> Any:

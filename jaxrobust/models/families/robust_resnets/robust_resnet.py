@@ -126,8 +126,17 @@ class RobustResNet(nnx.Module):
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
-    _check_words(v)
-    _check_stages(v)
+    words = {"block": BLOCKS, "se": SE, "activation": ACTIVATIONS, "norm": NORMS}
+    words["first_conv"] = ("activated", "raw")
+    for name, values in words.items():
+        if (value := getattr(v, name)) not in values:
+            raise ValueError(f"{name}={value!r} is unknown; one of {', '.join(values)}")
+    architecture_checks.check_tuples(v, "depths", "widths", "planes", empty=True)
+    if not v.depths or len(v.depths) != len(planes_of(v)):
+        name = "planes" if v.planes else "widths"
+        raise ValueError(
+            f"depths={v.depths!r} and {name}={getattr(v, name)!r} need one entry for each stage"
+        )
     architecture_checks.check_least(
         v, in_channels=1, bn_group=0, se_reduction=1, kernel_size=1, groups=1, base_width=0
     )
@@ -135,23 +144,6 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if not 0 < v.bn_momentum <= 1:
         raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
     return lambda rngs: RobustResNet(v, num_classes, rngs)
-
-
-def _check_words(v: Variant) -> None:
-    words = {"block": BLOCKS, "se": SE, "activation": ACTIVATIONS, "norm": NORMS}
-    words["first_conv"] = ("activated", "raw")
-    for name, values in words.items():
-        if (value := getattr(v, name)) not in values:
-            raise ValueError(f"{name}={value!r} is unknown; one of {', '.join(values)}")
-
-
-def _check_stages(v: Variant) -> None:
-    architecture_checks.check_tuples(v, "depths", "widths", "planes", empty=True)
-    if not v.depths or len(v.depths) != len(planes_of(v)):
-        name = "planes" if v.planes else "widths"
-        raise ValueError(
-            f"depths={v.depths!r} and {name}={getattr(v, name)!r} need one entry for each stage"
-        )
 
 
 _LAYER = r"(blocks\.\d+\.layer\.\d+\.)"
