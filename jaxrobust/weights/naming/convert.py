@@ -195,8 +195,8 @@ def filled(
 def in_channels(stored: StoredNames) -> int | None:
     """Return the number of image channels of a stored stem; None if there is no stem."""
     channels = {}
-    for key, pattern, targets in stored.matched:
-        for target in targets if stored.arrays[key].ndim == 4 else ():
+    for key, pattern, our_names in stored.matched:
+        for target in our_names if stored.arrays[key].ndim == 4 else ():
             if re.fullmatch(stored.stem, target) and target.endswith(".kernel"):
                 place = re.sub(r"\d+", lambda number: number[0].zfill(4), target)
                 axis = 1 if pattern.transform is conv_oihw else 2
