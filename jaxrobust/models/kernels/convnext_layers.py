@@ -1,4 +1,7 @@
-"""A ConvNeXt block or its first half, and the layers between stages: one TPU kernel each."""
+"""A ConvNeXt block or its first half, and the layers between stages: one TPU kernel each.
+
+On request, the second half of a block is one kernel of Hopper GPUs.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.kernels import layers, tpu
+from jaxrobust.models.kernels import cuda, layers, tpu
 from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.layers import Path
@@ -46,6 +49,18 @@ class BlockParameters(NamedTuple):
     def residual(self, x: Array, y: Array, path: Path | None) -> Array:
         """Compute `x + path(gamma * (y + bias))`."""
         return layers.residual(x, y, self.second_bias, self.gamma, path)
+
+    def of_branch(self, second: Array, to_branch: Array) -> dict[str, Array]:
+        """Compute gradients of the branch's end in float32.
+
+        `second` f[D,C] sums the hidden layer times the result's gradient, and `to_branch` f[C]
+        that gradient alone.
+        """
+        return {
+            "second": second * self.gamma[None],
+            "second_bias": to_branch * self.gamma,
+            "gamma": (second * self.second).sum(0) + to_branch * self.second_bias,
+        }
 
 
 class HalvingParameters(NamedTuple):
@@ -141,6 +156,28 @@ def _block_backward(eps, residuals, p, g, needed):
 _block = with_gradient(_block_forward, _block_backward)
 
 
+def _mlp_forward(eps, inputs, p, needed):
+    z, x, share = inputs
+    return cuda.convnext_mlp.forward(z, x, share, p, eps=eps), (z, share)
+
+
+def _mlp_backward(eps, residuals, p, g, needed):
+    z, share = residuals
+    to_z, sums = cuda.convnext_mlp.backward(z, g, share, p, eps=eps, needed=needed)
+    return (to_z, g, None if share is None else jnp.zeros_like(share)), sums
+
+
+_mlp = with_gradient(_mlp_forward, _mlp_backward)
+
+
+def _with_gamma(x: Array, p: BlockParameters) -> BlockParameters:
+    return p._replace(gamma=jnp.ones(x.shape[3], x.dtype)) if p.gamma is None else p
+
+
+def _share(x: Array, path: Path | None) -> Array | None:
+    return None if path is None else path(jnp.ones(len(x), jnp.float32))
+
+
 def convnext_block(
     x: Array, p: BlockParameters, path: Path | None = None, *, eps: float = 1e-6
 ) -> Array:
@@ -148,12 +185,26 @@ def convnext_block(
 
     Without `p.gamma` the branch is not scaled.
     """
+    elsewhere = functools.partial(_block_elsewhere, path=path, eps=eps)
+    if not cuda.hopper.takes(x, *p.first.shape):
+        return elsewhere(x, p)
+
+    def on_cuda(x, *parameters):
+        p = BlockParameters(*parameters)
+        inputs = p.conv_dw(x), x, _share(x, path)
+        return _mlp(eps, inputs, p._replace(taps=None, bias=None))
+
+    def default(x, *parameters):
+        return elsewhere(x, BlockParameters(*parameters))
+
+    return lax.platform_dependent(x, *_with_gamma(x, p), cuda=on_cuda, default=default)
+
+
+def _block_elsewhere(x: Array, p: BlockParameters, path: Path | None, eps: float) -> Array:
     if tpu.calls.plain("a block of ConvNeXt", tpu.convnext_block.refused(x, p)):
         y, x = depthwise_norm(x, p.taps, p.bias, p.scale, p.shift, eps=eps)
         return p.residual(x, p.mlp(y), path)
-    share = None if path is None else path(jnp.ones(len(x), jnp.float32))
-    if p.gamma is None:
-        p = p._replace(gamma=jnp.ones(x.shape[3], x.dtype))
+    share, p = _share(x, path), _with_gamma(x, p)
 
     def kernel(x, share, *parameters):
         return _block(eps, (x, share), BlockParameters(*parameters))

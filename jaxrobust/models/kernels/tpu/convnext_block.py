@@ -371,8 +371,6 @@ def backward(
     to_bias, to_scale, to_shift, to_branch = affine[:4]
     gradients = BlockParameters(
         *(to_taps.reshape(p.taps.shape), to_bias, to_scale, to_shift, first, first_bias[0]),
-        second=second * wide.gamma[None],
-        second_bias=to_branch * wide.gamma,
-        gamma=(second * wide.second).sum(0) + to_branch * wide.second_bias,
+        **wide.of_branch(second, to_branch),
     )
     return out, gradients

@@ -12,6 +12,7 @@ cycles a row, instead of 382 and 363.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -96,17 +97,28 @@ def sum_taps(padded: Any, kernel: Any, row: Any, width: int, rows: int) -> list[
     return [jnp.concatenate(row, -1) for row in zip(*parts, strict=True)]
 
 
-def normalised(x: Array, eps: float) -> tuple[Array, Array]:
-    """Normalise f32[N,C]; also return the inverse of its standard deviations."""
-    centred = x - x.mean(-1, keepdims=True)
-    inverse = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
+def _row_mean(x: Array) -> Array:
+    return x.mean(-1, keepdims=True)
+
+
+def normalised(
+    x: Array, eps: float, mean: Callable[[Array], Array] = _row_mean
+) -> tuple[Array, Array]:
+    """Normalise f32[N,C]; also return the inverse of its standard deviations.
+
+    `mean` computes means of rows in a shape that broadcasts to `x`.
+    """
+    centred = x - mean(x)
+    inverse = jax.lax.rsqrt(mean(centred * centred) + eps)
     return centred * inverse, inverse
 
 
-def norm_gradient(normal: Array, inverse: Array, to_normal: Array) -> Array:
+def norm_gradient(
+    normal: Array, inverse: Array, to_normal: Array, mean: Callable[[Array], Array] = _row_mean
+) -> Array:
     """Compute the gradient of `normalised` for its input from that of its first result."""
-    along = (to_normal * normal).mean(-1, keepdims=True)
-    return inverse * (to_normal - to_normal.mean(-1, keepdims=True) - normal * along)
+    along = mean(to_normal * normal)
+    return inverse * (to_normal - mean(to_normal) - normal * along)
 
 
 def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:

@@ -1,0 +1,90 @@
+"""Kernels for Hopper GPUs, run by Mosaic's interpreter with its detector of races."""
+
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.models.kernels import convnext_layers
+from jaxrobust.models.kernels.convnext_layers import BlockParameters
+from jaxrobust.models.kernels.cuda import hopper
+from jaxrobust.models.kernels.tpu import calls
+from tests.support.interpreted import PlatformRules
+
+OLD = jax.__version_info__[:2] < (0, 12)
+SHARE = jnp.asarray([0, 1.25, 1.25, 0, 1.25, 1.25])  # stochastic depth of six images
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def parameters(channels, hidden):
+    vectors = [normal(seed, channels) for seed in range(5)]
+    return BlockParameters(
+        normal(5, 3, 3, 1, channels) / 3,
+        *(vectors[0], 1 + vectors[1] / 4, vectors[2] / 2),
+        *(normal(6, channels, hidden) / channels**0.5, normal(7, hidden) / 4),
+        *(normal(8, hidden, channels) / hidden**0.5, vectors[3], vectors[4]),
+    )
+
+
+def block(x, *p, drops):
+    path = (lambda y: y * SHARE.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))) if drops else None
+    return convnext_layers.convnext_block(x, BlockParameters(*p), path)
+
+
+def vjp(function, *operands):
+    value, pull = jax.vjp(function, *operands)
+    return [value, *pull(normal(9, *value.shape).astype(value.dtype))]
+
+
+def errors(results, exact):
+    """The largest difference of each array, as a share of its largest value."""
+    wide = [[np.asarray(a, np.float64) for a in arrays] for arrays in (results, exact)]
+    return [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(*wide, strict=True)]
+
+
+class HopperKernelsTest(parameterized.TestCase):
+    @pytest.mark.slow
+    @pytest.mark.skipif(OLD, reason="JAX's interpreter of these kernels is newer: 0.12")
+    @parameterized.parameters(
+        ("float32", 32, 128, True, 1),
+        ("bfloat16", 32, 128, False, 1),
+        ("bfloat16", 96, 384, True, 1),
+        ("bfloat16", 128, 128, False, 1000),
+        ("float32", 128, 128, False, 1000),
+    )
+    def test_block(self, dtype, channels, hidden, drops, size):
+        from jaxrobust.models.kernels.cuda import convnext_mlp
+
+        function = functools.partial(block, drops=drops)
+        x = size * normal(0, 6, 8, 8, channels)
+        operands = [a.astype(dtype) for a in (x, *parameters(channels, hidden))]
+        attacked = lambda x: function(x, *operands[1:])  # noqa: E731
+        expected = [*vjp(function, *operands), *vjp(attacked, operands[0])]
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in operands]
+            exact = vjp(function, *wide)
+        rules = PlatformRules(convnext_layers.lax, "cuda")
+        with (
+            mock.patch.object(convnext_layers, "lax", rules),
+            mock.patch.object(hopper, "takes", lambda *_: True),
+            mock.patch.object(convnext_mlp, "PROCESSORS", 1),  # so slots of tiles are used again
+            calls.interpreted(True),
+        ):
+            results = [*vjp(function, *operands), *vjp(attacked, operands[0])]
+        self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])
+        exact += exact[:2]
+        pairs = zip(errors(results, exact), errors(expected, exact), strict=True)
+        for i, (error, plain) in enumerate(pairs):
+            with self.subTest(array=i):
+                self.assertLess(error, max(1e-6, 2 * plain))
+
+
+if __name__ == "__main__":
+    absltest.main()
