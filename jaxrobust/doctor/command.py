@@ -20,6 +20,7 @@ from jaxrobust.evaluation.questions import flags, measuring
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.records import checked, records
+from jaxrobust.models.kernels.cuda import hopper
 from jaxrobust.runtime.commandline import targets
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience
@@ -120,6 +121,8 @@ def of_config(config: Config, *, devices: int, name: str, tell: Tell) -> Examina
         threats(of_phase(config, phase).attack)  # raises on a mistake
     start_runs.fitting(config, Path("runs/doctor"))  # likewise
     of = f"{name} on {counted(devices, 'device')}"
+    if hopper.requested():
+        tell(hopper.NOTE)
     return _examined(of, CONFIG_CHECKS, PlannedRun(config, devices), tell)
 
 

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jaxrobust.config import Values, network_of, plain
 from jaxrobust.doctor import command
 from jaxrobust.doctor.config_checks import CONFIG_CHECKS, PlannedRun
 from jaxrobust.doctor.findings import RED, SKIPPED, YELLOW, examined
+from jaxrobust.models.kernels.cuda import hopper
 from jaxrobust.types import Classifier
 from tests.support import config_lines, sweeps
 from tests.support.runs import tiny
@@ -137,6 +140,9 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(lines[0], "tiny on 1 device")
         self.assertEqual([f.check for f in lines[1:-1]], [*CONFIG_CHECKS])
         self.assertStartsWith(lines[-1], f"{len(CONFIG_CHECKS)} checks: ")
+        with mock.patch.dict(os.environ, {hopper.FLAG: "1"}):
+            command.of_config(tiny(), devices=1, name="tiny", tell=(noted := []).append)
+        self.assertEqual(noted[:2], [hopper.NOTE, lines[0]])
 
     @sweeps.rows(
         ("heavy-augmentation", RED, "give clean weights", HEAVY),

@@ -22,8 +22,8 @@ Array = jax.Array
 class BlockParameters(NamedTuple):
     """Parameters and layers of a block."""
 
-    taps: Array  # f[k,k,1,C]
-    bias: Array  # f[C], for the convolution
+    taps: Any  # f[k,k,1,C]; None, as the bias: for the MLP alone
+    bias: Any  # f[C], for the convolution
     scale: Array  # f[C], for the norm
     shift: Array
     first: Array  # f[C,D]

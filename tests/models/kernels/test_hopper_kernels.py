@@ -1,12 +1,13 @@
 """Kernels for Hopper GPUs, run by Mosaic's interpreter with its detector of races."""
 
 import functools
+import os
+import unittest
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.models.kernels import convnext_layers
@@ -50,11 +51,9 @@ def errors(results, exact):
 
 
 class HopperKernelsTest(parameterized.TestCase):
-    @pytest.mark.slow
-    @pytest.mark.skipif(OLD, reason="JAX's interpreter of these kernels is newer: 0.12")
+    @unittest.skipIf(OLD, "JAX 0.12 is the first whose interpreter runs these kernels")
     @parameterized.parameters(
         ("float32", 32, 128, True, 1),
-        ("bfloat16", 32, 128, False, 1),
         ("bfloat16", 96, 384, True, 1),
         ("bfloat16", 128, 128, False, 1000),
         ("float32", 128, 128, False, 1000),
@@ -84,6 +83,34 @@ class HopperKernelsTest(parameterized.TestCase):
         for i, (error, plain) in enumerate(pairs):
             with self.subTest(array=i):
                 self.assertLess(error, max(1e-6, 2 * plain))
+
+    @parameterized.parameters(
+        (
+            "NVIDIA A100-SXM4-80GB",
+            "bfloat16",
+            96,
+            384,
+            128,
+            "NVIDIA A100-SXM4-80GB is not a Hopper GPU",
+        ),
+        ("NVIDIA H200", "float32", 96, 384, 128, "float32 is not bfloat16"),
+        ("NVIDIA H200", "bfloat16", 384, 1536, 128, "384 channels are not one of 96, 128, 192"),
+        ("NVIDIA H200", "bfloat16", 96, 96, 128, "96 hidden channels are not a multiple of 128"),
+        ("NVIDIA H200", "bfloat16", 96, 384, 196, "196 pixels are not a multiple of 128"),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 96, 384, 128, None),
+        ("NVIDIA GH200 480GB", "bfloat16", 192, 768, 256, None),
+    )
+    def test_what_the_kernel_takes(self, kind, dtype, channels, hidden, pixels, reason):
+        if reason is None and OLD:
+            reason = f"JAX {jax.__version__} is older than 0.12"
+        x = jax.ShapeDtypeStruct((1, 1, pixels, channels), jnp.dtype(dtype))
+        self.assertEqual(hopper.refused(x, channels, hidden, kind), reason)
+
+    @parameterized.parameters("", "0", "1")
+    def test_off_by_default_and_without_a_gpu(self, value):
+        self.enter_context(mock.patch.dict(os.environ, {hopper.FLAG: value}))
+        self.assertEqual(hopper.requested(), value == "1")
+        self.assertFalse(hopper.takes(jnp.zeros((1, 8, 16, 96), jnp.bfloat16), 96, 384))
 
 
 if __name__ == "__main__":

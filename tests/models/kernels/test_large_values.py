@@ -483,6 +483,9 @@ HEADS = [name for name in CASES if "talking_heads" in name]
 # No arithmetic of their own, or none that runs here.
 OTHERS = {
     "cuda/fused_attention": "is cuDNN's, which test_cuda_kernels.py compares where there is a GPU",
+    "cuda/convnext_mlp": "runs under JAX 0.12 and newer: test_hopper_kernels.py",
+    "cuda/hopper": "decides which blocks take the kernel",
+    "cuda/warpgroups": "starts kernels",
     "cpu/narrowing": "chooses bfloat16 for searches, whose verdicts float32 confirms",
     "cpu/rewriting": "writes other forms of convolutions, as exact: test_rewriting.py",
     "tpu/calls": "starts kernels",

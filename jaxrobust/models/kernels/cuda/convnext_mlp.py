@@ -295,14 +295,14 @@ def forward(z: Array, x: Array, share: Array | None, p: BlockParameters, *, eps:
     s, w = _sizes(z, p), folded(p, z.dtype)
     arrays = [*_rows(z, share, x), w.first, w.first_bias, w.second, w.branch]
     outs = [jax.ShapeDtypeStruct((s.pixels, s.channels), z.dtype)]
-    kernel = wg.Kernel(
+    kernel = wg.Launch(
         "convnext_mlp",
         functools.partial(_forward, s=s, shared=share is not None, eps=eps),
         {"processor": s.processors},
         s.scratch(share is not None),
         _cost(s, 2, arrays, outs),
     )
-    return wg.launch(kernel, arrays, outs)[0].reshape(z.shape)
+    return wg.run(kernel, arrays, outs)[0].reshape(z.shape)
 
 
 def _share_of(g: Array, share: Array | None) -> Array:
@@ -328,8 +328,8 @@ def _sum_kernel(
     scratch = [wg.ring(s.slots, *rows), ready, places, s.tile(TILE, c), s.tile(TILE, c)]
     body = functools.partial(_sums, s=s, shared=share is not None, slices=slices, which=which)
     cost = _cost(s, 1 + len(which) + ("first" in which), arrays, outs)
-    kernel = wg.Kernel("convnext_mlp_sums", body, {"part": parts, "slice": slices}, scratch, cost)
-    return [total.sum(0) for total in wg.launch(kernel, arrays, outs)]
+    kernel = wg.Launch("convnext_mlp_sums", body, {"part": parts, "slice": slices}, scratch, cost)
+    return [total.sum(0) for total in wg.run(kernel, arrays, outs)]
 
 
 @static_jit
@@ -341,17 +341,17 @@ def backward(
     If `needed`, also compute the gradients for the parameters, in float32.
     """
     s, w = _sizes(z, p), folded(p, z.dtype)
-    w = w._replace(second=(p.second.astype(jnp.float32) * w.branch[1]).astype(z.dtype))
+    w = w._replace(second=(p.second.astype(jnp.float32) * w.branch[1:]).astype(z.dtype))
     arrays = [*_rows(z, share, g), w.first, w.first_bias, w.second]
     outs = [jax.ShapeDtypeStruct((s.pixels, s.channels), z.dtype)] * (1 + needed)
-    kernel = wg.Kernel(
+    kernel = wg.Launch(
         "convnext_mlp_gradient",
         functools.partial(_gradient, s=s, shared=share is not None, keep=needed, eps=eps),
         {"processor": s.processors},
         s.scratch(share is not None),
         _cost(s, 3, arrays, outs),
     )
-    to_z, *normal = (a.reshape(z.shape) for a in wg.launch(kernel, arrays, outs))
+    to_z, *normal = (a.reshape(z.shape) for a in wg.run(kernel, arrays, outs))
     if not needed:
         return to_z, None
     return to_z, _parameter_gradients(normal[0], g, share, p, w)
@@ -372,7 +372,7 @@ def _parameter_gradients(
         bias=None,
         scale=(first * wide.first).sum(1),
         shift=jnp.matmul(wide.first, first_bias, precision="highest"),
-        first=wide.scale[:, None] * first + wide.shift[:, None] * first_bias,
+        first=wide.scale[:, None] * first + wide.shift[:, None] * first_bias[None],
         first_bias=first_bias,
         **wide.of_branch(second, to_branch),
     )

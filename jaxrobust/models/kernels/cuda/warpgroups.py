@@ -53,8 +53,11 @@ class Ring(NamedTuple):
     def fill(self, turn: Any, *sources: Any) -> None:
         """Copy the tiles of a turn as soon as their slot is free."""
         slot = self._slot(turn)
-        wait = lambda: gpu.barrier_wait(self.free.at[slot])  # noqa: E731
-        pl.when(turn >= self.tiles[0].shape[0])(wait)
+
+        @pl.when(turn >= self.tiles[0].shape[0])
+        def wait() -> None:
+            gpu.barrier_wait(self.free.at[slot])
+
         for source, tiles in zip(sources, self.tiles, strict=True):
             gpu.copy_gmem_to_smem(source, tiles.at[slot], self.ready.at[slot])
 
@@ -126,7 +129,7 @@ def products(*operands: tuple[Any, ...]) -> list[Array]:
     return pl.run_scoped(run, *(gpu.ACC((a.shape[0], b.shape[1])) for a, b, *_ in operands))
 
 
-class Kernel(NamedTuple):
+class Launch(NamedTuple):
     """A kernel: its name in a program's text, its body, its grid and its resources."""
 
     name: str
@@ -136,9 +139,9 @@ class Kernel(NamedTuple):
     cost: pl.CostEstimate
 
 
-def launch(kernel: Kernel, arrays: Sequence[Array], outs: Sequence[Any]) -> list[Array]:
+def run(kernel: Launch, arrays: Sequence[Array], outs: Sequence[Any]) -> list[Array]:
     """Run a kernel on arrays in the GPU's memory."""
-    run = gpu.kernel(
+    call = gpu.kernel(
         kernel.body,
         out_type=list(outs),
         scratch_types=list(kernel.scratch),
@@ -151,4 +154,4 @@ def launch(kernel: Kernel, arrays: Sequence[Array], outs: Sequence[Any]) -> list
         interpret=gpu.InterpretGPUParams(detect_races=True) if interpreted.value else None,
         compiler_params=gpu.CompilerParams(approx_math=True),
     )
-    return [*run(*arrays)]
+    return [*call(*arrays)]
