@@ -1,0 +1,167 @@
+"""Networks of the papers from training to RobustBench's loader, on photographs at 64 px.
+
+Every class of ImageNet has one photograph: its own for 200 of them, another class's for the rest.
+Networks see eight of them, which they learn by heart: accuracies mean nothing here.
+"""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from absl.testing import absltest, parameterized
+
+import jaxrobust
+from jaxrobust.data.imagenet import synsets
+from jaxrobust.evaluation.records import records
+from jaxrobust.publish import references, torch_networks
+from tests.support import images, parity, paths, processes
+
+SIZE, IMAGES, EPOCHS = 64, 8, 24
+SHORT = {"batch_size": IMAGES, "warmup_epochs": 1, "ema_decay": 0.5}
+# Per network: timm's weights to start from (random ones), and the RobustBench id.
+NETWORKS = {
+    "convnext_t_cvst": ("convnext_tiny", "Singh2023Revisiting_ConvNeXt-T-ConvStem"),
+    "vit_s_cvst": ("vit_small_patch16_224", None),  # RobustBench's takes 224 px alone
+    "xcit_s12": (None, "Debenedetti2022Light_XCiT-S12"),
+    "revisiting_at:internimage_t": (None, None),  # neither timm nor RobustBench has it
+}
+
+
+def photographs(folder: Path) -> None:
+    """Link one photograph per class, and list those of the first classes with one of their own."""
+    files = {path.parent.name: path for path in images.photographs(200)}
+    others = list(files.values())
+    for label, name in enumerate(synsets()):
+        path = files.get(name, others[label % len(others)])
+        for split in ("train", "val"):
+            (folder / split / name).mkdir(parents=True)
+            (folder / split / name / path.name).symlink_to(path)
+    lines = [f"{name}/{path.name}\n" for name, path in files.items()]
+    (folder / "few.txt").write_text("".join(lines[:IMAGES]))
+
+
+@pytest.mark.slow
+class SeedsTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        if not images.photographs(1):
+            self.skipTest(paths.NO_SHARED)
+        self.folder = Path(self.create_tempdir())
+        photographs(self.folder / "photographs")
+
+    def train_words(self, config: str, weights: str | None) -> list[str]:
+        """Write the command that trains a paper's config, a few images per step."""
+        name, _, arguments = config.partition(":")
+        folder = self.folder / "photographs"
+        data = {"name": f"folder:{folder}", "augmentation": "basic", "workers": 0}
+        data |= dict.fromkeys(("selection_split", "test_split"), f"val@{folder}/few.txt")
+        changes = {
+            "model": {"image_size": SIZE, "dtype": "float32"},
+            "data": data | {"train_split": f"train@{folder}/few.txt"},
+            "init": {"weights": weights} if weights else {},
+            "pretrain": SHORT | {"epochs": EPOCHS if weights else 0},
+            "train": SHORT | {"epochs": EPOCHS},
+            "evaluation": {"batch_size": IMAGES, "steps": 1, "every_epochs": EPOCHS},
+            "test": {"batch_size": IMAGES, "steps": 2},
+            "checkpoint": {"every_epochs": EPOCHS},
+        }
+        config = f"{paths.ROOT}/configs/{name}.py" + (arguments and f":{arguments}")
+        flags = [f"--config.{s}.{k}={v}" for s, part in changes.items() for k, v in part.items()]
+        flags += [f"--config.model.options.bn_group={IMAGES}"] * name.startswith("xcit")
+        return ["train", "--config", config, "--workdir", "run", *flags]
+
+    def call(self, *words: str) -> str:
+        """Run a command in a process of its own, and return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxrobust", *words],
+            cwd=self.folder,
+            env=processes.environment(),
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(done.returncode, 0, f"{done.stderr[-2000:]}\n{words}")
+        return done.stdout + done.stderr
+
+    def timm_file(self, name: str) -> str:
+        """Write timm's network with random weights."""
+        net = torch_networks.import_timm().create_model(name)
+        safetensors.torch.save_file(net.state_dict(), self.folder / "timm.safetensors")
+        return "timm.safetensors"
+
+    def exported(self, robustbench_id: str | None) -> torch.nn.Module:
+        """Export the run, and load it as RobustBench does, or as the module that it is."""
+        layout = robustbench_id or "module"
+        self.call("export", "--workdir", "run", "--layout", layout, "--out", "ship")
+        if robustbench_id:
+            return references.load_model(self.folder / "ship", robustbench_id)
+        (file,) = (self.folder / "ship").glob("*.py")
+        spec = importlib.util.spec_from_file_location("shipped", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.load()
+
+    @parameterized.parameters(*NETWORKS)
+    def test_from_training_to_pytorch(self, config):
+        timm_name, robustbench_id = NETWORKS[config]
+        try:
+            torch_networks.import_robustbench()
+        except ImportError as error:
+            self.skipTest(str(error))
+        weights = self.timm_file(timm_name) if timm_name else None
+        printed = self.call(*self.train_words(config, weights))
+        if weights:
+            self.assertIn("pretrain: step 0 of 24, clean", printed)
+        self.assertIn("train: step 0 of 24, ", printed)
+
+        self.call("evaluate", "--workdir", "run", "--n", str(IMAGES))
+        (record,) = records.read(self.folder / "run" / "evaluation")
+        self.assertEqual((record.method, record.n), ("autoattack standard", IMAGES))
+        self.assertGreater(record.clean, 0)  # else there is nothing to attack
+
+        pixels = np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)
+        with torch.no_grad():
+            inputs = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+            torch_logits = self.exported(robustbench_id)(inputs).numpy()
+        logits = jaxrobust.load(self.folder / "run").logits_fn(pixels)
+        # float32, other orders of the sums
+        self.assertLess(parity.relative(torch_logits, logits), 1e-5)
+
+    def trained(self, number: int, devices: int, *flags: str, killed: bool = False) -> float:
+        """Train one phase in so many processes, kill the second once it steps, start all again."""
+        words = [*self.train_words("vit_s_cvst", None), "--config.log.every_steps=1", *flags]
+        words[words.index("run")] = str(self.folder / "run")
+        words += ["--multihost"] * (number > 1)
+        if killed:
+            pod = processes.start(number, devices, ["-m", "jaxrobust", *words])
+            while not (self.folder / "run" / "metrics.jsonl").exists():
+                self.assertIsNone(pod[0].poll())
+                time.sleep(0.1)
+            pod[1].kill()
+            codes, _ = processes.wait(pod, 600)
+            self.assertNotEqual(codes[0], 0)
+        codes, said = processes.wait(
+            processes.start(number, devices, ["-m", "jaxrobust", *words]), 3000
+        )
+        self.assertEqual(codes, [0] * number, said)
+        rows = map(json.loads, (self.folder / "run" / "metrics.jsonl").read_text().splitlines())
+        loss = next(row["loss"] for row in rows if "loss" in row)
+        shutil.rmtree(self.folder / "run")
+        return loss
+
+    def test_parallel_runs(self):
+        loss = self.trained(1, 1)
+        # float32, other orders of the sums
+        self.assertAlmostEqual(self.trained(1, 8, "--config.mesh.fsdp=2"), loss, delta=1e-4 * loss)
+        self.assertAlmostEqual(self.trained(2, 1, killed=True), loss, delta=1e-4 * loss)
+
+
+if __name__ == "__main__":
+    absltest.main()
