@@ -123,7 +123,7 @@ class SeedsTest(parameterized.TestCase):
 
         self.call("evaluate", "--workdir", "run", "--n", str(IMAGES))
         (record,) = records.read(self.folder / "run" / "evaluation")
-        self.assertEqual((record.method, record.n), ("autoattack standard", IMAGES))
+        self.assertEqual((record.method, record.image_ids), ("autoattack standard", "0..7"))
         self.assertGreater(record.clean, 0)  # else there is nothing to attack
 
         pixels = np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)

@@ -104,7 +104,7 @@ def module(
       name, num_classes, image_size, **overrides: see `create`; one of `available()`.
       rngs: `nnx.Rngs`; seed 0 gives the same weights as `create(...).init(jax.random.key(0))`.
       weights: params and stats to use instead, as returned by `create(...).init`.
-    ValueError: as for `create`; weights that do not belong to the network.
+    Raises:
       ValueError: see `create`; weights that do not belong to the network.
 
     >>> import jax

@@ -2,13 +2,13 @@
 
 from unittest import mock
 
-from jaxrobust.models.kernels.tpu import calls
+from jaxrobust.models.kernels import tpu
 
 
 def on_tpu(*modules):
     """Take the rules of TPUs on this platform, with interpreted kernels."""
     rules = [mock.patch.object(m, "lax", PlatformRules(m.lax, "tpu")) for m in modules]
-    return [*rules, calls.interpreted(True)]
+    return [*rules, tpu.interpreted(True)]
 
 
 class PlatformRules:

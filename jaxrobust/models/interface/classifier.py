@@ -1,5 +1,6 @@
 """Turns NNX modules into pure functions; nothing else does."""
 
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,6 +52,8 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype: Any = jnp.float32)
     The layers define their own gradients: reverse mode works, forward mode (`jax.jvp`) does not,
     and gradients inside `shard_map` need `check_vma=False`.
     """
+    # Layers use Pallas, which defines contexts when imported; see `kernels.tpu.interpreted`.
+    importlib.import_module("jax.experimental.pallas.fuser")
     dtype = jnp.dtype(dtype)
     abstract = nnx.eval_shape(lambda: make(Draws(jax.random.key(0))))
     graph, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat)

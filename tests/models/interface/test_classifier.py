@@ -1,15 +1,38 @@
 """Networks as pairs of functions: what they are given, what they give back, blocks in a row."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 
 from jaxrobust.models.interface import classifier, network_inputs
 from jaxrobust.models.modules.basic import BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import branches, dropouts
-from tests.support import sweeps
+from tests.support import paths, sweeps
+
+TRACED_AT_FIRST_USE = """
+import importlib, pkgutil
+import jax
+from jaxrobust import models
+
+net = models.create("convnext_n", num_classes=2, image_size=8)
+traces = []
+
+@jax.jit
+def imported(x):
+    traces.append(x)
+    for module in pkgutil.walk_packages(models.__path__, "jaxrobust.models."):
+        importlib.import_module(module.name)
+    return x
+
+imported(1.0), imported(1.0)
+assert len(traces) == 1, len(traces)
+"""
 
 
 class Block(nnx.Module):
@@ -65,6 +88,10 @@ class InputsTest(absltest.TestCase):
 
 
 class ClassifierTest(parameterized.TestCase):
+    @pytest.mark.slow
+    def test_imports_during_a_trace_do_not_repeat_it(self):
+        subprocess.run([sys.executable, "-c", TRACED_AT_FIRST_USE], cwd=paths.ROOT, check=True)
+
     def test_statistics_move_in_training_only(self):
         net, params, stats = made()
         _, same = net.apply(params, stats, IMAGES)

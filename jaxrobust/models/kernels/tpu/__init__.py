@@ -3,6 +3,12 @@
 import importlib
 from typing import Any
 
+import jax
+
+# Whether JAX's interpreter runs kernels traced in this context, on any platform. Defined here, as
+# a context defined during a trace invalidates it: JAX would compile the function again.
+interpreted = jax.make_user_context(default_value=False)
+
 
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):

@@ -12,6 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxrobust.models.kernels import tpu
 from jaxrobust.runtime.text.progress import say
 
 Array = jax.Array
@@ -20,8 +21,6 @@ _UNITS = 4  # matrix units of 128 x 128; also the vector operations per cycle
 SCOPED = 16 * 2**20  # default fast memory of a kernel in bytes; all that a TPU v4 has
 _MORE = 64 * 2**20  # what chips since v5e give a kernel on request
 _SMALL = ("TPU v2", "TPU v3", "TPU v4")  # chips without more
-# Whether JAX's interpreter runs kernels traced in this context, on any platform.
-interpreted = jax.make_user_context(default_value=False)
 
 
 def plain(layer: str, reason: str | None) -> bool:
@@ -165,7 +164,7 @@ def over_images(
         out_specs=[*map(block, results), *map(once, totals)],
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in kernel.scratch],
         name=kernel.name,
-        interpret=interpreted.value,
+        interpret=tpu.interpreted.value,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary" if sums else "parallel",),
             vmem_limit_bytes=None if needed < SCOPED else _MORE,
