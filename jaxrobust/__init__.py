@@ -1,10 +1,10 @@
 """Adversarially robust image classifiers in JAX.
 
 `models` builds networks, and `load` (or `from_pretrained`) loads them with weights. `attacks`
-attacks them, `evaluation.autoattack` measures their robust accuracy, and `tasks` defines tasks other
-than classification. `convert` exchanges weights with PyTorch, `push_to_hub` publishes them, and
-`data` reads images. `python -m jaxrobust` lists the commands. Images are f32[B, H, W, C] in [0, 1];
-radii are in the same units.
+attacks them, `evaluation.autoattack` measures their robust accuracy, and `tasks` defines tasks
+other than classification. `convert` exchanges weights with PyTorch, `push_to_hub` publishes them,
+and `data` reads images. `python -m jaxrobust` lists the commands. Images are f32[B, H, W, C] in
+[0, 1]; radii are in the same units.
 """
 
 import importlib
