@@ -1,10 +1,14 @@
 """Figures of the benchmarks for a program that is compiled for absent chips."""
 
+import os
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from jaxrobust.doctor.programs import hlo, topology
-from tools.hlo import overlap, parts
+from tools.hlo import overlap, parts, ptx
 
 if TYPE_CHECKING:  # it imports JAX, which reads the environment from `topology.devices`
     from jaxrobust.runtime.devices import hardware
@@ -12,8 +16,11 @@ if TYPE_CHECKING:  # it imports JAX, which reads the environment from `topology.
 
 def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
     """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips; figures per chip."""
-    program = topology.compiled(function, *arguments, remedy=remedy)
-    return program.figures | read(program.module, program.gpu)
+    with tempfile.TemporaryDirectory() as folder:
+        with mock.patch.dict(os.environ, MOSAIC_GPU_DUMP_TO=folder):
+            program = topology.compiled(function, *arguments, remedy=remedy)
+        in_ptx = [kernel._asdict() for kernel in ptx.kernels(Path(folder))]
+    return program.figures | read(program.module, program.gpu) | {"ptx": in_ptx}
 
 
 def read(module: hlo.Module, gpu: "hardware.Chip | None" = None) -> dict[str, Any]:
@@ -94,6 +101,12 @@ def show(
         print(
             f"  kernel {kernel['name']}: {kernel['calls']} calls{cycles}, "
             f"{kernel['bytes'] / 1e6:,.1f} MB, {kernel['flops'] / 1e9:,.1f} GFLOP, as its file says"
+        )
+    for kernel in figures.get("ptx", ()):
+        print(
+            f"  {kernel['name']} in its PTX: {kernel['copied'] / 1e6:,.1f} MB copied, of these "
+            f"{kernel['distinct'] / 1e6:,.1f} MB from memory, {kernel['flops'] / 1e9:,.1f} GFLOP, "
+            f"{kernel['registers']} registers, {kernel['spilled']} bytes spilled"
         )
     if "hidden_share" in bounds:
         sent, beside = figures["sent_bytes"], sum(each["sent"] for each in figures["in_flight"])

@@ -56,6 +56,7 @@ def target(name: str) -> dict[str, Any]:
             name=_PLUGIN,
         )
     os.environ["JAX_PLATFORMS"] = "cpu"  # where JAX computes; the plug-in only compiles
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA warns before it makes a program fit
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}".strip() if _FLAG not in flags else flags
     about = {"topology": f"1x1x{number}", "target_config": target_config(kind)}

@@ -11,7 +11,7 @@ from jaxrobust.doctor.programs import hlo, hlo_costs, topology
 from jaxrobust.runtime.devices import hardware
 from tests.support import paths, sweeps, tpu
 from tools.gpu import make_environment
-from tools.hlo import figures, overlap, parts
+from tools.hlo import figures, overlap, parts, ptx
 
 H100 = hardware.chip("NVIDIA H100 SXM")
 # A depthwise convolution and two products, the second with the residual.
@@ -138,6 +138,22 @@ class SlicedTest(absltest.TestCase):
         costs = topology.costs(module, H100) | figures.read(module, H100)
         hidden = figures.hidden(costs, H100)["hidden_bytes"]
         self.assertAlmostEqual(hidden, 2 * part / H100.bandwidth * H100.interconnect, delta=1)
+
+
+class KernelTest(absltest.TestCase):
+    """bf16[512,256] @ bf16[256,128] in eight blocks of 64 rows and four turns of 64 columns."""
+
+    FLOPS, READ = 2 * 512 * 256 * 128, 2 * (512 * 256 + 256 * 128)
+    COPIED = 8 * 4 * 2 * (64 * 64 + 64 * 128)
+
+    def test_in_ptx(self):
+        text = (paths.GOLDEN / "hlo/gpu_product.ptx").read_text()
+        found = ptx.counts(text, 8)
+        self.assertEqual(found, {"flops": self.FLOPS, "copied": self.COPIED, "distinct": self.READ})
+        one = ptx.counts(text, 1)  # reads all of the second matrix, and an eighth of the first
+        self.assertEqual(one["distinct"], 2 * (64 * 256 + 256 * 128))
+        with self.assertRaisesRegex(ValueError, "a branch of the kernel depends on %p10, which"):
+            ptx.counts(text.replace("mov.b32   %r72, %r4;", ""), 8)
 
 
 class EnvironmentTest(absltest.TestCase):
