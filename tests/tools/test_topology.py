@@ -64,19 +64,17 @@ def said(tool, *arguments):
 
 class MessagesTest(parameterized.TestCase):
     def test_without_the_compiler(self):
-        for (command,) in ((STEP,), (("bench_autoattack.py",),)):
-            with self.subTest(command=command):
-                with hidden("libtpu"):
-                    code, message = said(*command, "--topology", "v5e:4x4")
+        tpu = "v5e:4x4 needs the TPU compiler; pip install -e '.[tpu-aot]'\n"
+        gpu = (
+            "h100:1 needs the GPU compiler; run python3.13 tools/gpu/make_environment.py FOLDER in "
+            "a checkout, and this command with FOLDER/bin/python\n"
+        )
+        for command, expected in ((STEP, tpu), (("bench_autoattack.py",), tpu), (STEP, gpu)):
+            with self.subTest(command=command, expected=expected):
+                with hidden("libtpu", "jax_cuda12_plugin"):
+                    code, message = said(*command, "--topology", expected.split()[0])
                 tool = command[0].removesuffix(".py")
-                self.assertEqual(
-                    (code, message),
-                    (
-                        2,
-                        f"{tool}: --topology v5e:4x4 needs the TPU compiler; "
-                        "pip install -e '.[tpu-aot]'\n",
-                    ),
-                )
+                self.assertEqual((code, message), (2, f"{tool}: --topology {expected}"))
 
     @absltest.skipUnless(there, NEEDS)
     @parameterized.product(

@@ -6,7 +6,7 @@ Without a GPU, XLA measures no tiles of matrix products and no algorithms of cuD
 import importlib.util
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 SCRIPT = "tools/gpu/make_environment.py"
 _PLUGIN = "jax_cuda12_plugin"
@@ -14,16 +14,10 @@ _FLAG = "--xla_gpu_autotune_level=0"  # measuring needs a GPU
 MOST = 8  # GPUs that NVLink connects in one machine
 
 
-class _Memory(NamedTuple):
-    kind: str  # JAX's name
-    bandwidth: int  # bytes/s
-    size: int  # bytes
-
-
-# As the driver reports them. Both have the core below.
+# JAX's name, bytes/s and bytes of memory, as the driver reports them. Both have the core below.
 CHIPS = {
-    "h100": _Memory("NVIDIA H100 80GB HBM3", 3352320000000, 84929347584),
-    "h200": _Memory("NVIDIA H200", 4800000000000, 151397597184),
+    "h100": ("NVIDIA H100 80GB HBM3", 3352320000000, 84929347584),
+    "h200": ("NVIDIA H200", 4800000000000, 151397597184),
 }
 _TARGET = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -32,10 +26,10 @@ _TARGET = """gpu_device_info {{
   registers_per_block_limit: 65536 core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   l2_cache_size: 52428800 cuda_compute_capability {{ major: 9 }}
-  memory_bandwidth: {0.bandwidth} device_memory_size: {0.size}
+  memory_bandwidth: {1} device_memory_size: {2}
 }}
 platform_name: "CUDA" runtime_version {{ major: 12 minor: 9 }}
-dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{0.kind}"
+dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{0}"
 """
 
 
@@ -65,7 +59,7 @@ def target(name: str) -> dict[str, Any]:
 
 def target_config(kind: str) -> str:
     """Write what XLA reads about a GPU, a `stream_executor.GpuTargetConfigProto`."""
-    return _TARGET.format(CHIPS[kind])
+    return _TARGET.format(*CHIPS[kind])
 
 
 def answer_for_cudnn() -> None:

@@ -1,6 +1,7 @@
 """Costs of programs for a GPU, by hand, in a text as its compiler writes it and compiled."""
 
 import importlib.util
+import json
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,45 @@ class KernelTest(absltest.TestCase):
         self.assertEqual(one["distinct"], 2 * (64 * 256 + 256 * 128))
         with self.assertRaisesRegex(ValueError, "a branch of the kernel depends on %p10, which"):
             ptx.counts(text.replace("mov.b32   %r72, %r4;", ""), 8)
+
+
+class RecordsTest(absltest.TestCase):
+    """Steps compiled without a GPU, and measured on an H100."""
+
+    def rows(self, name):
+        text = (paths.ROOT / "tools/records" / name).read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def test_memory_and_time(self):
+        measured = [r for r in self.rows("gpu_h100/side_by_side.jsonl") if r["side"] == "jaxrobust"]
+        for row in self.rows("gpu_compiled/h100.jsonl"):
+            for run in measured:
+                if (row["program"], row["network"]) == ("step", run["network"]):
+                    ratio = row["memory_bytes"] / run["peak_memory"]
+                    self.assertBetween(ratio, 0.98, 1)  # the allocator rounds up
+                    self.assertBetween(run["seconds"] / row["kernels_s"], 1, 2.5)
+
+    def test_times_of_layers(self):
+        """On an H200, no layer takes less than its kernels' bytes."""
+        rows = self.rows("gpu_compiled/h100.jsonl")
+        (block,) = (
+            r["by_part"]["forward"] for r in rows if r["program"] == "stages.0.blocks.0 forward"
+        )
+        bandwidth = hardware.chip("NVIDIA H200").bandwidth
+        hidden = block["matrix product"]["bytes"] + block["activation"]["bytes"]
+        residual = 2 * 128 * 56 * 56 * 96  # which the measured layers lack
+        for what, moved in (
+            ("mlp 96", hidden - residual),
+            ("layer_norm 96", block["norm"]["bytes"]),
+        ):
+            (row,) = (r for r in self.rows("gpu_h200/layers.jsonl") if r["what"] == what)
+            self.assertLess(1e3 * moved / bandwidth, row["forward"])
+        (xla,) = (
+            r
+            for r in self.rows("gpu_h200/depthwise.jsonl")
+            if (r["stage"], r["what"]) == (56, "xla")
+        )
+        self.assertLess(1e3 * block["depthwise"]["bytes"] / bandwidth, xla["ms"])
 
 
 class EnvironmentTest(absltest.TestCase):
