@@ -84,5 +84,9 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
     print(terminal.fitted(f"{out}: {counts}, {size / 1e6:.2f} MB", None))
     for note in records.notes:
         print(terminal.fitted(f"note: {note}", None))
+    for run in records.runs:
+        if run.goodput:
+            print(terminal.fitted(f"{run.name}: {run.goodput.line()}", None))
     counts_of = {"runs": runs, "evaluations": evaluations, "notes": records.notes}
+    counts_of["goodput"] = {run.name: run.goodput.plain() for run in records.runs if run.goodput}
     return {"file": str(out), "bytes": size} | counts_of

@@ -16,6 +16,8 @@ from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.report import curves
 from jaxrobust.report.curves import CurveEvent, Metrics
 from jaxrobust.runtime.files import folders, jsonl
+from jaxrobust.training.run import goodput
+from jaxrobust.training.run.goodput import Goodput
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import runs as of_training
 
@@ -38,6 +40,7 @@ class ReportedRun(NamedTuple):
     planned: dict[str, int]  # phase -> steps, if known
     classes: list[str]  # names in the order of labels, or none
     at_work: str | None  # description of the process that trains it
+    goodput: Goodput | None = None  # where its time went, if recorded
 
     @property
     def phases(self) -> list[str]:
@@ -200,7 +203,19 @@ def _run(
         at_work = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         at_work = None
-    return ReportedRun(name, folder, config, metrics, planned, _classes(folder), at_work)
+    times = goodput_of(folder, notes)
+    return ReportedRun(name, folder, config, metrics, planned, _classes(folder), at_work, times)
+
+
+def goodput_of(folder: Path, notes: list[str]) -> Goodput | None:
+    """Add up where the time of a run went; None if that is not recorded."""
+    rows, damaged = rows_of(folder / goodput.FILE)
+    notes += damaged
+    try:
+        return goodput.total(rows)
+    except (KeyError, TypeError, ValueError) as error:
+        notes.append(f"{folder / goodput.FILE} cannot be read ({error!r}); it is left out.")
+        return None
 
 
 def _classes(folder: Path) -> list[str]:

@@ -22,9 +22,9 @@ _TAIL = 4096  # bytes at the end of metrics.jsonl that contain its last line
 _CHECKPOINTS = ("best", "latest", "stopped")  # folders of a phase, which hold no records
 _HEAD = (
     *("date, UTC", "kind", "folder", "network", "clean", "robust", "n", "threat", "attack"),
-    *("weights", "figures"),
+    *("weights", "goodput", "figures"),
 )
-_RIGHT = ("clean", "robust", "n")
+_RIGHT = ("clean", "robust", "n", "goodput")
 _DOUBT = "?: flags of the record put the number in doubt; jaxrobust report FOLDER says why"
 
 
@@ -46,6 +46,7 @@ class ListedRow(NamedTuple):
     evaluation: str | None  # its number
     flags: dict[str, str]
     figures: list[str]  # names of files next to the records
+    goodput: dict[str, Any] | None = None  # of a training: where its time went
 
 
 class Listing(NamedTuple):
@@ -154,7 +155,8 @@ def _rows(folder: Path, files: set[str], top: Path, notes: list[str]) -> list[Li
         )
         (trained if record.evaluation is None else evaluated).append(row)
     if trained:  # keep only the last phase of a training
-        return [*evaluated, max(reversed(trained), key=lambda row: row.time)]
+        last = max(reversed(trained), key=lambda row: row.time)
+        return [*evaluated, last._replace(goodput=_goodput(folder, notes))]
     if not _is_run(files):
         return evaluated
     data = gathered.section(config, "data").get("name")  # a training without a record
@@ -172,9 +174,15 @@ def _rows(folder: Path, files: set[str], top: Path, notes: list[str]) -> list[Li
         split=None,
         evaluation=None,
         flags={},
+        goodput=_goodput(folder, notes),
         **common,
     )
     return [*evaluated, begun]
+
+
+def _goodput(folder: Path, notes: list[str]) -> dict[str, Any] | None:
+    found = gathered.goodput_of(folder, notes)
+    return found and found.plain()
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[AccuracyRecord]:
@@ -245,7 +253,8 @@ def text(listing: Listing) -> str:
         first = (row.time[:16], row.kind, row.folder, row.network or "-")
         numbers = (clean, robust + ("?" if row.flags else ""), count)
         attack = (", ".join(row.threats) or "-", row.attack or "-", row.weights or "-")
-        cells.append([*first, *numbers, *attack, ", ".join(row.figures)])
+        share = f"{100 * row.goodput['share']:.1f}%" if row.goodput else "-"
+        cells.append([*first, *numbers, *attack, share, ", ".join(row.figures)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row_cells in cells:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
+from jaxrobust.commands import report
 from jaxrobust.evaluation.records.record import AccuracyRecord
-from jaxrobust.report import gathered
+from jaxrobust.report import gathered, page
 from jaxrobust.report.gathered import ReportedEvaluation
+from jaxrobust.results import listing
 from jaxrobust.weights.store import hashes
-from tests.support import reports
+from tests.support import command_calls, reports
 
 
 class PlacedTest(absltest.TestCase):
@@ -146,6 +148,29 @@ class RunTest(parameterized.TestCase):
         (line,) = notes
         self.assertEndsWith(line, "are left out: 1, 2, 3, 4, 5.")
         self.assertIn("None; back to step None", [e.text for e in run.metrics.events])
+
+    def test_goodput(self):
+        rows = [
+            {"start": "2026-11-30T10:00:00+00:00", "alive": None},
+            {"time": "2026-11-30T10:00:09+00:00", "phase": "train", "step": 4}
+            | {"seconds": {"training": 8.0, "compiling": 1.0}},
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        run, notes = self.run_of(goodput_jsonl=text)
+        line = "Goodput 88.9%. Of 0:09 at work: training 88.9%, compiling 11.1%."
+        self.assertIn(line, page.page(gathered.gather([run.folder])))
+        code, said, _ = command_calls.words(
+            report.main, run.folder, "--json", "--out", run.folder / "x.html"
+        )
+        self.assertEqual((code, notes), (0, []))
+        self.assertIn(f"run: {line}", said)
+        self.assertEqual(json.loads(said.splitlines()[-1])["goodput"]["run"]["share"], 0.8889)
+        listed = listing.find(run.folder)
+        self.assertEqual(listed.rows[0].goodput["seconds"]["compiling"], 1.0)
+        self.assertRegex(listing.text(listed), r"figures\n.* 88.9%")
+        run, (note,) = self.run_of(goodput_jsonl='{"time": 3}\n')
+        self.assertIsNone(run.goodput)
+        self.assertRegex(note, r"goodput.jsonl cannot be read \(.*\); it is left out")
 
     def test_planned_steps_are_whole_epochs_of_the_data_that_is_known(self):
         for changes, planned in (

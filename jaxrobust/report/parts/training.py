@@ -58,7 +58,8 @@ def part(run: ReportedRun, key: str, most: int) -> Markup:
         if drawn := Markup().join(filter(None, row)):
             rows.append(Markup('<div class="phases">{}</div>').format(drawn))
     kind = f"figures beside{min(len(run.phases), 3)}"
-    about = {"texts": [sentences.state(run)], "figures": rows, "below": [_events(run)]}
+    texts = [sentences.state(run), *([run.goodput.line()] if run.goodput else [])]
+    about = {"texts": texts, "figures": rows, "below": [_events(run)]}
     return markup.parts.section(f"Training of {run.name}", level=3, kind=kind, **about)
 
 

@@ -18,6 +18,7 @@ _HITS = "/jax/compilation_cache/cache_hits"
 _SHORT_S = 5.0  # shorter waits are not announced
 _UNKNOWN = "minutes for a large network"
 _KEPT = 300  # number of programs whose times are stored
+_spent: list[float] = []  # by this process, on each program
 
 
 def use_persistent_cache(shared: Path | None = None) -> str | None:
@@ -106,7 +107,13 @@ def waiting(
     start = time.perf_counter()
     with cache_hits() as hits, patience.lasting(activity, last=took, here=jax.process_index() == 0):
         yield
-    remember(name, time.perf_counter() - start, hit=bool(hits))
+    _spent.append(time.perf_counter() - start)
+    remember(name, _spent[-1], hit=bool(hits))
+
+
+def seconds() -> float:
+    """Return how long this process has spent in `waiting`."""
+    return sum(_spent)
 
 
 def _times() -> Path:

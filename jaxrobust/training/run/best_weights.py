@@ -87,6 +87,18 @@ def selection(
     attacked = objectives.named(config[name].objective).attacks
     metric = settings.metric or ("robust" if attacked else "clean")
 
+    def save(step: int, weights: Weights, reached: dict) -> None:
+        latest.wait()  # two writers at once would confuse their host barriers
+        if config.checkpoint.keep_epochs:
+            with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as every:
+                if step not in steps(every.directory):  # a rollback repeats this step
+                    every.save(step, weights, reached)
+                    every.wait()
+        best_step = best.latest_step()
+        if best_step is None or _rank(reached, metric) >= _rank(best.meta(best_step), metric):
+            best.save(step, weights, reached)
+            best.wait()
+
     def select(step: int, state: TrainState) -> dict[str, float]:
         raw = state.params, state.stats
         chosen = averaged(state) if settings.weights == "ema" else raw
@@ -99,16 +111,8 @@ def selection(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
         )
-        latest.wait()  # two writers at once would confuse their host barriers
-        if config.checkpoint.keep_epochs:
-            with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as every:
-                if step not in steps(every.directory):  # a rollback repeats this step
-                    every.save(step, weights, reached)
-                    every.wait()
-        best_step = best.latest_step()
-        if best_step is None or _rank(reached, metric) >= _rank(best.meta(best_step), metric):
-            best.save(step, weights, reached)
-            best.wait()
+        with run.clock.of("saving"):
+            save(step, weights, reached)
         one = reached.pop("collapse", None)
         if jax.process_index() == 0:  # a kill may have prevented the line in metrics.jsonl
             file = run.file("selection.jsonl")

@@ -73,7 +73,8 @@ def steps(run: PhaseRun, state: TrainState, signals: StopSignals) -> bool:
 
     Returns whether the end was reached; False: continue from the last checkpoint, rolled back.
     """
-    with _Loop(run, state, signals).opened() as loop:
+    with _Loop(run, state, signals).opened() as loop, run.clock.of("training"):
+        run.clock.reached(run.name, loop.start, write=True)
         while True:
             done = {"saved": loop.saved, "evaluated": loop.evaluated, "copied": loop.kept}
             now = due(loop.step, loop.every, start=loop.start, **done)
@@ -92,6 +93,7 @@ def steps(run: PhaseRun, state: TrainState, signals: StopSignals) -> bool:
             if now.saves and loop.sound():  # a rollback may return to it
                 loop.save(run.latest)  # before the evaluation, which may take long
                 loop.saved = loop.step
+                run.clock.reached(run.name, loop.step, write=True)
             if why := loop.stops.at_once():
                 raise loop.stopped(why, loop.step)
             if now.keeps and loop.sound():
@@ -160,6 +162,7 @@ class _Loop:
                 run.phase.total_steps,
                 flops_per_image=build.flops_per_image(config, name) if chip else None,
                 chip_hours=self.meta.get("chip_hours", 0.0),
+                times=run.clock,
             )
             self.progress = stack.enter_context(progress)
             batches = splits.batches(config, name, run.source, self.meta["examples_consumed"])
@@ -211,14 +214,16 @@ class _Loop:
             "config": plain(config),
             "versions": provenance.versions(),
         }
-        checkpoints.save(self.step, self.state, about | self.ahead.noted())
+        with self.run.clock.of("saving"):
+            checkpoints.save(self.step, self.state, about | self.ahead.noted())
 
     def keep(self) -> None:
         """Keep a copy of both weights; rollbacks do not go back further."""
-        self.run.latest.wait()  # two writers at once would confuse their host barriers
         both = kept.Kept(self.state.params, self.state.stats, *averaged(self.state))
         length = self.run.phase.steps_per_epoch
-        kept.keep(self.run.workdir, self.run.name, self.step, both, steps_per_epoch=length)
+        with self.run.clock.of("saving"):
+            self.run.latest.wait()  # two writers at once would confuse their host barriers
+            kept.keep(self.run.workdir, self.run.name, self.step, both, steps_per_epoch=length)
         self.kept = self.step
 
     def heed(self) -> None:
@@ -228,8 +233,10 @@ class _Loop:
 
     def evaluate(self) -> None:
         """Evaluate, and write the line that `scored` looks for."""
-        self.write(self.step, self.select(self.step, self.state))
-        self.run.trackers.pictures(self.step)
+        with self.run.clock.of("evaluating"):
+            self.write(self.step, self.select(self.step, self.state))
+            self.run.trackers.pictures(self.step)
+        self.run.clock.reached(self.run.name, self.step, write=True)
         self.evaluated = self.step
         self.progress.resume(self.step)
 
@@ -246,6 +253,7 @@ class _Loop:
         images = splits.device_batch(self.run.phase.mesh, self.batch)
         self.state, values = self.compiled(self.state, images, control)
         self.step += 1
+        self.run.clock.reached(self.run.name, self.step)
         self.progress.dispatched(self.step, values)
         if self.probe and self.step % self.run.config.alarm.every_steps == 0:
             values |= self.probe(self.state, images, control)
@@ -256,11 +264,13 @@ class _Loop:
     def stopped(self, why: int, step: int) -> Exception:
         run, self.step = self.run, step
         self.ahead.drain()
-        run.latest.wait()
-        is_sound = self.sound() and not alarm.of_norms(self.state.stats).broken
-        self.save(run.latest if is_sound else run.stopped)
-        run.stopped.wait()
-        run.latest.wait()
+        run.clock.reached(run.name, step)
+        with run.clock.of("saving"):
+            run.latest.wait()
+            is_sound = self.sound() and not alarm.of_norms(self.state.stats).broken
+            self.save(run.latest if is_sound else run.stopped)
+            run.stopped.wait()
+            run.latest.wait()
         text = (
             f"stopped after step {step} of {run.phase.total_steps}, saved under {run.workdir}; the "
             "same command continues there"

@@ -12,6 +12,7 @@ from jaxrobust.runtime.devices.profiling import Profile
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.training import build
+from jaxrobust.training.run import goodput
 from jaxrobust.training.run.trackers import NONE, Trackers
 from jaxrobust.weights.store.checkpoint import Checkpoints
 
@@ -30,6 +31,7 @@ class PhaseRun(NamedTuple):
     stopped: Checkpoints  # saved when stopping in trouble, after the latest
     trackers: Trackers = NONE
     earlier_steps: int = 0  # in the phases before
+    clock: goodput.Clock = goodput.NONE
 
     def file(self, name: str) -> Path:
         """Return the path of a file of this phase."""

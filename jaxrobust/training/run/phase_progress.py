@@ -14,6 +14,7 @@ from jaxrobust.runtime.devices import compilation, hardware, in_use
 from jaxrobust.runtime.text import panel, patience, terminal
 from jaxrobust.runtime.text.panel import PanelRow
 from jaxrobust.runtime.text.progress import LinePart, clock, say, watched
+from jaxrobust.training.run import goodput
 
 DATA_WAIT = 0.05  # share of time without a batch from which on to warn
 _TITLE = "training"
@@ -60,8 +61,9 @@ class Progress:
         *,
         flops_per_image: float | None = None,
         chip_hours: float = 0.0,
+        times: goodput.Clock = goodput.NONE,
     ) -> None:
-        self._chips = in_use.count()
+        self._chips, self._times = in_use.count(), times
         self._chip = hardware.chip(jax.devices()[0].device_kind)
         self._flops_per_image, self._chip_hours_before = flops_per_image, chip_hours
         self._started, self._peak_said = time.perf_counter(), 0.0
@@ -115,13 +117,16 @@ class Progress:
         """Time the call for a batch; only time in which the device has no step counts."""
         since = time.perf_counter()
         if self._last_step is None:  # the first batch, while workers start
-            with patience.lasting(f"{self._phase}: waiting for the first batch", here=self._main):
+            first = patience.lasting(f"{self._phase}: waiting for the first batch", here=self._main)
+            with self._times.of("data"), first:
                 yield
             self.resume(self._last[0])
             return
         yield
         if self._last_step.done():
-            self._waited += time.perf_counter() - max(since, self._last_step.result())
+            idle = time.perf_counter() - max(since, self._last_step.result())
+            self._waited += idle
+            self._times.move("data", idle)
 
     def show(self, step: int, means: dict[str, float]) -> dict[str, float]:
         """Show the state after `step`; return its costs.

@@ -25,6 +25,7 @@ from jaxrobust.training import build
 from jaxrobust.training.run import (
     accuracies,
     best_weights,
+    goodput,
     loop,
     metrics,
     phase_progress,
@@ -95,12 +96,13 @@ def _run(
     otherwise: str,
 ) -> None:
     """Train one run; `otherwise`: what to do if another process is using its folder."""
+    first_host = jax.process_index() == 0
+    clock = goodput.Clock(workdir if first_host else None)
     config, fitted = warnings.fitted_batches(config, jax.device_count())
     values = plain(config)
     shared = {k: v for k, v in flat(values).items() if k not in ("data.dir", "data.workers")}
     hosts.agree(shared, problem="has another config", remedy="Start the same command on every host")
     compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
-    first_host = jax.process_index() == 0
     hosts.together(lambda: runs.remember_programs(workdir, config.phases))
     if jax.process_count() > 1:  # the other hosts may lack PyTorch
         _keep_programs(config, workdir)
@@ -124,7 +126,7 @@ def _run(
         start = hosts.together(lambda: None if begun else first_weights(parts[first].config))
     sha256 = None if start is None else start[1]["start_sha256"]
     hosts.agree({"init.weights": sha256}, problem="has other weights", remedy=same)
-    with _alone(workdir, otherwise):
+    with _alone(workdir, otherwise), clock:
         hosts.together(lambda: claim(workdir, values, data))
         _keep_programs(config, workdir)
         say(f"{config.model.name} on {config.data.name}, {in_use.devices()}, workdir {workdir}")
@@ -150,7 +152,7 @@ def _run(
         }
         shown = trackers.named(config.log.to) if first_host else []
         with trackers.Trackers(workdir, shown, about, draw) as log:
-            _phases(config, workdir, values, parts, start, profile, log)
+            _phases(config, workdir, values, parts, start, profile, log, clock)
 
 
 def _phases(
@@ -161,6 +163,7 @@ def _phases(
     start: tuple[Network, dict] | None,
     profile: Profile | None,
     log: trackers.Trackers,
+    clock: goodput.Clock,
 ) -> None:
     """Train and test; `start` is the first phase's start, None if it has begun."""
     steps_before = 0
@@ -181,12 +184,14 @@ def _phases(
             Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")
         )
         checkpoints = (latest, best, stopped)
-        phase_run = PhaseRun(
-            phase_config, workdir, name, phase, source, profile, *checkpoints, log, steps_before
-        )
+        about = phase_config, workdir, name, phase, source, profile
+        phase_run = PhaseRun(*about, *checkpoints, log, steps_before, clock)
         with jax.set_mesh(phase.mesh):
             step, best_weights = _run_phase(phase_run, weights)
-            if scores := accuracies.test(phase_run, values, step, best_weights):
+            with clock.of("evaluating"):
+                scores = accuracies.test(phase_run, values, step, best_weights)
+            if scores:
+                clock.reached(name, phase.total_steps, write=True)
                 log.open()
                 log.tested(name, phase.total_steps, steps_before, scores)
             reached[name] = jax.device_get(best_weights)
@@ -398,9 +403,10 @@ def _run_phase(run: PhaseRun, start: Weights | None) -> tuple[int, Weights]:
             state, total = _state(run, start), run.phase.total_steps
             say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")
             ended = loop.steps(run, state, stop)
-        for checkpoint in checkpoints:
-            checkpoint.wait()
-        run.stopped.clear()
+        with run.clock.of("saving"):
+            for checkpoint in checkpoints:
+                checkpoint.wait()
+            run.stopped.clear()
         step = run.best.latest_step()
         assert step is not None, "the last step of a phase is always evaluated"
         return step, run.best.restore(step, weights)
