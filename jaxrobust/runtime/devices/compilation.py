@@ -112,7 +112,7 @@ def waiting(
 
 
 def seconds() -> float:
-    """Return how long this process has spent in `waiting`."""
+    """Return the time that this process has spent on announced compilations."""
     return sum(_spent)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ class Clock:
         self._begun: dict[str, Any] | None = {"start": _now(), "alive": _alive(workdir)}
         self._kind, self._since = "starting", time.perf_counter()
         self._compiled, self._written = compilation.seconds(), self._since
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
         self._at: dict[str, Any] = {}
 
     @contextlib.contextmanager
@@ -149,8 +149,8 @@ def total(rows: list[dict[str, Any]]) -> Goodput | None:
     Where a phase goes back to an earlier step, the work after that step becomes `repeated`, and so
     does the time between the last line of a process and its last sign of life.
     """
-    seconds, between, restarts = Counter(dict.fromkeys(KINDS, 0.0)), 0.0, 0
-    spans: dict[str, list[tuple[int, int, Counter[str]]]] = {}  # phase -> steps, what they took
+    seconds, between, restarts = dict.fromkeys(KINDS, 0.0), 0.0, 0
+    spans: dict[str, list[tuple[int, int, dict[str, float]]]] = {}  # phase -> steps, their seconds
     last: datetime.datetime | None = None
     for row in rows:
         if "start" in row:
@@ -164,15 +164,18 @@ def total(rows: list[dict[str, Any]]) -> Goodput | None:
             last = start
             continue
         last = datetime.datetime.fromisoformat(row["time"])
-        spent, step = Counter(row["seconds"]), row["step"]
-        seconds.update(spent)
-        of_phase = spans.setdefault(row["phase"], [])
-        for at, (first, end, work) in enumerate(of_phase):
-            if end > step:
-                share = (end - max(first, step)) / (end - first) if end > first else 1.0
-                undone = {kind: share * work[kind] for kind in _REPEATED}
-                seconds.subtract(undone)
-                seconds["repeated"] += sum(undone.values())
-                of_phase[at] = (min(first, step), step, work - Counter(undone))
-        of_phase.append((of_phase[-1][1] if of_phase else step, step, spent))
-    return Goodput(dict(seconds), between, restarts) if last else None
+        step, of_phase = row["step"], spans.setdefault(row["phase"], [])
+        for kind, value in row["seconds"].items():
+            seconds[kind] += value
+        for at, (first, end, spent) in enumerate(of_phase):
+            if end <= step:
+                continue
+            share = (end - max(first, step)) / (end - first) if end > first else 1.0
+            undone = {kind: share * spent.get(kind, 0.0) for kind in _REPEATED}
+            for kind, value in undone.items():
+                seconds[kind] -= value
+                seconds["repeated"] += value
+            rest = {kind: spent.get(kind, 0.0) - value for kind, value in undone.items()}
+            of_phase[at] = (min(first, step), step, rest)
+        of_phase.append((of_phase[-1][1] if of_phase else step, step, row["seconds"]))
+    return Goodput(seconds, between, restarts) if last else None

@@ -7,7 +7,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from jaxrobust.training.run import loop
+from jaxrobust.training.run import goodput, loop
 from tests.support.runs import tiny
 
 
@@ -24,7 +24,7 @@ class OpenedTest(absltest.TestCase):
 
         phase = SimpleNamespace(total_steps=12)
         run = SimpleNamespace(config=tiny(), name="train", phase=phase, profile=None)
-        run.workdir, run.source = Path("nowhere"), "digits"
+        run.workdir, run.source, run.clock = Path("nowhere"), "digits", goodput.NONE
         begun = SimpleNamespace(
             run=run, start=5, step=5, evaluated=0, meta={"examples_consumed": 320}
         )
@@ -96,7 +96,8 @@ class StepsTest(absltest.TestCase):
         fake.stops.at_once = lambda: 2 if fake.step in stops else 0
         made = mock.Mock()
         made.opened = lambda: contextlib.nullcontext(fake)
-        run = SimpleNamespace(latest="latest", phase=SimpleNamespace(total_steps=total))
+        phase = SimpleNamespace(total_steps=total)
+        run = SimpleNamespace(name="train", latest="latest", phase=phase, clock=goodput.NONE)
         with mock.patch.object(loop, "_Loop", lambda *given: made):
             try:
                 reached = loop.steps(run, None, None)
@@ -141,7 +142,7 @@ class PartsTest(absltest.TestCase):
         fake.run = SimpleNamespace(
             config=config, name="train", phase=phase, workdir=Path("nowhere")
         )
-        fake.run.latest, fake.run.trackers = mock.Mock(), mock.Mock()
+        fake.run.latest, fake.run.trackers, fake.run.clock = mock.Mock(), mock.Mock(), goodput.NONE
         fake.step, fake.dead = 7, ""
         fake.trouble.lr_scale = 0.25
         fake.damage = SimpleNamespace(known=[1, 2], new=[3])

@@ -15,7 +15,7 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training import build
-from jaxrobust.training.run import best_weights, splits
+from jaxrobust.training.run import best_weights, goodput, splits
 from tests.support import sweeps
 from tests.support.steps import small_config
 
@@ -74,6 +74,7 @@ class SelectionTest(parameterized.TestCase):
         run = types.SimpleNamespace(
             name="train",
             workdir=folder,
+            clock=goodput.NONE,
             config=ConfigDict(
                 {
                     "evaluation": settings,
