@@ -12,7 +12,14 @@ from jaxrobust.types import Attack, Threat
 
 # Possible starts; for `uniform`, which is not clipped, the first gradient is also outside [0, 1].
 STARTS = ("image", "random", "uniform", "uniform-boxed")
-is_cascade = registry.goes_image_by_image
+
+
+def is_cascade(attack: str) -> bool:
+    """Recognise AutoAttack and its parts, which stop at an image once it is fooled."""
+    if attack == "clean" or registry.parse(attack):
+        return False
+    heads = tuple(f"{name}-" for name, row in registry.fixed().items() if not row.single)
+    return not attack.startswith(heads) or attack.split(",")[0] in registry.searching()
 
 
 class FixedSteps(NamedTuple):

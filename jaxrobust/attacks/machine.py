@@ -192,7 +192,7 @@ def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, 
         try:
             outputs = function(points)
         except Exception as error:
-            if words := remedy(error) or of_one_image(function, image):
+            if words := remedy(error, function) or of_one_image(function, image):
                 raise ValueError(f"logits_fn {words}") from error
             raise
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(outputs)]

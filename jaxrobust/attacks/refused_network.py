@@ -16,6 +16,10 @@ TRAINING = (
 # Flax's errors, by name: only models import Flax.
 _FLAX = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
 # Equinox and Haiku raise Python's own errors when their dropout gets no key.
+_EQUINOX = (
+    "is an Equinox module, which takes a single image; pass jax.vmap(model), or for a model that "
+    "takes channels first jax.vmap(lambda image: model(image.transpose(2, 0, 1)))"
+)
 _NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
 
 
@@ -37,10 +41,18 @@ def as_function(network: object) -> Callable[[Any], Any]:
     )
 
 
-def remedy(error: Exception) -> str:
+def remedy(error: Exception, network: Any = None) -> str:
     """Return the remedy for a network that cannot be traced, and the line in its file; or ""."""
     where = f"; see {place}" if (place := functions.place_of(error)) else ""
-    return f"{text}{where}" if (text := _remedy(error)) else ""
+    text = _remedy(error) or (_EQUINOX if _is_equinox(network) else "")
+    return f"{text}{where}" if text else ""
+
+
+def _is_equinox(network: Any) -> bool:
+    if isinstance(network, jax.tree_util.Partial):
+        return any(map(_is_equinox, (network.func, *network.args)))
+    equinox: Any = sys.modules.get("equinox")
+    return equinox is not None and isinstance(network, equinox.Module)
 
 
 def _remedy(error: Exception) -> str:

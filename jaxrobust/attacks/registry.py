@@ -156,14 +156,6 @@ def parse(attack: str) -> tuple[NamedAttack, int] | None:
     return (row, int(match[2])) if match and row and not row.single else None
 
 
-def goes_image_by_image(attack: str) -> bool:
-    """Recognise AutoAttack and its parts, which stop at an image once it is fooled."""
-    if attack == "clean" or parse(attack):
-        return False
-    heads = tuple(f"{name}-" for name, row in fixed().items() if not row.single)
-    return not attack.startswith(heads) or attack.split(",")[0] in searching()
-
-
 def written(*, also: str = "") -> str:
     """List the attacks with a fixed number of steps, for messages and help."""
     return ", ".join(row.written for row in fixed().values()) + also

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -316,9 +316,26 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
         and all(_is_number(stopped.get(key)) for key in numbers)
         and all(isinstance(e, list) and len(e) == 2 and all(map(_is_number, e)) for e in bounds)
         and (record.stopped is None or stopped.get("rule") in stopping.RULES)
-        and (record.fast is None or stopping.is_sound(record.fast))
+        and (record.fast is None or is_sound(record.fast))
     ):
         raise ValueError(f"{file} has a record with parts of a wrong type; get the file again")
+
+
+def is_sound(fast: Mapping[str, Any]) -> bool:
+    """Tell whether a part of a record has the keys, types and ranges of `FastSample`."""
+    counts: list[Any] = [fast.get(key) for key in ("survivors", "sampled", "fooled", "at_most")]
+    shares: list[Any] = [fast.get(key) for key in ("level", "robust_at_least")]
+    if not (
+        all(type(count) is int and count >= 0 for count in counts)
+        and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
+    ):
+        return False
+    survivors, sampled, fooled, at_most = counts
+    fallen = fast.get("fallen")
+    if not (isinstance(fallen, list) and all(type(number) is int for number in fallen)):
+        return False
+    fits = fooled == len(fallen) and fooled <= sampled <= survivors
+    return bool(fits and at_most <= survivors - sampled)
 
 
 def _is_number(value: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.attacks import registry
+from jaxrobust.attacks import fixed_steps, registry
 from jaxrobust.attacks.mim import mim_machine
 from jaxrobust.doctor import config_checks
 from jaxrobust.doctor.estimate import work
@@ -235,7 +235,7 @@ class EverywhereTest(parameterized.TestCase):
         ("apgd-ce,apgd-t", True),
     )
     def test_what_goes_image_by_image(self, attack, expected):
-        self.assertEqual(registry.goes_image_by_image(attack), expected)
+        self.assertEqual(fixed_steps.is_cascade(attack), expected)
 
     @sweeps.rows("fgsm-2", "pgd", "pgd-0", "pgd-1e3", "mim", "apgd-20", "nothing-3", "")
     def test_what_is_no_number_of_steps(self, attack):

@@ -443,6 +443,7 @@ class HelpTest(parameterized.TestCase):
         self.assertIn("\npgd ", fixed)
         self.assertNotIn("fab-t", fixed)
         self.assertIn("fab-t", searching)
+        self.assertRegex(searching, "\nsparse-rs +Sparse-RS in L0, which needs no gradient")
         self.assertIn("of pgd-", known["relative_step"].help)
         self.assertIn("of pgd-", known["start"].help)
         for kind in data.source.KINDS.values():

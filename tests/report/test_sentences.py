@@ -75,6 +75,8 @@ class HeadlineTest(parameterized.TestCase):
             ({"robust": None}, "(95% interval 77.4 to 82.4%); it was not attacked."),
             ({"attacks": [*WHOLE, {"norm": "l2", "epsilon": 0.5}]}, "all of L∞ 8/255, L2 0.5."),
             ({"model": {"name": "vit_s"}, "weights": "ema"}, "net: vit_s (ema) classifies"),
+            ({"task": "maps(x=1)"}, "is right on 80.0% of 1,000 images of digits (split test) in "),
+            ({"task": "maps(x=1)"}, "in the task maps(x=1) (95% interval"),
             ({"image_ids": "3..3"}, "of 1 images of"),
             ({"image_ids": "unknown"}, "of the images of"),
         ):

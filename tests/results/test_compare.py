@@ -108,6 +108,15 @@ class NumbersTest(Folders):
         )
         self.assertIn("**A and B have the same clean accuracy, image by image.**", text)
 
+    def test_a_task_has_no_classes(self):
+        paths = [
+            self.write(n, found(k), task="segmentation(least=0.5)") for k, n in ((1, "a"), (2, "b"))
+        ]
+        plain, text = self.compared(*paths)
+        self.assertEqual(plain["pairs"][0]["classes"], [])
+        self.assertNotIn("class", text)
+        self.assertIn("Neither p nor the intervals are corrected for several comparisons.", text)
+
     def test_common_images_only(self):
         a, b = found(1), found(2, n=400, first=350)
         plain, text = self.compared(self.write("a", a), self.write("b", b))

@@ -272,6 +272,7 @@ class BadInputTest(parameterized.TestCase):
     @sweeps.rows(
         ("wrong-sign", TASK.goal._replace(loss=lambda o, t: -TASK.goal.loss(o, t))),
         ("nan-loss", TASK.goal._replace(loss=lambda o, t: jnp.nan * TASK.goal.loss(o, t))),
+        ("zero-gradients", TASK.goal._replace(loss=lambda o, t: 0 * TASK.goal.loss(o, t))),
         (
             "batch-dependent",
             TASK.goal._replace(score=lambda o, t: o[..., 0].mean((1, 2)) - o.mean()),

@@ -218,12 +218,15 @@ _ALL, _CHANGED = _facts("sparse-pgd", projected=False), _facts("sparse-pgd-p", p
 add(
     _ALL,
     NamedAttack(
-        "sparse-pgd", "Sparse-PGD, unprojected gradient", _ALL, StandardSettings(7, 10_000)
+        "sparse-pgd", "Sparse-PGD in L0, unprojected gradient", _ALL, StandardSettings(7, 10_000)
     ),
 )
 add(
     _CHANGED,
     NamedAttack(
-        "sparse-pgd-p", "Sparse-PGD, projected gradient", _CHANGED, StandardSettings(8, 10_000)
+        "sparse-pgd-p",
+        "Sparse-PGD in L0, projected gradient",
+        _CHANGED,
+        StandardSettings(8, 10_000),
     ),
 )

@@ -227,6 +227,6 @@ _FACTS = MachineFacts(
 add(
     _FACTS,
     NamedAttack(
-        "sparse-rs", "Sparse-RS, which needs no gradient", _FACTS, StandardSettings(9, 10_000)
+        "sparse-rs", "Sparse-RS in L0, which needs no gradient", _FACTS, StandardSettings(9, 10_000)
     ),
 )

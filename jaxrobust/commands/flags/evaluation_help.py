@@ -18,7 +18,7 @@ GROUPS = help.GROUPS | {  # of --help-all
 def describe_attacks() -> None:
     """Add the available attacks and data sets to the help of their flags."""
     try:
-        from jaxrobust.attacks import registry  # needs JAX, so it is imported only for --help
+        from jaxrobust.attacks import ensembles, registry  # JAX: they are imported only for --help
     except ImportError:  # help also works without JAX
         return
     from jaxrobust.data.source import KINDS
@@ -26,7 +26,7 @@ def describe_attacks() -> None:
 
     defined = flags.FLAGS
     defined["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
-    defined["attack"].help += f"\nOf AutoAttack:\n{registry.described(registry.searching)}"
+    defined["attack"].help += f"\nOf AutoAttack:\n{registry.described(ensembles.searching)}"
     rows = registry.fixed().values()
     lengths = [f"{row.length:g} of {row.written}" for row in rows]
     starts = [f"{row.fixed.start} of {row.written}" for row in rows if row.fixed]

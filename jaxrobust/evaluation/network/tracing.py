@@ -152,7 +152,7 @@ def trace(
     try:
         closed, logits = _traced(network, operands)
     except Exception as error:
-        if words := remedy(error) or single():
+        if words := remedy(error, function) or single():
             raise ValueError(f"{name} {words}") from error
         error.add_note(f"{name} was called with {', '.join(map(str, operands))}")
         raise

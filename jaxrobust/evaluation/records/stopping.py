@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -264,16 +264,6 @@ def fast_sample(images: int, survivors: int, sampled: int, fallen: Sequence[int]
     }
 
 
-def met_by_all(fast: FastSample, verdicts: Verdicts) -> Verdicts:
-    """Return the verdicts of the attacks run on all images, which the sample's fallen survived."""
-    stood = np.isin(verdicts.image_ids, fast["fallen"])
-    return verdicts._replace(
-        fooled_by=np.where(stood, "", verdicts.fooled_by),
-        norms=np.where(stood, 0.0, verdicts.norms),
-        reached=np.where(stood, -1, verdicts.reached),
-    )
-
-
 def fast_line(fast: FastSample) -> str:
     """Describe the result of the sample, and warn that this is not an AutoAttack result."""
     head = (
@@ -291,20 +281,3 @@ def fast_line(fast: FastSample) -> str:
 def fast_bound(fast: FastSample) -> str:
     """Format the bound on the accuracy, rounded down."""
     return f"{math.floor(1e4 * fast['robust_at_least'] + 1e-6) / 100:.2f}%"
-
-
-def is_sound(fast: Mapping[str, Any]) -> bool:
-    """Tell whether a part of a record has the keys, types and ranges of `FastSample`."""
-    counts: list[Any] = [fast.get(key) for key in ("survivors", "sampled", "fooled", "at_most")]
-    shares: list[Any] = [fast.get(key) for key in ("level", "robust_at_least")]
-    if not (
-        all(type(count) is int and count >= 0 for count in counts)
-        and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
-    ):
-        return False
-    survivors, sampled, fooled, at_most = counts
-    fallen = fast.get("fallen")
-    if not (isinstance(fallen, list) and all(type(number) is int for number in fallen)):
-        return False
-    fits = fooled == len(fallen) and fooled <= sampled <= survivors
-    return bool(fits and at_most <= survivors - sampled)

@@ -169,7 +169,7 @@ def by_class(verdicts: Verdicts) -> dict[int, tuple[int, int, int]]:
 
 
 def _classes(one: ReportedEvaluation, key: str) -> Markup | None:
-    if one.verdicts is None or not len(one.verdicts.labels):
+    if one.verdicts is None or not len(one.verdicts.labels) or one.record.task:
         return None
     bars = []
     for label, (n, clean, robust) in by_class(one.verdicts).items():
@@ -204,6 +204,8 @@ def confusion(one: ReportedEvaluation, key: str) -> tuple[Markup | None, Markup 
     """Return the confusion as a matrix, or as a table or note below the figures."""
     verdicts, pairs = one.verdicts, confused(one)
     attacked = one.record.robust is not None
+    if one.record.task:  # it has no classes
+        return None, Markup()
     if verdicts is None:
         return None, markup.parts.note(_NO_VERDICTS if attacked else "")
     fooled = int((verdicts.clean & ~verdicts.robust).sum())

@@ -91,7 +91,10 @@ def headline(one: ReportedEvaluation) -> str:
             f"{percent(curve[0][1])} of {where} correctly, and {percent(certain)} whatever changes "
             f"them by at most {radius:.4g} in l2."
         )
-    text = f"{one.name}: {network(one)} classifies {clean} of {where} correctly"
+    right = f"classifies {clean} of {where} correctly"
+    if record.task:
+        right = f"is right on {clean} of {where} in the task {record.task}"
+    text = f"{one.name}: {network(one)} {right}"
     if ends := interval(one, "clean"):
         text += f" ({interval_name(one)} {between(ends)})"
     if record.robust is None:

@@ -100,9 +100,12 @@ def find(evaluations: list[ComparedEvaluation]) -> ComparisonFindings:
             for end, name in enumerate(order, 1)
         }
         first, last = (v.robust if attacked else v.clean for v in two)
-        classes, per_class = comparisons.compare_groups(first, last, images[0].labels)
+        labels = images[0].labels
+        if records[0].task:  # it has no classes
+            first, last, labels = first[:0], last[:0], labels[:0]
+        classes, per_class = comparisons.compare_groups(first, last, labels)
         if stopped:  # class by class, by their sequences
-            masks = [images[0].labels == label for label in classes]
+            masks = [labels == label for label in classes]
             rows = [
                 checked.paired(records, images[0].image_ids[m], first[m], last[m]) for m in masks
             ]

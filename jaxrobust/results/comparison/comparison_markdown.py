@@ -61,7 +61,8 @@ def document(findings: ComparisonFindings, picture: str | None = None) -> str:
         rows = [["", *names], ["wrong without an attack", *wrong]]
         rows += [[name, *map("{:,}".format, counts)] for name, counts in findings.removed.items()]
         parts += ["## Images that each attack removed", grid(rows)]
-    if len(compared) == 1:
+    has_classes = any(len(pair.classes) for pair in compared)
+    if len(compared) == 1 and has_classes:
         pair = compared[0]
         rows = [["class", "images", *_head(pair.first, pair.other, pair), "p, corrected"]]
         order = np.lexsort((-np.abs(pair.by_class.difference), pair.by_class.p))
@@ -69,13 +70,18 @@ def document(findings: ComparisonFindings, picture: str | None = None) -> str:
             one, last = row(pair, at), p_value(pair.p_by_class[at])
             rows.append([str(pair.classes[at]), str(one.n), *_numbers(one), last])
         parts += ["## Classes that differ most", grid(rows)]
-    correction = (
-        f"Holm's correction (1979) covers the {len(compared)} pairs of one accuracy, and the"
-        " classes of one pair; intervals are not corrected."
-        if len(compared) > 1
-        else "Holm's correction (1979) covers the classes; clean and robust accuracy, accuracies "
-        "after single attacks, and all intervals are not corrected."
-    )
+    correction = "Neither p nor the intervals are corrected for several comparisons."
+    if len(compared) > 1:
+        of_classes = ", and the classes of one pair" * has_classes
+        correction = (
+            f"Holm's correction (1979) covers the {len(compared)} pairs of one accuracy"
+            f"{of_classes}; intervals are not corrected."
+        )
+    elif has_classes:
+        correction = (
+            "Holm's correction (1979) covers the classes; clean and robust accuracy, accuracies "
+            "after single attacks, and all intervals are not corrected."
+        )
     computed = (
         "Both networks saw the same images, so only images on which they disagree matter. "
         f"{_LOOKED if any(pair.sequence for pair in compared) else _FIXED} {correction} These "
@@ -104,7 +110,8 @@ def in_words(pair: Pair, count: int) -> Iterator[str]:
     if pair.robust:
         yield _verdict(pair, pair.robust, "robust accuracy", count)
     yield _verdict(pair, pair.clean, "clean accuracy", count)
-    yield _of_classes(pair)
+    if len(pair.classes):
+        yield _of_classes(pair)
 
 
 def _verdict(pair: Pair, one: Difference, accuracy: str, count: int) -> str:

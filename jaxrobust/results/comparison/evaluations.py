@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.evaluation.records import checked, records, stopping, verdicts
-from jaxrobust.evaluation.records.record import AccuracyRecord, check
+from jaxrobust.evaluation.records.record import AccuracyRecord, FastSample, check
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.results import run_records
 from jaxrobust.results.run_records import RunRecord
@@ -76,12 +76,22 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
         )
     common = verdicts.aligned([
         # Attacks run only on a sample might have fooled other images too.
-        stopping.met_by_all(one.record.fast, one.verdicts) if one.record.fast else one.verdicts
+        met_by_all(one.record.fast, one.verdicts) if one.record.fast else one.verdicts
         for one in evaluations
     ])  # fmt: skip
     if not len(common[0].labels):
         raise ValueError("no image is common to all of these evaluations; compare two at a time")
     return [one._replace(verdicts=v) for one, v in zip(evaluations, common, strict=True)]
+
+
+def met_by_all(fast: FastSample, verdicts: Verdicts) -> Verdicts:
+    """Return the verdicts of the attacks run on all images, which the sample's fallen survived."""
+    stood = np.isin(verdicts.image_ids, fast["fallen"])
+    return verdicts._replace(
+        fooled_by=np.where(stood, "", verdicts.fooled_by),
+        norms=np.where(stood, 0.0, verdicts.norms),
+        reached=np.where(stood, -1, verdicts.reached),
+    )
 
 
 def ball_of(threat: str) -> set[tuple[str, str]]:

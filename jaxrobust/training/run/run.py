@@ -266,7 +266,7 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[
                 }
         attacks = objectives.named(phase_config[name].objective).attacks
         if attacks and (function := attack_losses.origin(phase_config.attack)):
-            described[f"{name}.{attack_losses.KEY}"] = {"sha256": function.sha256}
+            described[f"{name}.{attack_losses.KEY}"] = {"sha256": attack_losses.sha256(function)}
         source = opened[data]["train_split"]
         runs.check_classes(runs.classes_file(workdir, name), source)
         for key in ("selection_split", "test_split"):
@@ -344,7 +344,7 @@ def claim(workdir: Path, values: dict, data: dict[str, Any]) -> None:
         )
     if differing := _differing(_noted(workdir / "data.json", data), data):
         of_loss = all(attack_losses.KEY in line for line in differing)
-        subject = f"the file of {attack_losses.KEY}" if of_loss else "the data"
+        subject = f"the code of {attack_losses.KEY}" if of_loss else "the data"
         raise ValueError(
             f"{subject} is not what the run in {workdir} began with ({'; '.join(differing)}); "
             "restore it, or give a new --workdir"

@@ -1,6 +1,9 @@
 """The loss that a training attack maximises: its objective's, or the one in `attack.loss`."""
 
+import ast
 import functools
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,12 +21,37 @@ from jaxrobust.types import Array
 KEY = "attack.loss"
 NAMES = tuple(name for name in LOSSES if name not in ("kl", "dlr-targeted"))  # losses of labels
 _IMAGES = 4  # number of images to try a loss on
+_IMPORTS = (ast.Import, ast.ImportFrom)
 
 
 def origin(attack: AttackSection) -> Named | None:
     """Find the user's function named in `attack.loss`; None: it names none."""
     loss = attack.get("loss")
     return find(KEY, loss) if loss and is_name(loss) else None
+
+
+def sha256(function: Named) -> str | None:
+    """Hash the file of a function, together with the modules of its folder that it imports."""
+    if not function.file:
+        return function.sha256
+    first = Path(function.file).resolve()
+    files, found = [first], {first: function.sha256}
+    for file in files:  # which grows
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            names = [one.name for one in node.names] if isinstance(node, _IMPORTS) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [".".join(filter(None, (node.module, name))) for name in ("", *names)]
+            for parts in (name.split(".") for name in names):
+                places = [first.parent.joinpath(*parts[:end]) for end in range(1, len(parts) + 1)]
+                new = (p for at in places for p in (at.with_suffix(".py"), at / "__init__.py"))
+                for path in new:
+                    if path.is_file() and path not in found:
+                        files.append(path)
+                        found[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+    if len(found) == 1:
+        return function.sha256
+    lines = [f"{path.relative_to(first.parent)} {sha}\n" for path, sha in found.items()]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def of_objective(attack: AttackSection, objective: str) -> objectives.Loss:

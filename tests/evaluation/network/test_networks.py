@@ -16,6 +16,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from flax import linen, nnx
 
+from jaxrobust import tasks
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.network import tracing
@@ -444,6 +445,24 @@ class EquinoxTest(parameterized.TestCase):
         message = "draws random numbers .*Dropout requires a key.*equinox.nn.inference_mode"
         with self.assertRaisesRegex(ValueError, message):
             evaluate(self.made(0.5))
+
+    def test_one_image_is_refused(self):
+        import equinox
+
+        key = jax.random.key(0)
+        networks = {
+            "MLP": equinox.nn.MLP(16, 10, 8, 1, key=key),
+            "Conv": equinox.nn.Conv2d(1, 4, 2, key=key),
+        }
+        for name, net in networks.items():
+            for task in (None, tasks.embedding(farthest=1)):
+                with (
+                    self.subTest(name),
+                    self.assertRaisesRegex(
+                        ValueError, "logits_fn is an Equinox module, .* pass jax.vmap"
+                    ),
+                ):
+                    autoattack(net, IMAGES, LABELS, norm="linf", epsilon=0.01, task=task)
 
 
 @pytest.mark.skipif(not find_spec("haiku"), reason="pip install dm-haiku")

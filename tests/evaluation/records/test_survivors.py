@@ -6,6 +6,8 @@ from scipy import stats
 
 from jaxrobust.evaluation.records import stopping
 from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.report import gathered
+from jaxrobust.results.comparison import evaluations
 from tests.support import sweeps
 
 
@@ -79,7 +81,7 @@ class RecordTest(parameterized.TestCase):
             *(np.array([1, 17, 3, 4]), np.zeros(4, int), names != "clean", names),
             *(np.array([0, 0.1, 0.2, 0]), np.array([-1, 3, 2, -1])),
         )
-        seen = stopping.met_by_all(self.FOUND, own)
+        seen = evaluations.met_by_all(self.FOUND, own)
         self.assertEqual(seen.fooled_by.tolist(), ["", "", "apgd-t", "clean"])
         self.assertEqual(seen.norms.tolist(), [0, 0, 0.2, 0])
         self.assertEqual(seen.reached.tolist(), [-1, -1, 2, -1])
@@ -89,4 +91,4 @@ class RecordTest(parameterized.TestCase):
         {"survivors": None}, {"robust_at_least": "half"}, {"fooled": True},
     )  # fmt: skip
     def test_what_a_page_may_draw(self, **change):
-        self.assertEqual(stopping.is_sound(self.FOUND | change), not change)
+        self.assertEqual(gathered.is_sound(self.FOUND | change), not change)

@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.attacks import ROWS
 from jaxrobust.config import plain
 from jaxrobust.results.configs import refusals
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.training import build
 from jaxrobust.training.run import run as training_run
 from jaxrobust.training.update import attack_losses
@@ -196,7 +197,7 @@ class RunTest(FilesTest):
         self.assertEqual(noted["train.attack.loss.sha256"], sha256)
         self.file.write_text(SOURCE + "\n# changed\n")
         message = (
-            "the file of attack.loss is not what the run in run began with "
+            "the code of attack.loss is not what the run in run began with "
             rf"\(train.attack.loss.sha256: '{sha256}' there, '.*' now\); restore it, or give a new"
         )
         with self.assertRaisesRegex(ValueError, message):
@@ -208,6 +209,26 @@ class RunTest(FilesTest):
         self.file.unlink()
         with self.assertRaisesRegex(ValueError, "attack.loss=my_losses.py:cross_entropy: cannot r"):
             self.claimed()
+
+    def test_modules_of_its_folder_count_too(self):
+        folder = self.file.parent
+        (folder / "parts").mkdir()
+        (folder / "parts" / "__init__.py").write_text("")
+        (folder / "parts" / "inner.py").write_text("FACTOR = 1\n")
+        (folder / "helper.py").write_text("import json, helper\nfrom parts import inner\n")
+        (folder / "other.py").write_text("")
+        loss = self.file.with_name("lossy.py")
+        loss.write_text(f"from helper import inner\n{SOURCE}")
+        loss = functions.find("attack.loss", "lossy.py:cross_entropy")
+        first = attack_losses.sha256(loss)
+        self.assertNotEqual(first, loss.sha256)
+        for name, changes in (("other", False), ("parts/inner", True), ("helper", True)):
+            path = folder / f"{name}.py"
+            text = path.read_text()
+            path.write_text(f"{text}\n# changed\n")
+            self.assertEqual(attack_losses.sha256(loss) != first, changes, name)
+            path.write_text(text)
+        self.assertEqual(attack_losses.sha256(loss), first)
 
     def test_check_lists_it_with_other_mistakes(self):
         config = self.config("my_losses.py:crossentropy", seed=-1)
