@@ -13,6 +13,7 @@ from absl.testing import parameterized
 from jaxrobust import models
 from jaxrobust.commands import estimate
 from jaxrobust.papers import law
+from tools.generate import law_table
 
 
 def optimum(flops, fid):
@@ -68,6 +69,12 @@ class LawTest(parameterized.TestCase):
                 self.assertAlmostEqual(
                     point.flops, 7822 * point.parameters * point.images, delta=1e6
                 )
+
+    def test_the_page_has_the_table_of_today(self):
+        """After a change: `python tools/generate/law_table.py`."""
+        text = law_table.PAGE.read_text()
+        self.assertEqual(law_table.page(text), text)
+        self.assertIn(law_table.HEAD, text)
 
     def test_more_is_dearer(self):
         flops = [law.cheapest(target).flops for target in range(56, 83)]
