@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.models.interface.classifier import check_images
 from jaxrobust.pytorch import blocks
 from jaxrobust.pytorch import program as programs
 from jaxrobust.pytorch.blocks import Part, Pattern
@@ -63,22 +64,25 @@ def _as_they_are(part: Part, constants: Mapping[str, Any]) -> Sequence[OperatorC
     return part.steps
 
 
+class Faster(NamedTuple):
+    """Faster ways to compute a program; the first two return None for what they do not support."""
+
+    kernels: Mapping[str, OperatorRule] = MappingProxyType({})  # rows that are tried first
+    patterns: Sequence[Pattern] = ()  # functions for whole blocks
+    fused: Fusion = _as_they_are  # replaces several steps by one of `kernels`
+
+
+_PLAIN = Faster()
+
+
 def classifier(
-    network: Trainable,
-    kernels: Mapping[str, OperatorRule] = MappingProxyType({}),
-    patterns: Sequence[Pattern] = (),
-    fused: Fusion = _as_they_are,
-    *,
-    remat: bool = False,
-    scan: bool = False,
+    network: Trainable, faster: Faster = _PLAIN, *, remat: bool = False, scan: bool = False
 ) -> Classifier:
     """Return the module as two pure functions, computing in the type of their parameters.
 
     In training, `apply` takes keys [B], one for each image, or None if the network does not draw.
-    `kernels` are rows of operators that are tried first, and `patterns` functions for whole blocks;
-    both return None for what they do not support. `fused` replaces several steps by one of
-    `kernels`. `remat` recomputes the values of a block in its backward pass instead of storing
-    them, and `scan` compiles consecutive blocks with the same computation once.
+    `remat` recomputes the values of a block in its backward pass instead of storing them, and
+    `scan` compiles consecutive blocks with the same computation once.
     """
     like = {name: a.shape for name, a in {**network.params, **network.stats}.items()}
     normalises = normalises_itself(network)
@@ -102,8 +106,7 @@ def classifier(
             mean, std = (stats[name].reshape(1, 1, 1, -1) for name in (MEAN, STD))
             images = (images - mean.astype(images.dtype)) / std.astype(images.dtype)
         program = network.training if train else network.evaluation
-        faster = kernels, patterns, fused
-        values = run(program, params, stats, images, key, *faster, remat=remat, scan=scan)
+        values = run(program, params, stats, images, key, faster, remat=remat, scan=scan)
         (name,) = program.results.values()
         logits = programs.plain(values[str(name)])
         logits = logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
@@ -124,10 +127,7 @@ def normalises_itself(network: Trainable) -> bool:
 def _check(
     params: Params, stats: Params, images: Array, like: Mapping[str, Any], channels: int
 ) -> None:
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images are {images.dtype}; divide by 255 for floats in [0, 1]")
-    if images.ndim != 4 or images.shape[3] != channels:
-        raise ValueError(f"images have shape {images.shape}, expected [B, H, W, {channels}]")
+    check_images(images, channels)
     arrays = {**params, **stats}
     if missing := like.keys() - arrays.keys():
         raise ValueError(f"these weights do not belong to this network: {sorted(missing)[:8]}")
@@ -142,9 +142,7 @@ def run(
     stats: Params,
     images: Array,
     keys: Array | None,
-    kernels: Mapping[str, OperatorRule],
-    patterns: Sequence[Pattern] = (),
-    fused: Fusion = _as_they_are,
+    faster: Faster,
     *,
     remat: bool = False,
     scan: bool = False,
@@ -171,7 +169,7 @@ def run(
     states |= {*program.moved.values()}
     if keys is not None:
         keys = jnp.broadcast_to(keys, images.shape[:1])
-    compute = _Pass(program, kernels, patterns, fused, keys, dtype, single, states).part
+    compute = _Pass(program, faster, keys, dtype, single, states).part
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return blocks.computed(program, compute, values, wide, places, remat=remat, scan=scan)
 
@@ -180,9 +178,7 @@ class _Pass(NamedTuple):
     """State shared by the steps of one pass."""
 
     program: Program
-    kernels: Mapping[str, OperatorRule]
-    patterns: Sequence[Pattern]
-    fused: Fusion
+    faster: Faster
     keys: Array | None  # [B]
     dtype: Any
     single: Any  # type of norms, softmax and statistics
@@ -192,10 +188,10 @@ class _Pass(NamedTuple):
         def subset(names: Iterable[str]) -> dict[str, Any]:
             return self.steps(programs.needed(part.steps, names), values, *context)
 
-        for pattern in self.patterns if part.block else ():
+        for pattern in self.faster.patterns if part.block else ():
             if (results := pattern(part, values, subset)) is not None:
                 return results
-        results = self.steps(self.fused(part, self.program.constants), values, *context)
+        results = self.steps(self.faster.fused(part, self.program.constants), values, *context)
         return {name: results[name] for name in part.results}
 
     def steps(
@@ -215,9 +211,9 @@ class _Pass(NamedTuple):
 
     def value(self, step: OperatorCall, values: Mapping[str, Any], wide: Mapping[str, Any]) -> Any:
         types, is_state = {self.program.dtype: self.dtype}, step.name in self.states
-        if step.operator in self.kernels:  # kernels use float32 where necessary
+        if step.operator in self.faster.kernels:  # kernels use float32 where necessary
             inputs = {**values, **wide} if step.operator in SINGLE else values
-            result = programs.compute(step, self.kernels, inputs, types)
+            result = programs.compute(step, self.faster.kernels, inputs, types)
             if result is not None:
                 return result
         if step.operator not in SINGLE and not is_state:

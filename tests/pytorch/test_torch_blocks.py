@@ -106,7 +106,7 @@ def written(*others, rate=0.0):
 
 def results(network, patterns, keys=None, dtype=jnp.float64, **how):
     """Logits and all gradients, in training mode."""
-    net = trained.classifier(network, {}, patterns, **how)
+    net = trained.classifier(network, trained.Faster(patterns=patterns), **how)
     params, stats = (
         {name: jnp.asarray(a, dtype) for name, a in group.items()}
         for group in net.init(jax.random.key(0))
@@ -121,7 +121,7 @@ def results(network, patterns, keys=None, dtype=jnp.float64, **how):
 
 
 def traced(network, side=SIDE):
-    net = trained.classifier(network, {}, torch_blocks.PATTERNS)
+    net = trained.classifier(network, trained.Faster(patterns=torch_blocks.PATTERNS))
     given = net.init(jax.random.key(0))
     x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     key = jax.random.key(1)
@@ -189,7 +189,7 @@ class ConvNeXtTest(parameterized.TestCase):
         params = {**network.params, **network.stats}
         x = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
         with self.counted() as block, self.between() as between:
-            net = trained.classifier(network, {}, torch_blocks.PATTERNS)
+            net = trained.classifier(network, trained.Faster(patterns=torch_blocks.PATTERNS))
             logits = net.apply(*net.init(jax.random.key(0)), x)[0]
         self.assertLen(block.call_args_list, 4)
         self.assertLen(between.call_args_list, 3)

@@ -140,7 +140,7 @@ def written(*others):
 
 def results(network, *known, dtype=jnp.float64, **how):
     """Logits and all gradients, in training mode."""
-    net = trained.classifier(network, *known, **how)
+    net = trained.classifier(network, trained.Faster(*known), **how)
     params, stats = (
         {name: jnp.asarray(a, dtype) for name, a in group.items()}
         for group in net.init(jax.random.key(0))
@@ -199,7 +199,7 @@ class FusionTest(parameterized.TestCase):
         self.assertEqual([found[name] for name in torch_fusions.KERNELS], wanted)
         with jax.enable_x64(True):
             expected = results(network)
-            found = results(network, KERNELS, (), torch_fusions.fused)
+            found = results(network, trained.Faster(KERNELS, (), torch_fusions.fused))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found, expected
         )
@@ -225,7 +225,7 @@ class FusionTest(parameterized.TestCase):
         found = [step.operator for part in parts for step in torch_fusions.fused(part, constants)]
         self.assertEqual([found.count(name) for name in torch_fusions.KERNELS], [8, 0, 4, 0, 2])
         x = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
-        net = trained.classifier(network, KERNELS, (), torch_fusions.fused)
+        net = trained.classifier(network, trained.Faster(KERNELS, (), torch_fusions.fused))
         logits = net.apply(*net.init(jax.random.key(0)), x)[0]
         with torch.no_grad():
             want = module.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()

@@ -133,7 +133,7 @@ class ParityTest(absltest.TestCase):
         x = images(4).astype(np.float32)
         logits, after = jax.jit(lambda p: net.apply(p, stats, x, train=True))(low)
         with self.subTest("kernels take frozen weights in bfloat16"):
-            fast = trained.classifier(network, KERNELS)
+            fast = trained.classifier(network, trained.Faster(KERNELS))
             jax.eval_shape(lambda p: fast.apply(p, stats, x, train=True), low)
         exact, after32 = jax.jit(lambda p: net.apply(p, stats, x, train=True))(params)
         self.assertEqual(logits.dtype, jnp.float32)

@@ -155,7 +155,7 @@ def _update(
     written: trained.Trainable, x: np.ndarray, labels: np.ndarray, params: Params, stats: Params
 ) -> Any:
     kernels = torch_kernels.KERNELS | torch_fusions.KERNELS
-    net = trained.classifier(written, kernels, (), torch_fusions.fused)
+    net = trained.classifier(written, trained.Faster(kernels, (), torch_fusions.fused))
     images, chosen = jnp.asarray(x), jnp.eye(CLASSES)[labels]
 
     def update(params: Params, stats: Params) -> Any:

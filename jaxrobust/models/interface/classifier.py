@@ -64,7 +64,7 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype: Any = jnp.float32)
         return params, stats
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
-        _check_images(images, stats["normalize.mean"].shape[0])
+        check_images(images, stats["normalize.mean"].shape[0])
         params = {name: array.astype(dtype) for name, array in params.items()}
         arrays = {name: jnp.asarray(array) for name, array in stats.items()}
         module = nnx.merge(graph, _state(params, states[0]), _state(arrays, states[1]))
@@ -95,7 +95,8 @@ def showing_batches(net: Classifier) -> Classifier | None:
     return classifier(make, dtype=net.dtype)
 
 
-def _check_images(images: Array, channels: int) -> None:
+def check_images(images: Array, channels: int) -> None:
+    """Raise `ValueError` if images are not floats [B,H,W,channels]."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}; divide by 255 for floats in [0, 1]")
     if images.ndim != 4 or images.shape[3] != channels:
@@ -153,7 +154,7 @@ def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> C
         return params, stats
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
-        _check_images(images, in_channels)
+        check_images(images, in_channels)
         states = [_state(params, shapes[0]), _streams(shapes[1], key), _state(stats, shapes[2])]
         module = nnx.merge(graph, *states, constants)
         modes = {"use_running_average": not train, "deterministic": not train}

@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxrobust.models.kernels import attention, batch_norms, convolutions, layers, pooling
 from jaxrobust.models.kernels.primitives import add_bias, matmul, walled
+from jaxrobust.pytorch.operators.products import ConvolutionSettings
 from jaxrobust.pytorch.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.types import Array
 
@@ -60,22 +61,15 @@ _taps_first.defvjp(lambda weight: (_taps_first(weight), None), lambda _, g: (_ta
 
 
 def _convolution(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    transposed: bool,
-    output_padding: Ints,
-    groups: int,
+    x: Array, weight: Array, bias: Array | None, *settings: Any
 ) -> ChannelsLast | None:
+    stride, padding, dilation, transposed, _, groups = ConvolutionSettings(*settings)
     numbers = [_one(values) for values in (stride, padding, dilation)]
     square = x.ndim == 4 and weight.shape[2] == weight.shape[3]
     if transposed or not square or None in numbers or (groups > 1 and weight.shape[2] % 2 == 0):
         return None
-    settings: Any = dict(zip(("stride", "padding", "dilation"), numbers, strict=True))
-    return ChannelsLast(convolutions.conv(x, _taps_first(weight), bias, **settings, groups=groups))
+    same: Any = dict(zip(("stride", "padding", "dilation"), numbers, strict=True))
+    return ChannelsLast(convolutions.conv(x, _taps_first(weight), bias, **same, groups=groups))
 
 
 def _layer_norm(x: Array, shape: Ints, weight: Any, bias: Any, eps: float) -> Any:

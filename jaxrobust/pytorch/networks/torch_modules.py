@@ -31,7 +31,7 @@ from jaxrobust.types import Array, Classifier, Params
 OUTPUT = "torch_output"  # the option that names the logits among several results
 _SIZES = ("num_classes", "image_size", "in_channels")
 _HOW = "write torch:my_nets.py:build, torch:my_package.nets:build or torch:timm/NAME"
-_FASTER = (
+_FASTER = trained.Faster(
     torch_kernels.KERNELS | torch_fusions.KERNELS,
     torch_blocks.PATTERNS,
     torch_fusions.fused,
@@ -53,7 +53,7 @@ def create(
     Raises:
       ValueError: one sentence about the problem with the name, the function or its module.
     """
-    net = trained.classifier(program(name, **options), *_FASTER, remat=remat, scan=scan)
+    net = trained.classifier(program(name, **options), _FASTER, remat=remat, scan=scan)
 
     def apply(
         params: Params, stats: Params, images: Array, *, train: bool = False, key: Any = None
@@ -135,7 +135,7 @@ def keep(folder: Path, name: str, **options: Any) -> None:
         about = {"network": identity, "origin": origin(name)}
         about["torch"] = importlib.metadata.version("torch")
         network = _written_down(identity, _source_sha256(name))  # not another run's
-        net, net_in_torch = trained.classifier(network, *_FASTER), build(name, **options)
+        net, net_in_torch = trained.classifier(network, _FASTER), build(name, **options)
         try:
             training_mode.check_agreement(net_in_torch, network, net)
         except ValueError as error:

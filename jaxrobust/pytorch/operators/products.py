@@ -1,6 +1,6 @@
 """Convolutions, matrix products, and linear algebra: inverses, solutions, factorisations."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,20 @@ from jaxrobust.pytorch.program import ChannelsLast, Ints, OperatorRule
 from jaxrobust.types import Array
 
 
-def _convolution(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    transposed: bool,
-    output_padding: Ints,
-    groups: int,
-) -> ChannelsLast:
+class ConvolutionSettings(NamedTuple):
+    """Arguments of `aten.convolution` after its arrays; one integer per side, or one for all."""
+
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+    transposed: bool
+    output_padding: Ints
+    groups: int
+
+
+def _convolution(x: Array, weight: Array, bias: Array | None, *settings: Any) -> ChannelsLast:
     """Convolve [B,sides...,in] with PyTorch's weight [out,in/groups,taps...]."""
+    stride, padding, dilation, transposed, output_padding, groups = ConvolutionSettings(*settings)
     sides = x.ndim - 2
     taps = weight.shape[2:]
     steps, pads, holes, more = (
