@@ -22,7 +22,7 @@ from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
 from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
-from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text import patience, terminal
 
 NAME = "comparison"  # of the files of --out
 
@@ -72,5 +72,5 @@ def _compared(flags: CompareFlags) -> dict[str, Any]:
         text, plain = comparison_markdown.document(written), comparison_findings.plain(written)
     if flags.out:
         picture.write(flags.out, NAME, written)
-    print(text, end="\n" if flags.json else "")
+    print(terminal.fitted(text, None), end="\n" if flags.json else "")
     return plain

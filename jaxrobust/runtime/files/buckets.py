@@ -25,9 +25,9 @@ from jaxrobust.runtime.files import locks
 from jaxrobust.runtime.text import terminal
 
 _SCHEME = "gs://"
-_EVERY_S = 10.0  # seconds between uploads
+EVERY_S = 10.0  # seconds between uploads
 _GROWING = (".jsonl", ".images")  # suffixes of files that grow or are replaced, and never edited
-_TEXTS = (".json", ".jsonl", ".txt", ".html")
+_TEXTS = (".json", ".jsonl", ".txt", ".html", ".md")
 _LARGE = (".images", ".pb")  # listings and reports do without them
 _PART = re.compile(r"(.+)\.part-(\d{6})(-all)?")
 _CHECKPOINT = re.compile(r"/(latest|best|stopped|epochs|kept)/\d+[./]")  # Orbax reads and writes it
@@ -196,7 +196,7 @@ class _Mirror:
 
     def upload(self) -> None:
         """Upload what has changed since the last time."""
-        with answering(f"{self.address}, whose latest files are in {self.root},"), self._turn:
+        with answering(f"{self.address}, as it is below {self.root.parent},"), self._turn:
             states: dict[Path, os.stat_result] = {}
             for file in self.root.rglob("*"):
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
@@ -253,13 +253,13 @@ class _Mirror:
 
     def _follow(self) -> None:
         last = ""
-        while not self._ended.wait(_EVERY_S):
+        while not self._ended.wait(EVERY_S):
             try:
                 self.upload()
                 last = ""
             except BucketError as error:
                 if str(error) != last:
-                    terminal.tell(f"WARNING: {error}; trying again every {_EVERY_S:.0f} s")
+                    terminal.tell(f"WARNING: {error}; trying again every {EVERY_S:.0f} s")
                 last = str(error)
 
     def close(self) -> None:

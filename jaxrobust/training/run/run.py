@@ -170,7 +170,7 @@ def _phases(
     reached: dict[str, Weights] = {}  # the best weights of each phase, on the host, since
     weights = None if start is None else _start(*start, workdir)  # the next devices hold a part
     for name, (phase_config, source, phase) in parts.items():
-        (workdir / name).mkdir(exist_ok=True)
+        (workdir / name).mkdir(parents=True, exist_ok=True)  # hosts have theirs if in a bucket
         if source.classes and jax.process_index() == 0:  # other data go to the phase's folder
             folder = workdir if _data_of(phase_config) == _data_of(config) else workdir / name
             folder.mkdir(exist_ok=True)

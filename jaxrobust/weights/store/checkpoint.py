@@ -17,7 +17,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,9 @@ class Checkpoints:
             of_file = self._read_meta(step, file.name)[_ARRAYS]
             expected |= {(n, i): sha for n, rows in of_file.items() for i, sha in rows.items()}
         with self._readable(step):
-            saved = self._manager.item_metadata(step)["arrays"].tree["params"]
+            # In a bucket, managers on other hosts than the first take new items for unfinished.
+            folder = epath.Path(self.directory / str(step) / "arrays")
+            saved = ocp.StandardCheckpointHandler().metadata(folder).tree["params"]
         self._same_network(step, saved, abstract)
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
         with _lasting(f"reading the checkpoint of step {step}"), self._readable(step):
@@ -251,17 +253,7 @@ class Checkpoints:
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
         """Turn any error caused by damaged files into one sentence."""
-        # When a read fails, Orbax's other reads end later, each with a traceback on stderr. The
-        # hook that hides these therefore stays after a damaged read, and only then.
-        hook, is_damaged = sys.unraisablehook, False
-
-        def without_reads(unraisable: Any) -> None:
-            code = getattr(unraisable.object, "cr_code", None)
-            of_orbax = code is not None and "orbax" in code.co_filename
-            if not (of_orbax or str(unraisable.exc_value) == "Event loop is closed"):
-                hook(unraisable)
-
-        sys.unraisablehook = without_reads
+        hook, is_damaged = _ignore_later_errors(), False
         try:
             yield
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
@@ -312,6 +304,7 @@ class Checkpoints:
             yield
         except Exception as error:
             if self._in_bucket:
+                _ignore_later_errors()
                 raise self._unreachable(error) from error
             if not disk_full(error):
                 raise
@@ -331,7 +324,7 @@ class Checkpoints:
     def _unreachable(self, error: Exception) -> buckets.BucketError:
         reason = str(error) if isinstance(error, buckets.BucketError) else ""
         if not reason:
-            words = " ".join(str(error).split())[:200] or type(error).__name__
+            words = " ".join(str(error).split(" [")[0].split()) or type(error).__name__
             reason = f"checkpoints in {self.directory} cannot be written or read ({words})"
         last = f"step {self._last}" if self._last is not None else "none"
         return buckets.BucketError(f"{reason}; the last complete checkpoint there is {last}")
@@ -350,6 +343,22 @@ class Checkpoints:
                 f"{self.directory / str(step)} holds another network ({len(differing)} parameters "
                 "differ); use its own config, or another folder:\n  " + "\n  ".join(lines)
             )
+
+
+def _ignore_later_errors() -> Callable[..., Any]:
+    """Hide the errors of Orbax's other tasks, which end after one that failed; return the hook that
+    shows them.
+    """
+    hook = sys.unraisablehook
+
+    def without_orbax(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        of_orbax = code is not None and "orbax" in code.co_filename
+        if not (of_orbax or str(unraisable.exc_value) == "Event loop is closed"):
+            hook(unraisable)
+
+    sys.unraisablehook = without_orbax
+    return hook
 
 
 def _lasting(action: str) -> contextlib.AbstractContextManager:

@@ -2,16 +2,21 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import socket
 import threading
+import time
 from pathlib import Path
 from unittest import mock
 
+import jax
 import numpy as np
 from absl.testing import absltest
 
 from jaxrobust.evaluation.engine import ledger
+from jaxrobust.evaluation.questions import flags as flag_rules
+from jaxrobust.evaluation.questions.questions import GivenFlags
 from jaxrobust.runtime.files import buckets, jsonl, locks
 from jaxrobust.runtime.text import terminal
 from tests.support import sweeps
@@ -105,14 +110,43 @@ class FilesTest(BucketCase):
         root = run.parents[1]
         self.assertRegex(
             said,
-            rf"^jaxrobust: gs://{self.objects.name}, whose latest files are in {root}, may not be "
-            r"used by this account \(.*\); grant it roles/storage.objectUser and .* on the bucket; "
+            rf"^jaxrobust: gs://{self.objects.name}, as it is below {root.parent}, may not be used "
+            r"by this account \(.*\); grant it roles/storage.objectUser and .* on the bucket; "
             rf"later, upload them: gcloud storage rsync --recursive {root} gs://",
         )
         self.assertTrue((run / "config.json").exists())
 
+    def test_a_bucket_that_is_away_for_a_while(self):
+        with (
+            mock.patch.object(buckets, "EVERY_S", 0.05),
+            contextlib.redirect_stderr(io.StringIO()) as said,
+        ):
+            run = self.opened()
+            with self.server.refusing("^POST"):
+                run.mkdir(parents=True)
+                (run / "config.json").write_text("{}")
+                self.wait(lambda: "trying again" in said.getvalue())
+            self.wait(lambda: self.names() == ["config.json"])
+        self.assertRegex(said.getvalue(), "^WARNING: gs://.* may .*; trying again every 0 s\n$")
+
+    def wait(self, until) -> None:
+        stop = time.monotonic() + 20
+        while not until():
+            self.assertLess(time.monotonic(), stop)
+            time.sleep(0.02)
+
 
 class RefusedTest(BucketCase):
+    def test_several_hosts_that_evaluate(self):
+        words = (
+            "--workdir in a bucket goes with one host, .*; mount the bucket with gcsfuse on each"
+        )
+        with (
+            mock.patch.object(jax, "process_count", return_value=2),
+            self.assertRaisesRegex(ValueError, words),
+        ):
+            flag_rules.placed(GivenFlags(workdir=self.address))
+
     @sweeps.rows(
         ("s3://bucket/run", "is neither a folder nor gs://BUCKET/FOLDER; give one of these$"),
         ("gs://", "is neither a folder nor gs://BUCKET/FOLDER"),
