@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.models.kernels import convnext_layers
 from jaxrobust.models.kernels.convnext_layers import BlockParameters
 from jaxrobust.models.kernels.cuda import hopper
-from jaxrobust.models.kernels.tpu import calls
+from jaxrobust.models.kernels.tpu import interpreted
 from tests.support.interpreted import PlatformRules
 
 OLD = jax.__version_info__[:2] < (0, 12)
@@ -55,8 +55,8 @@ class HopperKernelsTest(parameterized.TestCase):
     @parameterized.parameters(
         ("float32", 32, 128, True, 1),
         ("bfloat16", 96, 384, True, 1),
-        ("bfloat16", 128, 128, False, 1000),
-        ("float32", 128, 128, False, 1000),
+        ("bfloat16", 192, 256, False, 1000),
+        ("float32", 192, 256, False, 1000),
     )
     def test_block(self, dtype, channels, hidden, drops, size):
         from jaxrobust.models.kernels.cuda import convnext_mlp
@@ -74,7 +74,7 @@ class HopperKernelsTest(parameterized.TestCase):
             mock.patch.object(convnext_layers, "lax", rules),
             mock.patch.object(hopper, "takes", lambda *_: True),
             mock.patch.object(convnext_mlp, "PROCESSORS", 1),  # so slots of tiles are used again
-            calls.interpreted(True),
+            interpreted(True),
         ):
             results = [*vjp(function, *operands), *vjp(attacked, operands[0])]
         self.assertEqual([r.dtype for r in results], [e.dtype for e in expected])

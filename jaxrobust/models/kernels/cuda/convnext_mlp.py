@@ -1,16 +1,16 @@
 """The MLP of a ConvNeXt block for Hopper: LayerNorm, two products, layer scale and residual.
 
-The hidden layer, four times as wide as the block, never leaves the chip. A kernel reads rows of
-pixels once and streams the weights past them, in parts of the hidden layer; the gradient recomputes
-the norm and the hidden layer. The norm's scale and shift are folded into the first product, so that
-gradients of the folded parameters give those of all.
-
-Compiled for an H100, not timed.
+The hidden layer, four times as wide as the block, never leaves the chip. Each processor takes tiles
+of pixels in turn, while the weights pass by in parts of the hidden layer; with 96 channels, they
+all stay in shared memory. The gradient recomputes the norm and the hidden layer. The norm's scale
+and shift are folded into the first product, so that gradients of the folded parameters give those
+of all. The GELU is that of `stem_blocks`, with the chip's approximate tanh, which is within 5e-4.
+Compiled for an H100 and interpreted, not timed.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +23,14 @@ from jaxrobust.models.kernels.cuda import warpgroups as wg
 from jaxrobust.models.kernels.cuda.hopper import TILE
 from jaxrobust.models.kernels.cuda.warpgroups import GROUPS, PROCESSORS, ROWS, gpu
 from jaxrobust.models.kernels.primitives import static_jit
-from jaxrobust.models.kernels.tpu.calls import interpreted
+from jaxrobust.models.kernels.tpu import interpreted
 from jaxrobust.models.kernels.tpu.depthwise_norm import norm_gradient, normalised
 from jaxrobust.models.kernels.tpu.stem_blocks import gelu, gelu_slope
 
 Array = jax.Array
 _PART = 64  # of the hidden layer that is computed at a time
-_WEIGHT_SLOTS = 2
+_WEIGHT_SLOTS = 2  # unless all weights fit next to the pixels and stay
+_ROW_SLOTS = 2  # for pixels of a kernel that sums
 _BOTH = 96  # channels up to which one kernel sums the gradients of both products
 
 
@@ -58,7 +59,6 @@ class _Sizes(NamedTuple):
     pixels: int
     channels: int
     hidden: int
-    slots: int  # for rows of pixels
     dtype: Any
 
     @property
@@ -69,28 +69,33 @@ class _Sizes(NamedTuple):
     def parts(self) -> int:
         return self.hidden // _PART
 
+    @property
+    def stays(self) -> bool:  # whether all weights are in shared memory at once
+        return self._room(self.parts) >= 3
+
+    @property
+    def copies(self) -> int:  # of all weights, from the level-2 cache unless they stay
+        return self.processors if self.stays else self.pixels // TILE
+
+    def _room(self, weight_slots: int) -> int:
+        """Count the tiles of pixels that fit next to the weights."""
+        weights = weight_slots * 2 * self.channels * _PART
+        return (wg.SHARED // 2 - weights) // (TILE * self.channels)
+
     def tile(self, *shape: int) -> Any:
         columns = math.gcd(self.channels, _PART)
         return wg.tile(*shape, columns=columns, dtype=self.dtype)
 
     def scratch(self, shared: bool) -> list[Any]:
-        """Allocate rings of rows and of weights, and where the interpreter wants operands."""
-        c, count = self.channels, _WEIGHT_SLOTS
-        rows = [self.tile(self.slots, TILE, c)] * 2 + [wg.vector(self.slots, TILE)] * shared
+        """Allocate rings of pixels and of weights, and operands for the interpreter."""
+        c, count = self.channels, self.parts if self.stays else _WEIGHT_SLOTS
+        room = self._room(count)
+        first, second = 1 + (room >= 3), 1 + (room >= 4)
+        others = [self.tile(second, TILE, c), *[wg.vector(second, TILE)] * shared]
         weights = self.tile(count, c, _PART), self.tile(count, _PART, c), wg.vector(count, _PART)
         places = [self.tile(GROUPS, ROWS, columns) for columns in (c, _PART)]
-        return [
-            wg.ring(self.slots, *rows),
-            wg.ring(count, *weights),
-            places if interpreted.value else [],
-        ]
-
-
-def _sizes(x: Array, p: BlockParameters) -> _Sizes:
-    channels, hidden = p.first.shape
-    weights = _WEIGHT_SLOTS * 2 * channels * _PART * 2
-    slots = 2 if 2 * (2 * TILE * channels * 2) + weights < wg.SHARED else 1
-    return _Sizes(x.size // channels, channels, hidden, slots, x.dtype)
+        rings = [wg.ring(first, self.tile(first, TILE, c)), wg.ring(second, *others)]
+        return [[*rings, wg.ring(count, *weights)], places if interpreted.value else []]
 
 
 def _tiles(s: _Sizes, call: Callable[[Any, Any], None]) -> None:
@@ -103,18 +108,23 @@ def _tiles(s: _Sizes, call: Callable[[Any, Any], None]) -> None:
         call(turn, (processor + turn * s.processors) * TILE)
 
 
-def _stream(s: _Sizes, rows: wg.Ring, weights: wg.Ring, pixels: Any, parameters: Any) -> None:
-    """Copy the tiles of pixels and, for each, all weights to shared memory."""
+def _stream(s: _Sizes, rings: Sequence[wg.Ring], pixels: Any, parameters: Any) -> None:
+    """Copy tiles of pixels to shared memory and, for each tile unless they stay, all weights."""
     first, first_bias, second = parameters
+    rows, others, weights = rings
 
     def tile(turn: Any, start: Any) -> None:
-        rows.fill(turn, *(a.at[pl.ds(start, TILE)] for a in pixels))
+        here = [a.at[pl.ds(start, TILE)] for a in pixels]
+        rows.fill(turn, here[0])
+        others.fill(turn, *here[1:])
 
-        @pl.loop(0, s.parts)
-        def part(i: Any) -> None:
-            columns = pl.ds(i * _PART, _PART)
-            sources = first.at[:, columns], second.at[columns], first_bias.at[columns]
-            weights.fill(turn * s.parts + i, *sources)
+        @pl.when((turn == 0) | (not s.stays))
+        def all_weights() -> None:
+            @pl.loop(0, s.parts)
+            def part(i: Any) -> None:
+                columns = pl.ds(i * _PART, _PART)
+                sources = first.at[:, columns], second.at[columns], first_bias.at[columns]
+                weights.fill(i if s.stays else turn * s.parts + i, *sources)
 
     _tiles(s, tile)
 
@@ -129,9 +139,15 @@ def _hidden(s: _Sizes, turn: Any, weights: wg.Ring, step: Callable[..., None]) -
     def run(total: Any) -> Array:
         @pl.loop(0, s.parts)
         def part(i: Any) -> None:
-            count = turn * s.parts + i
-            release = functools.partial(weights.release, count + _WEIGHT_SLOTS - 1)
-            step(total, weights.take(count), lambda: pl.when(count > 0)(release))
+            count = i if s.stays else turn * s.parts + i
+            tiles = weights.take(count, awaited=(turn == 0) if s.stays else True)
+
+            def release() -> None:
+                if not s.stays:
+                    free = functools.partial(weights.release, count + _WEIGHT_SLOTS - 1)
+                    pl.when(count > 0)(free)
+
+            step(total, tiles, release)
 
         return total[...]
 
@@ -147,7 +163,8 @@ def _store(value: Array, place: Any, out: Any, start: Any) -> None:
 
 def _forward(*refs, s: _Sizes, shared: bool, eps: float) -> None:
     pixels, refs = refs[: 2 + shared], refs[2 + shared :]
-    *parameters, branch, out, rows, weights, places = refs
+    *parameters, branch, out, rings, places = refs
+    rows, others, weights = rings
     exact = s.dtype == jnp.float32
 
     def compute(group: Any) -> None:
@@ -155,8 +172,9 @@ def _forward(*refs, s: _Sizes, shared: bool, eps: float) -> None:
         place = [p.at[group] for p in places] or [None] * 2
 
         def tile(turn: Any, start: Any) -> None:
-            z, x, *share = (a.at[mine] for a in rows.take(turn))
-            y = normalised(wg.load(z), eps, wg.mean)[0].astype(s.dtype)
+            (z,) = rows.take(turn)
+            y = normalised(wg.load(z.at[mine]), eps, wg.mean)[0].astype(s.dtype)
+            rows.release(turn)
 
             def step(total: Any, part: Any, release: Callable[[], None]) -> None:
                 first, second, bias = part
@@ -170,22 +188,24 @@ def _forward(*refs, s: _Sizes, shared: bool, eps: float) -> None:
                 wg.spread(wg.load(branch.at[i], 1, optimized=False), 1, added) for i in (0, 1)
             )
             added = (added + second_bias) * gamma
+            x, *share = (a.at[mine] for a in others.take(turn))
             if shared:
                 added = added * wg.spread(wg.load(share[0], 0), 0, added)
             _store(wg.load(x) + added, x, out, start + group * ROWS)
             gpu.wait_smem_to_gmem(0, wait_read_only=True)
-            rows.release(turn)
+            others.release(turn)
 
         _tiles(s, tile)
         gpu.wait_smem_to_gmem(0)
 
-    wg.by_role(lambda: _stream(s, rows, weights, pixels, parameters), compute)
+    wg.by_role(lambda: _stream(s, rings, pixels, parameters), compute)
 
 
 def _gradient(*refs, s: _Sizes, shared: bool, keep: bool, eps: float) -> None:
     pixels, refs = refs[: 2 + shared], refs[2 + shared :]
     *parameters, out = refs[:4]
-    *stored, rows, weights, places = refs[4:]
+    *stored, rings, places = refs[4:]
+    rows, others, weights = rings
     exact = s.dtype == jnp.float32
 
     def compute(group: Any) -> None:
@@ -193,7 +213,7 @@ def _gradient(*refs, s: _Sizes, shared: bool, keep: bool, eps: float) -> None:
         place = [p.at[group] for p in places] or [None] * 2
 
         def tile(turn: Any, start: Any) -> None:
-            z, g, *share = (a.at[mine] for a in rows.take(turn))
+            z, g, *share = (a.at[mine] for a in (*rows.take(turn), *others.take(turn)))
             y = normalised(wg.load(z), eps, wg.mean)[0].astype(s.dtype)
 
             def step(total: Any, part: Any, release: Callable[[], None]) -> None:
@@ -213,11 +233,12 @@ def _gradient(*refs, s: _Sizes, shared: bool, keep: bool, eps: float) -> None:
                 _store(normal, g, stored[0], start + group * ROWS)
             gpu.wait_smem_to_gmem(0, wait_read_only=True)
             rows.release(turn)
+            others.release(turn)
 
         _tiles(s, tile)
         gpu.wait_smem_to_gmem(0)
 
-    wg.by_role(lambda: _stream(s, rows, weights, pixels, parameters), compute)
+    wg.by_role(lambda: _stream(s, rings, pixels, parameters), compute)
 
 
 def _sums(*refs, s: _Sizes, shared: bool, slices: int, which: tuple[str, ...]) -> None:
@@ -251,7 +272,7 @@ def _sums(*refs, s: _Sizes, shared: bool, slices: int, which: tuple[str, ...]) -
         def step(totals: dict[str, Any], turn: Any, to_bias: Array) -> Array:
             y, g, *share = rows.take(turn)
             h, *to_h = wg.products((first, y.T), *[(second, g.T)] * ("first" in which))
-            pl.when(turn > 0)(functools.partial(rows.release, turn + s.slots - 1))
+            pl.when(turn > 0)(functools.partial(rows.release, turn + _ROW_SLOTS - 1))
             h = h + wg.spread(bias, 0, h)
             weight = wg.spread(wg.load(share[0], 1), 1, h) if shared else 1.0
             if "second" in which:
@@ -275,9 +296,9 @@ def _sums(*refs, s: _Sizes, shared: bool, slices: int, which: tuple[str, ...]) -
     wg.by_role(memory, compute)
 
 
-def _cost(s: _Sizes, products: int, arrays: list[Array], outs: list[Any]) -> pl.CostEstimate:
-    """Count all operations; weights are read once per tile, from the level-2 cache."""
-    moved = sum(a.size * a.dtype.itemsize for a in (*arrays, *outs))
+def _cost(s: _Sizes, products: int, *copied: tuple[int, Sequence[Any]]) -> pl.CostEstimate:
+    """Count all operations, and the bytes of arrays, each copied as often as its number says."""
+    moved = sum(n * a.size * a.dtype.itemsize for n, arrays in copied for a in arrays)
     flops = 2 * products * s.pixels * s.channels * s.hidden
     return pl.CostEstimate(flops=flops, transcendentals=s.pixels * s.hidden, bytes_accessed=moved)
 
@@ -292,22 +313,18 @@ def _rows(x: Array, share: Array | None, *others: Array) -> list[Array]:
 @static_jit
 def forward(z: Array, x: Array, share: Array | None, p: BlockParameters, *, eps: float) -> Array:
     """Compute `x + share * gamma * MLP(LN(z))` for f[B,H,W,C]; `share` f[B]: None is all of it."""
-    s, w = _sizes(z, p), folded(p, z.dtype)
-    arrays = [*_rows(z, share, x), w.first, w.first_bias, w.second, w.branch]
+    channels, hidden = p.first.shape
+    s, w = _Sizes(z.size // channels, channels, hidden, z.dtype), folded(p, z.dtype)
+    pixels, weights = _rows(z, share, x), [w.first, w.first_bias, w.second, w.branch]
     outs = [jax.ShapeDtypeStruct((s.pixels, s.channels), z.dtype)]
     kernel = wg.Launch(
         "convnext_mlp",
         functools.partial(_forward, s=s, shared=share is not None, eps=eps),
         {"processor": s.processors},
         s.scratch(share is not None),
-        _cost(s, 2, arrays, outs),
+        _cost(s, 2, (1, [*pixels, *outs]), (s.copies, weights)),
     )
-    return wg.run(kernel, arrays, outs)[0].reshape(z.shape)
-
-
-def _share_of(g: Array, share: Array | None) -> Array:
-    wide = g.astype(jnp.float32)
-    return wide if share is None else wide * share.astype(jnp.float32)[:, None, None, None]
+    return wg.run(kernel, [*pixels, *weights], outs)[0].reshape(z.shape)
 
 
 def _sum_kernel(
@@ -315,21 +332,22 @@ def _sum_kernel(
 ) -> list[Array]:
     """Sum gradients of the products that `which` names, f32[D,C], and that of the first bias."""
     c, hidden = w.first.shape
-    s = _Sizes(normal.size // c, c, hidden, 2, normal.dtype)
+    s = _Sizes(normal.size // c, c, hidden, normal.dtype)
     parts, pieces = hidden // TILE, s.pixels // ROWS
     slices = min(pieces, max(1, PROCESSORS // parts))
-    arrays = [*_rows(normal, share, g), w.first.T, w.second, w.first_bias]
+    pixels, weights = _rows(normal, share, g), [w.first.T, w.second, w.first_bias]
     outs = [jax.ShapeDtypeStruct((slices, hidden, c), jnp.float32)] * len(which)
     outs.append(jax.ShapeDtypeStruct((slices, hidden), jnp.float32))
-    rows = [s.tile(s.slots, ROWS, c)] * 2
-    rows += [wg.vector(s.slots, ROWS)] * (share is not None)
+    rows = [s.tile(_ROW_SLOTS, ROWS, c)] * 2
+    rows += [wg.vector(_ROW_SLOTS, ROWS)] * (share is not None)
     places = [s.tile(GROUPS, ROWS, ROWS) for _ in which] if interpreted.value else []
     ready = gpu.Barrier(num_arrivals=2)
-    scratch = [wg.ring(s.slots, *rows), ready, places, s.tile(TILE, c), s.tile(TILE, c)]
+    scratch = [wg.ring(_ROW_SLOTS, *rows), ready, places, s.tile(TILE, c), s.tile(TILE, c)]
     body = functools.partial(_sums, s=s, shared=share is not None, slices=slices, which=which)
-    cost = _cost(s, 1 + len(which) + ("first" in which), arrays, outs)
+    copied = (parts, pixels), (slices, weights), (1, outs)
+    cost = _cost(s, 1 + len(which) + ("first" in which), *copied)
     kernel = wg.Launch("convnext_mlp_sums", body, {"part": parts, "slice": slices}, scratch, cost)
-    return [total.sum(0) for total in wg.run(kernel, arrays, outs)]
+    return [total.sum(0) for total in wg.run(kernel, [*pixels, *weights], outs)]
 
 
 @static_jit
@@ -340,18 +358,19 @@ def backward(
 
     If `needed`, also compute the gradients for the parameters, in float32.
     """
-    s, w = _sizes(z, p), folded(p, z.dtype)
+    channels, hidden = p.first.shape
+    s, w = _Sizes(z.size // channels, channels, hidden, z.dtype), folded(p, z.dtype)
     w = w._replace(second=(p.second.astype(jnp.float32) * w.branch[1:]).astype(z.dtype))
-    arrays = [*_rows(z, share, g), w.first, w.first_bias, w.second]
+    pixels, weights = _rows(z, share, g), [w.first, w.first_bias, w.second]
     outs = [jax.ShapeDtypeStruct((s.pixels, s.channels), z.dtype)] * (1 + needed)
     kernel = wg.Launch(
         "convnext_mlp_gradient",
         functools.partial(_gradient, s=s, shared=share is not None, keep=needed, eps=eps),
         {"processor": s.processors},
         s.scratch(share is not None),
-        _cost(s, 3, arrays, outs),
+        _cost(s, 3, (1, [*pixels, *outs]), (s.copies, weights)),
     )
-    to_z, *normal = (a.reshape(z.shape) for a in wg.run(kernel, arrays, outs))
+    to_z, *normal = (a.reshape(z.shape) for a in wg.run(kernel, [*pixels, *weights], outs))
     if not needed:
         return to_z, None
     return to_z, _parameter_gradients(normal[0], g, share, p, w)
@@ -366,7 +385,9 @@ def _parameter_gradients(
     else:
         (first, first_bias), (second, _) = run(("first",)), run(("second",))
     first, wide = first.T, _wide(p)
-    to_branch = _share_of(g, share).sum((0, 1, 2))
+    to_branch = g.astype(jnp.float32)
+    if share is not None:
+        to_branch = to_branch * share.astype(jnp.float32)[:, None, None, None]
     return BlockParameters(
         taps=None,
         bias=None,
@@ -374,5 +395,5 @@ def _parameter_gradients(
         shift=jnp.matmul(wide.first, first_bias, precision="highest"),
         first=wide.scale[:, None] * first + wide.shift[:, None] * first_bias[None],
         first_bias=first_bias,
-        **wide.of_branch(second, to_branch),
+        **wide.of_branch(second, to_branch.sum((0, 1, 2))),
     )

@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
-from jaxrobust.models.kernels.tpu.calls import interpreted
+from jaxrobust.models.kernels.tpu import interpreted
 
 Array = jax.Array
 gpu: Any = mosaic_gpu  # older versions of JAX, which take no kernel, have other signatures
@@ -61,14 +61,19 @@ class Ring(NamedTuple):
         for source, tiles in zip(sources, self.tiles, strict=True):
             gpu.copy_gmem_to_smem(source, tiles.at[slot], self.ready.at[slot])
 
-    def take(self, turn: Any) -> list[Any]:
-        """Wait for the tiles of a turn."""
+    def take(self, turn: Any, awaited: Any = True) -> list[Any]:
+        """Return the tiles of a turn; wait for them unless they have been awaited before."""
         slot = self._slot(turn)
-        gpu.barrier_wait(self.ready.at[slot])
+
+        @pl.when(awaited)
+        def wait() -> None:
+            gpu.barrier_wait(self.ready.at[slot])
+
         return [tiles.at[slot] for tiles in self.tiles]
 
     def release(self, turn: Any) -> None:
         """Let the slot be filled again when all warpgroups have released it."""
+        gpu.commit_smem()  # bulk copies follow what was read
         gpu.barrier_arrive(self.free.at[self._slot(turn)])
 
 
