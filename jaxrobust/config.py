@@ -68,7 +68,8 @@ class ModelSection(Section, Protocol):
 
 
 class MeshSection(Section, Protocol):
-    # This many devices share one copy of parameters and optimiser state; 0: all; 1: no sharing.
+    # This many devices share one copy of parameters and optimiser state; 1: no sharing; 0: all, or
+    # all of a slice if there are several.
     fsdp: int = 1
 
 

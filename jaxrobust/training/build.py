@@ -82,12 +82,13 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.Bat
     return mixing.batch_augmentation(settings, erasing=erasing, noise=noise)
 
 
-def divides(batch_size: int, devices: int, key: str) -> None:
+def divides(batch_size: int, devices: int, key: str, *, slices: int = 1) -> None:
     """Reject a batch that cannot be split over the devices, and name the nearest sizes that can."""
     if batch_size < 1 or batch_size % devices:
         low = max(batch_size // devices, 1) * devices
+        places = f"{slices} slices of {devices // slices}" if slices > 1 else devices
         raise ValueError(
-            f"{key}={batch_size} cannot be split over {devices} devices; use {low} or "
+            f"{key}={batch_size} cannot be split over {places} devices; use {low} or "
             f"{low + devices}"
         )
 
@@ -128,11 +129,11 @@ def check_phase(config: Config, name: str) -> None:
         )
 
 
-def check_batch(config: Config, name: str, examples: int, devices: int) -> None:
+def check_batch(config: Config, name: str, examples: int, mesh: jax.sharding.Mesh) -> None:
     """Reject a batch that devices, microbatches or norms cannot split, or the data cannot fill."""
     p = config[name]
-    divides(p.batch_size, devices, f"{name}.batch_size")
-    images = p.batch_size // devices
+    divides(p.batch_size, mesh.size, f"{name}.batch_size", slices=sharding.slices_of(mesh))
+    images = p.batch_size // mesh.size
     if images % p.microbatches:
         raise ValueError(
             f"{name}.microbatches={p.microbatches} does not divide the {images} images of a "
@@ -168,7 +169,7 @@ def phase(
     """
     check_phase(config, name)
     p, net, mesh = config[name], network_of(config), mesh_of(config, devices)
-    check_batch(config, name, examples, mesh.size)
+    check_batch(config, name, examples, mesh)
     steps_per_epoch = examples // p.batch_size
     schedule, tx = optim.of_phase(
         p, name, decay_mask=models.decay_mask(config.model.name), steps_per_epoch=steps_per_epoch
@@ -351,8 +352,7 @@ def one_device(config: Config, cores: int) -> str | None:
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Make the mesh specified by a config."""
-    devices = jax.devices() if devices is None else devices
-    return sharding.make_mesh(devices, fsdp=config.mesh.fsdp or len(devices))
+    return sharding.make_mesh(devices, fsdp=config.mesh.fsdp)
 
 
 def control(

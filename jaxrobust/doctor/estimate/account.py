@@ -75,6 +75,7 @@ def account(
         "on": target.name,
         "device": f"{target.chips} x {target.kind}",
         "chips": target.chips,
+        **({"slices": target.slices} if target.slices > 1 else {}),
         "chip_memory": target.chip and target.chip.memory,
         "measured": target.here,
         "utilisation": None if target.here else utilisation,
@@ -215,6 +216,16 @@ def _known(
         "Computed, not measured, as no step has run on such chips: the operations are counted in "
         "the network, and divided by the chips' peak and the share of it that is assumed."
     )
+    if target.slices > 1:
+        assert target.chip is not None, "only listed chips have names"
+        speed = target.chip.network
+        lines.append(
+            f"Slices exchange gradients once per step, at {speed / 1e9:.3g} GB/s per chip, which "
+            "is Google's figure; no step counts as faster."
+            if speed
+            else f"The bandwidth between slices of {target.kind} is not known here: the time to "
+            "exchange gradients between them is not counted."
+        )
     if any("roofline" in row for row in rows):
         compiler = "libtpu" if "TPU" in target.kind else "JAX's CUDA plug-in"
         lines.append(

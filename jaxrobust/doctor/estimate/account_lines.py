@@ -11,7 +11,8 @@ _UNDER = "  "  # indent of a row that is part of the one above
 
 def page(result: dict[str, Any], *, width: int = 80) -> str:
     """Lay out a column per phase, the total costs and the assumptions in `width` columns."""
-    lines = [f"{result['model']} on {result['dataset']}, {result['device']} ({result['on']})"]
+    on = f"{result['slices']} slices of {result['on']}" if "slices" in result else result["on"]
+    lines = [f"{result['model']} on {result['dataset']}, {result['device']} ({on})"]
     columns = [_column(row, result) for row in result["phases"]]
     for group in _fitting(columns, width):
         lines += ["", *_table(group)]
@@ -58,6 +59,9 @@ def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
                 cells[f"{_UNDER}{name}"] = f"{1e3 * roofline[f'{key}_s']:.1f} ms"
         best = roofline["roofline_images_per_s_per_chip"]
         cells[f"{_UNDER}images/s at best"] = f"{best:,.0f} a chip"
+    if "network_bytes" in row:
+        took = f", {1e3 * row['network_s']:.1f} ms" if row["network_s"] else ""
+        cells["to other slices per step"] = f"{_bytes(row['network_bytes'])}{took}"
     cells["time"] = duration(row["seconds"])
     for key, seconds in row["parts_s"].items():
         cells[f"{_UNDER}{_PARTS.get(key, key)}"] = duration(seconds) if seconds else ""
@@ -67,7 +71,7 @@ def _column(row: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
 
 
 _BOUNDS = {"flops": "arithmetic", "hbm": "memory traffic", "cycles": "cycles"}
-_BOUNDS |= {"ici": "interconnect"}
+_BOUNDS |= {"ici": "interconnect", "network": "network between slices"}
 _PARTS = {"selection": "selection split", "test": "test split", "compile": "compilation"}
 
 

@@ -29,6 +29,9 @@ class EstimateSettings:
         required=True,
         metavar="DEVICES",
     )
+    num_slices: int = flag(
+        "Number of TPU slices that train together, each as --on says; default: 1.", 1
+    )
     price: float | None = flag("Price of one chip for one hour, in any currency.", reads=number)
     utilisation: float | None = flag(
         f"Assumed share of the chips' bfloat16 peak; default: {UTILISATION}. A step never counts "
@@ -68,6 +71,7 @@ def check(settings: EstimateSettings) -> None:
     must_be("--seconds", settings.seconds, 0 < settings.seconds < 3600, "above 0 and below 3600")
     must_be("--batch", batch, batch is None or batch >= 1, "at least 1")
     must_be("--images", images, images is None or images >= 0, "at least 0")
+    must_be("--num_slices", settings.num_slices, settings.num_slices >= 1, "at least 1")
 
 
 def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict
     check(settings)
     with patience.of("loading JAX and looking for its devices"):
         targets.prepare(settings.on)
-        target = targets.target(settings.on)
+        target = targets.target(settings.on, settings.num_slices)
     if settings.price is not None and target.name == "cpu":
         raise ValueError(
             "--price is that of one chip for one hour, and --on cpu has no chips; name some with "
@@ -99,7 +103,8 @@ def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict
         from jaxrobust.doctor.estimate import account, account_lines
         from jaxrobust.doctor.programs import topology
 
-        chips = topology.devices(settings.on, flag="--on") if compiles else None
+        slices = target.slices
+        chips = topology.devices(settings.on, flag="--on", slices=slices) if compiles else None
         config = changes.configured(settings.config, changed)
 
     for name in phases(config):

@@ -52,6 +52,7 @@ class Target(NamedTuple):
     chip: "Chip | None"  # its peaks; None for a CPU or an unlisted device
     here: bool
     compiles: bool  # whether a compiler for it is installed, even if it is not here
+    slices: int = 1  # of equal size, of which `chips` counts all
 
     @property
     def whole(self) -> int:
@@ -77,8 +78,13 @@ def prepare(name: str) -> None:
         os.environ.update(topology.ENVIRONMENT)
 
 
-def target(name: str) -> Target:
+def target(name: str, slices: int = 1) -> Target:
     """Look up the devices named by `--on`; a `ValueError` lists the known names."""
+    if slices > 1 and not re.match(r"v\d", name):
+        raise ValueError(
+            f"--num_slices {slices} counts slices of TPUs, and --on {name} is none; name one, such "
+            "as v5e:8x8, or leave --num_slices out"
+        )
     if name in HERE:
         return _present(name)
     kind, _, shape = name.partition(":")
@@ -105,7 +111,7 @@ def target(name: str) -> Target:
     # The compiler knows no slices smaller than a host of four chips.
     by_libtpu = tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None
     compiles = by_libtpu or (kind in gpus.CHIPS and chips <= gpus.MOST and gpus.available())
-    return Target(name, _KINDS[kind], chips, chip, False, compiles)
+    return Target(name, _KINDS[kind], slices * chips, chip, False, compiles, slices)
 
 
 def _present(name: str) -> Target:

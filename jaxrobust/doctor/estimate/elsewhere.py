@@ -12,6 +12,7 @@ from jaxrobust.config import Config, Values, network_of, plain
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.doctor.estimate.work import PhaseCost, PhaseWork, evaluation_flops
 from jaxrobust.doctor.programs import topology
+from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 from jaxrobust.training.update import objectives, optim
@@ -31,7 +32,7 @@ def computed(
     """
     assert target.chip is not None, "only listed chips have names"
     config, name = work.config, work.name
-    check(work, target.chips)
+    check(work, target)
     images = work.batch_size / target.chips
     flops = build.flops_per_image(config, name) * images
     step = flops / (target.chip.flops * utilisation)
@@ -49,7 +50,7 @@ def computed(
         figures = {"executed_flops_per_image": executed}
         figures["roofline"] = {key: roofline[key] for key in keys if key in roofline}
     else:
-        state = state_bytes(work, work.config.mesh.fsdp or target.chips)
+        state = state_bytes(work, work.config.mesh.fsdp or target.chips // target.slices)
         if state > target.chip.memory:
             raise ValueError(
                 f"{name}: parameters, their average and the optimiser's state alone take "
@@ -58,6 +59,10 @@ def computed(
             )
         activations = kept(config, name, images=work.batch_size // target.chips)
         memory, figures = state + activations, {"activation_bytes": activations}
+        if target.slices > 1:
+            figures["network_bytes"] = sent = _sent_to_slices(config, target)
+            figures["network_s"] = target.chip.network and sent / target.chip.network
+            step = max(step, figures["network_s"] or 0.0)
     step = max(step, SHORTEST)
     speed = target.chips * target.chip.flops * utilisation
     every = config.alarm.every_steps or 1
@@ -94,16 +99,23 @@ def kept(config: Config, name: str, *, images: int) -> int:
     return passes * sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
 
 
-def check(work: PhaseWork, chips: int) -> None:
-    """Raise training's errors for this many chips."""
+def _sent_to_slices(config: Config, target: Target) -> float:
+    """Return the bytes that a chip sends to other slices per step: gradients, summed in float32."""
+    params, _ = jax.eval_shape(network_of(config).init, jax.random.key(0))
+    gradients = 4 * sum(leaf.size for leaf in params.values())
+    return topology.network_bytes(gradients * target.slices / target.chips, target.slices)
+
+
+def check(work: PhaseWork, target: Target) -> None:
+    """Raise training's errors for these chips."""
     config, name, size = work.config, work.name, work.batch_size
-    build.divides(size, chips, f"{name}.batch_size")
+    chips, slices = target.chips, target.slices
+    build.divides(size, chips, f"{name}.batch_size", slices=slices)
     for key in ("evaluation", "test"):
-        build.divides(config[key].batch_size, chips, f"{key}.batch_size")
-    fsdp = config.mesh.fsdp or chips
-    if fsdp < 1 or chips % fsdp:
-        fits = ", ".join(str(n) for n in range(1, chips + 1) if chips % n == 0)
-        raise ValueError(f"mesh.fsdp={fsdp} does not divide the {chips} chips; one of {fits}")
+        build.divides(config[key].batch_size, chips, f"{key}.batch_size", slices=slices)
+    if fsdp := config.mesh.fsdp:
+        noun = "chips" if slices == 1 else "chips of a slice"
+        sharding.check_groups(fsdp, chips // slices, noun)
     # Build a chip's share on one present device, for checks that do not depend on the number.
     share = json.loads(json.dumps(plain(config)), object_hook=Values)
     share["mesh"]["fsdp"], share[name]["batch_size"] = 1, size // chips

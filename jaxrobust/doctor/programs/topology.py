@@ -23,13 +23,13 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
 }
 # Seconds of an executable's arithmetic, memory, cycles, kernels one after another and messages.
-SECONDS = ("flops_s", "hbm_s", "cycles_s", "kernels_s", "ici_s")
+SECONDS = ("flops_s", "hbm_s", "cycles_s", "kernels_s", "ici_s", "network_s")
 _TOO_LARGE = "the program needs {} of memory on each chip, which has {} for it; try {}"
 PARTS = ("argument", "output", "temporary", "code")
 EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4, v7x:2x2x1, h100:1, h200:8"
 
 
-def devices(name: str, *, flag: str = "--topology") -> list[Any]:
+def devices(name: str, *, flag: str = "--topology", slices: int = 1) -> list[Any]:
     """Describe the chips of a slice such as "v5e:8x8" or "h100:8", as JAX would see them there.
 
     Call this before anything imports JAX. `flag` is the flag that named the slice.
@@ -51,6 +51,8 @@ def devices(name: str, *, flag: str = "--topology") -> list[Any]:
     compilation_cache.reset_cache()  # JAX may have read the setting already
     if gpu:
         gpus.answer_for_cudnn()
+    if slices > 1:
+        wanted["num_slices"] = slices
     try:
         return topologies.get_topology_desc(**wanted).devices
     except JaxRuntimeError as error:
@@ -84,7 +86,7 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
     import jax
     from jax.errors import JaxRuntimeError
 
-    from jaxrobust.runtime.devices import hardware, tpus
+    from jaxrobust.runtime.devices import hardware, sharding, tpus
 
     start = time.perf_counter()
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments))
@@ -113,7 +115,8 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
         needed, available = (f"{n / 2**30:.2f}G" for n in (memory_of(figures), chip.memory))
         raise ValueError(_TOO_LARGE.format(needed, available, remedy))
     gpu = chip if first and first.platform == "gpu" else None
-    return Compiled(figures | costs(module, gpu), module, gpu)
+    slices = 1 if mesh is None else sharding.slices_of(mesh)
+    return Compiled(figures | costs(module, gpu, slices), module, gpu)
 
 
 def sizes(executable: Any) -> dict[str, int]:
@@ -134,12 +137,14 @@ def too_large(error: str, remedy: str) -> str:
     return _TOO_LARGE.format(needed, available, remedy)
 
 
-def costs(module: hlo.Module, gpu: "hardware.Chip | None" = None) -> dict[str, Any]:
+def costs(
+    module: hlo.Module, gpu: "hardware.Chip | None" = None, slices: int = 1
+) -> dict[str, Any]:
     """Return the costs of one run of a program on a chip.
 
     A loop of unknown length counts once.
     """
-    collectives = hlo.collectives(module)
+    collectives = hlo.collectives(module._replace(devices=module.devices // slices))
     works = hlo_costs.works(module, gpu)
     on_gpu = {
         "kernels_launched": sum(work.runs for work in works),
@@ -153,7 +158,23 @@ def costs(module: hlo.Module, gpu: "hardware.Chip | None" = None) -> dict[str, A
         "kernels": [kernel._asdict() for kernel in hlo_costs.kernels(module)],
         "sent_bytes": sum(c.sent * (c.times or 1) for c in collectives),
         "row_bytes": sum(c.sent * (c.times or 1) for c in collectives if c.row),
+        "network_bytes": sum(network_bytes(size, slices) for size in between_slices(module)),
     }
+
+
+def between_slices(module: hlo.Module) -> list[int]:
+    """List the bytes of each sum over slices, in which a chip handles its share of its slice's."""
+    times = hlo.runs(module)
+    return [
+        hlo.size(hlo.elements(i.type)[0]) * (times[i.computation][0] or 1)
+        for i in hlo.instructions(module.computations)
+        if i.opcode == "send" and "_xla_megascale_transfer_type" in i.attributes
+    ]
+
+
+def network_bytes(size: float, slices: int) -> float:
+    """Return the bytes that a chip must send to other slices to sum `size` bytes over all."""
+    return 2 * (slices - 1) / slices * size
 
 
 def roofline(
@@ -174,6 +195,8 @@ def roofline(
         # Messages within a row of the slice can use only half of a chip's links.
         "ici": (figures["sent_bytes"] + figures["row_bytes"]) / chip.interconnect,
     }
+    if figures["network_bytes"] and chip.network:
+        seconds["network"] = figures["network_bytes"] / chip.network
     bound = max(seconds, key=lambda key: seconds[key])
     return {
         **{f"{key}_s": value for key, value in seconds.items()},

@@ -1,6 +1,7 @@
 """Where arrays live: a `data` x `fsdp` mesh, batches over both, large arrays over `fsdp`."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,22 +21,48 @@ DATA, FSDP = "data", "fsdp"
 SMALL = 2**14
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
+def slice_of(device: jax.Device) -> int:
+    """Return the number of a TPU's slice; anything else has one."""
+    return device.slice_index if device.platform == "tpu" else 0
+
+
+def slices_of(mesh: Mesh) -> int:
+    """Count the slices of a mesh, between which only a data-centre network connects chips."""
+    return len({slice_of(device) for device in mesh.devices.flat})
+
+
+def make_mesh(
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    fsdp: int = 1,
+    slice_of: Callable[[jax.Device], int] = slice_of,
+) -> Mesh:
     """Make a mesh of devices in host order, so that each host holds consecutive rows of a batch.
 
-    Groups of `fsdp` neighbours share one copy of the state. Axes are Auto: with JAX's default,
-    Explicit, network code would have to specify shardings.
+    Groups of `fsdp` neighbours (0: the devices of a slice) share one copy of the state. No group
+    spans slices: only gradients cross the network between them, once per step. Axes are Auto: with
+    JAX's default, Explicit, network code would have to specify shardings.
     """
     devices = sorted(
-        jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)
+        jax.devices() if devices is None else devices,
+        key=lambda d: (slice_of(d), d.process_index, d.id),
     )
-    if fsdp < 1 or len(devices) % fsdp:
-        fits = ", ".join(str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
+    sizes = list(Counter(map(slice_of, devices)).values())
+    if len(set(sizes)) > 1:
         raise ValueError(
-            f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices; one of {fits}"
+            f"the slices have {', '.join(map(str, sizes))} devices; start slices of one size"
         )
+    fsdp = fsdp or sizes[0]
+    check_groups(fsdp, sizes[0], "devices" if len(sizes) == 1 else "devices of a slice")
     grid = np.array(devices).reshape(-1, fsdp)
     return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def check_groups(fsdp: int, count: int, noun: str = "devices") -> None:
+    """Reject groups that do not divide this many devices, and name those that do."""
+    if fsdp < 1 or count % fsdp:
+        fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise ValueError(f"mesh.fsdp={fsdp} does not divide the {count} {noun}; one of {fits}")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -74,7 +74,7 @@ class AccountTest(parameterized.TestCase):
     def test_what_the_compiler_counts_is_of_one_chip_and_its_share_of_the_images(self):
         compiled = {f"{part}_bytes": 1 for part in topology.PARTS}
         compiled |= {"hbm_bytes": 0, "sent_bytes": 0, "flops_executable": 128 * 5e9}
-        compiled |= {"cycles": 0, "kernels": [], "row_bytes": 0}
+        compiled |= {"cycles": 0, "kernels": [], "row_bytes": 0, "network_bytes": 0}
         program = topology.Compiled(compiled, module=None)
         with mock.patch.object(topology, "compiled", return_value=program):
             options = {"utilisation": 0.01, "chips": jax.devices(), "images": 0}

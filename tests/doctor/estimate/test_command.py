@@ -140,7 +140,7 @@ class WordsTest(parameterized.TestCase):
         ):
             settings = EstimateSettings(config="larger_radius", on="v5e:2x4", robust=0.5, fast=fast)
             found = estimates.answer(settings, ["--config.seed=1"], 0.0)
-        called = [mock.call("v5e:2x4", flag="--on")] if asked else []
+        called = [mock.call("v5e:2x4", flag="--on", slices=1)] if asked else []
         self.assertEqual(chips.mock_calls, called)
         first, *starts = account_of.call_args_list
         self.assertEqual(first.kwargs["chips"], ["chips"] if asked else None)
