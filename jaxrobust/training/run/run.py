@@ -18,7 +18,7 @@ from jaxrobust.runtime.commandline.arguments import flat
 from jaxrobust.runtime.devices import compilation, idle, in_use, sharding
 from jaxrobust.runtime.devices.profiling import Profile
 from jaxrobust.runtime.files import buckets, folders, jsonl, locks, provenance
-from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.processes import hosts, launch
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
@@ -130,7 +130,7 @@ def _run(
         hosts.together(lambda: claim(workdir, values, data))
         _keep_programs(config, workdir)
         say(f"{config.model.name} on {config.data.name}, {in_use.devices()}, workdir {workdir}")
-        if words := idle.accelerator():
+        for words in filter(None, (idle.accelerator(), launch.few_cores())):
             say(f"WARNING: {words}")
         if function:
             hosts.together(lambda: _noted(workdir / runs.FUNCTION, function))

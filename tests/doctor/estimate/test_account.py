@@ -74,7 +74,7 @@ class AccountTest(parameterized.TestCase):
     def test_what_the_compiler_counts_is_of_one_chip_and_its_share_of_the_images(self):
         compiled = {f"{part}_bytes": 1 for part in topology.PARTS}
         compiled |= {"hbm_bytes": 0, "sent_bytes": 0, "flops_executable": 128 * 5e9}
-        compiled |= {"cycles": 0, "kernels": [], "row_bytes": 0, "network_bytes": 0}
+        compiled |= {"cycles": 0, "kernels": [], "row_bytes": 0}
         program = topology.Compiled(compiled, module=None)
         with mock.patch.object(topology, "compiled", return_value=program):
             options = {"utilisation": 0.01, "chips": jax.devices(), "images": 0}
@@ -87,6 +87,22 @@ class AccountTest(parameterized.TestCase):
         self.assertAlmostEqual(row["images_per_s_per_chip"] / (0.01 * best), 1, delta=1e-6)
         self.assertAlmostEqual(row["images_per_s"], 8 * row["images_per_s_per_chip"])
         self.assertAlmostEqual(row["mfu"], 0.01)
+
+    @sweeps.rows(
+        ("TPU v5p", 6.25e9, "at 6.25 GB/s per chip"), ("TPU v4", None, "is not known here")
+    )
+    def test_gradients_between_slices(self, kind, bandwidth, line):
+        """Of two slices, each chip sends its quarter of its slice's gradients, in float32."""
+        on = H100._replace(kind=kind, chip=hardware.chip(kind), slices=2)
+        found = account.account(imagenet(), on, utilisation=0.2, images=0)
+        row = found["phases"][0]
+        sent = 4 * sum(array.size for array in SHAPES[0].values()) / 4
+        self.assertEqual(row["network_bytes"], sent)
+        self.assertEqual(row["network_s"], bandwidth and sent / bandwidth)
+        self.assertIn(line, " ".join(found["known"]))
+        slow = on._replace(chip=on.chip._replace(network=1.0))
+        row = account.account(imagenet(), slow, utilisation=0.2, images=0)["phases"][0]
+        self.assertEqual(row["step_s"], sent)
 
     @pytest.mark.slow
     def test_state_is_parameters_average_and_two_moments(self):
@@ -152,6 +168,8 @@ class AccountTest(parameterized.TestCase):
             "batch_size=1024 cannot be split over 3000 devices; use 3000 or 6000",
             {"chips": 3000},
         ),
+        ({}, "1024 cannot be split over 2 slices of 1500 devices", {"chips": 3000, "slices": 2}),
+        ({"mesh.fsdp": 8}, "does not divide the 4 chips of a slice; one of 1, 2, 4", {"slices": 2}),
         ({"evaluation.batch_size": 12}, "evaluation.batch_size=12 cannot be split over 8"),
         ({"test.batch_size": 12}, "test.batch_size=12 cannot be split over 8"),
         ({"mesh.fsdp": 3}, "mesh.fsdp=3 does not divide the 8 chips; one of 1, 2, 4, 8"),

@@ -114,6 +114,7 @@ class WordsTest(parameterized.TestCase):
         ("seconds", (1e-9, 3599.9), (0.0, 3600.0)),
         ("batch", (1,), (0,)),
         ("images", (0,), (-1,)),
+        ("num_slices", (1, 2), (0,)),
     )
     def test_ranges(self, name, inside, outside):
         usual = {"config": "quickstart", "on": "h100:8", "robust": 0.5}
@@ -197,6 +198,10 @@ class QuickCommandTest(parameterized.TestCase):
             "pretrain.batch_size=64 cannot be split over 192 devices; use 192 or 384",
         ),
         ("--on h100:1 --config.data.name=folder:/nowhere", "/nowhere"),
+        (
+            "--on h100:8 --num_slices 2",
+            "--num_slices 2 counts TPU slices; name one after --on, such",
+        ),
     )
     def test_mistakes_are_one_sentence(self, words, sentence):
         self.refused(("quickstart", *words.split()), sentence)

@@ -45,3 +45,4 @@ class DevicesTest(parameterized.TestCase):
             self.assertEqual(devices.target("h100:8").compiles, installed)
             self.assertFalse(devices.target("h100:16").compiles)
             self.assertFalse(devices.target("a100:8").compiles)
+            self.assertEqual(devices.target(f"v5e:{shape}", 3)[2::4], (3 * chips, 3))

@@ -127,6 +127,12 @@ class WholePageTest(parameterized.TestCase):
         name = "money" if "money" in changes else "memory per chip"
         self.assertIn(f"{name:25}{text}", lines)
 
+    def test_of_several_slices(self):
+        row = ROW | {"network_bytes": 2**20, "network_s": 0.0123}
+        lines = account_lines.page(RESULT | {"slices": 2, "phases": [row]}).splitlines()
+        self.assertEqual(lines[0], "vit_s on cifar10, TPU v5e (2 slices of v5e:2x4)")
+        self.assertIn(f"{'to other slices per step':27}1.0 MiB, 12.3 ms", lines)
+
     def test_of_a_cpu_there_are_no_chips(self):
         row = ROW | {"attack_steps": 0, "mfu": None}
         here = RESULT | {"on": "cpu", "chips": 1, "chip_memory": None, "phases": [row]}

@@ -11,9 +11,26 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrobust.doctor.programs import gpus, topology
+from jaxrobust.doctor.programs import gpus, hlo, topology
 from tests.support import sweeps
 from tests.support.programs import CHIP, COSTS
+
+# As libtpu 0.0.42 sends a share of a sum to the other slice.
+TWO_SLICES = """\
+HloModule jit_f, is_scheduled=true, num_partitions=32
+
+ENTRY %main (x: f32[64,8,128]) -> f32[64,8,128] {
+  %x = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after-all = token[] after-all()
+  %send = (f32[64,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %after-all), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:15}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[64,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after-all), channel_id=1, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv-done = (f32[64,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=1
+  ROOT %sum = f32[64,8,128]{2,1,0:T(8,128)} get-tuple-element(%recv-done), index=0
+}
+"""
 
 
 class RooflineTest(parameterized.TestCase):
@@ -24,6 +41,15 @@ class RooflineTest(parameterized.TestCase):
             self.assertAlmostEqual(found[key], value, delta=1e-12, msg=key)
         self.assertEqual((found["bound_by"], found["roofline_step_s"]), ("hbm", found["hbm_s"]))
         self.assertAlmostEqual(found["roofline_images_per_s_per_chip"], 800)
+
+    def test_between_slices(self):
+        chip, costs = CHIP._replace(network=1e9), COSTS | {"network_bytes": 2e9}
+        found = topology.roofline(costs, chip, flops=2e9, images=8)
+        self.assertEqual((found["bound_by"], found["network_s"]), ("network", 2.0))
+        module = hlo.parse(TWO_SLICES)
+        self.assertEqual(topology.between_slices(module), [4 * 64 * 1024])
+        self.assertEqual(topology.costs(module, 2)["network_bytes"], 4 * 64 * 1024)
+        self.assertEqual(topology.network_bytes(100, 4), 150)
 
     def test_without_a_clock(self):
         found = topology.roofline(COSTS, CHIP._replace(clock=None), flops=2e10, images=8)
@@ -78,6 +104,7 @@ class RefusedTest(parameterized.TestCase):
     @sweeps.rows(
         ("v5e:4x4", {}), ("v4:2x2x4", {"chip_config_name": "megacore"}),
         ("h100:8", {"topology": "1x1x8", "target_config": gpus.target_config("h100")}),
+        ("v5e:4x4", {"num_slices": 2}),
     )  # fmt: skip
     def test_which_chips_are_asked_for(self, name, more):
         gpu = name.startswith("h")
@@ -94,7 +121,7 @@ class RefusedTest(parameterized.TestCase):
         )
         self.enter_context(mock.patch.object(gpus, "answer_for_cudnn"))
         asked.return_value.devices = ["a chip"]
-        self.assertEqual(topology.devices(name), ["a chip"])
+        self.assertEqual(topology.devices(name, slices=more.get("num_slices", 1)), ["a chip"])
         environment = {"XLA_FLAGS": "--a --xla_gpu_autotune_level=0", "JAX_PLATFORMS": "cpu"}
         wanted = environment if gpu else topology.ENVIRONMENT
         self.assertLessEqual(wanted.items(), dict(topology.os.environ).items())

@@ -1,6 +1,8 @@
 """One program on many devices: what it sends, where its state lies, and that numbers stay."""
 
 import math
+import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +84,63 @@ class RulesTest(parameterized.TestCase):
     def test_zero_is_all_devices(self):
         phase = build.phase(wide(mesh__fsdp=0), "train", 80)
         self.assertEqual(dict(phase.mesh.shape), {"data": 1, "fsdp": 8})
+
+
+class SlicesTest(parameterized.TestCase):
+    """Of eight CPU devices, as if they were chips of several slices."""
+
+    def test_a_slice_is_together(self):
+        for fsdp, shape in ((2, (4, 2)), (0, (2, 4))):
+            mesh = sharding.make_mesh(fsdp=fsdp, slice_of=lambda d: d.id % 2)
+            ids = np.vectorize(lambda d: d.id)(mesh.devices)
+            self.assertEqual(ids.shape, shape)
+            np.testing.assert_array_equal(ids.ravel(), [0, 2, 4, 6, 1, 3, 5, 7])
+
+    def test_only_tpus_have_slices(self):
+        for platform, number in (("tpu", 3), ("gpu", 0)):
+            device = SimpleNamespace(platform=platform, slice_index=3)
+            self.assertEqual(sharding.slice_of(device), number)
+        self.assertEqual(sharding.slices_of(sharding.make_mesh()), 1)
+
+    @sweeps.rows(
+        (8, 2, "mesh.fsdp=8 does not divide the 4 devices of a slice; one of 1, 2, 4"),
+        (1, 3, "the slices have 3, 3, 2 devices; start slices of one size"),
+    )
+    def test_slices_that_do_not_fit(self, fsdp, slices, message):
+        with self.assertRaisesRegex(ValueError, message):
+            sharding.make_mesh(fsdp=fsdp, slice_of=lambda d: d.id % slices)
+
+    def test_a_batch_that_they_do_not_divide(self):
+        message = "x=20 cannot be split over 2 slices of 8 devices; use 16 or 32"
+        with self.assertRaisesRegex(ValueError, message):
+            build.divides(20, 16, "x", slices=2)
+
+    @pytest.mark.slow
+    def test_gradients_cross_slices_once_a_step(self):
+        """Devices 0 to 3 are one slice, 4 to 7 the other; the state is split within each."""
+        phase, step = compiled(wide(mesh__fsdp=4, attack__steps=2), jax.devices())
+        module = hlo.parse(step.as_text())
+        by_name = {i.name: i for i in hlo.instructions(module.computations)}
+        crossing = [
+            collective
+            for collective in hlo.collectives(module)
+            if (members(by_name[collective.key].attributes) // 4).ptp(axis=1).any()
+        ]
+        self.assertEqual({c.kind for c in crossing}, {"all-reduce"})
+        self.assertEqual({(c.times, c.inside) for c in crossing}, {(1, False)})
+        shapes = phase.abstract_state.params.items()
+        axes = {name: sharding.split_axis(name, p.shape, 4) for name, p in shapes}
+        parts = sum(math.prod(p.shape) / (1 if axes[n] is None else 4) for n, p in shapes)
+        self.assertBetween(sum(c.bytes for c in crossing), 4 * parts, 1.1 * 4 * parts + 64)
+
+
+def members(attributes):
+    """Return the devices of each group of a collective, a row each."""
+    if match := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
+        return np.array([row.split(",") for row in re.findall(r"\{([\d,]+)\}", match[1])], int)
+    match = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    rows, sides, order = ([int(n) for n in (part or "0").split(",")] for part in match.groups())
+    return np.arange(math.prod(sides)).reshape(sides).transpose(order).reshape(rows)
 
 
 class SpreadTest(parameterized.TestCase):

@@ -192,6 +192,20 @@ class CoresTest(parameterized.TestCase):
             self.assertEqual(os.environ.get("JAX_NUM_CPU_DEVICES"), devices)
             self.assertEqual(launch.own_cores(), 5)
 
+    @parameterized.parameters((1, 8, True), (2, 8, False), (1, 1, False))
+    def test_a_process_that_is_bound_to_one_core(self, allowed, total, warns):
+        affinity = mock.patch.object(
+            os, "sched_getaffinity", lambda process: range(allowed), create=True
+        )
+        with affinity, mock.patch.object(os, "cpu_count", lambda: total):
+            words = launch.few_cores()
+        if warns:
+            self.assertRegex(
+                words, r"only one of 8 cores, .*\(srun --cpu-bind=none\).* \(--cpus-per-task 8\)"
+            )
+        else:
+            self.assertIsNone(words)
+
     def test_patience(self):
         with environ({"XLA_FLAGS": "--own=1"}):
             launch.patient_collectives()
