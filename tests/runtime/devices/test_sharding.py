@@ -124,7 +124,7 @@ class SlicesTest(parameterized.TestCase):
         crossing = [
             collective
             for collective in hlo.collectives(module)
-            if (members(by_name[collective.key].attributes) // 4).ptp(axis=1).any()
+            if np.ptp(members(by_name[collective.key].attributes) // 4, axis=1).any()
         ]
         self.assertEqual({c.kind for c in crossing}, {"all-reduce"})
         self.assertEqual({(c.times, c.inside) for c in crossing}, {(1, False)})
