@@ -48,7 +48,7 @@ class RooflineTest(parameterized.TestCase):
         self.assertEqual((found["bound_by"], found["network_s"]), ("network", 2.0))
         module = hlo.parse(TWO_SLICES)
         self.assertEqual(topology.between_slices(module), [4 * 64 * 1024])
-        self.assertEqual(topology.costs(module, 2)["network_bytes"], 4 * 64 * 1024)
+        self.assertEqual(topology.costs(module, slices=2)["network_bytes"], 4 * 64 * 1024)
         self.assertEqual(topology.network_bytes(100, 4), 150)
 
     def test_without_a_clock(self):
