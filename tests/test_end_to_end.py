@@ -10,7 +10,7 @@ from absl.testing import absltest
 from jaxrobust.evaluation.records import records
 from jaxrobust.publish import confirm
 from tests.support import paths, result_lines
-from tests.support.commands import commands
+from tests.support.commands import run_command
 
 CONFIG = """
 from jaxrobust.config import base, phase
@@ -51,24 +51,23 @@ class EndToEndTest(absltest.TestCase):
         run = "runs/own"
 
         def said(*words):
-            done = execute(list(words), folder)
+            done = run_command(list(words), folder)
             self.assertEqual(done.code, 0, done.error)
             return done.out + done.error
 
-        with commands() as execute:
-            where = f"--config.data.dir={data}"
-            out = said("train", "--config", "own.py", where)
-            self.assertIn("stem: step 0 of 240, clean", out)
-            rows = result_lines.read(folder / run)
-            clean, stem, robust = ([row["clean"], row["robust"]] for row in rows)
-            self.assertGreater(min(clean[0], stem[0], robust[0]), 0.2)  # 0.1 is chance
-            self.assertGreater(robust[1], max(clean[1], stem[1]) + 0.05)
+        where = f"--config.data.dir={data}"
+        out = said("train", "--config", "own.py", where)
+        self.assertIn("stem: step 0 of 240, clean", out)
+        rows = result_lines.read(folder / run)
+        clean, stem, robust = ([row["clean"], row["robust"]] for row in rows)
+        self.assertGreater(min(clean[0], stem[0], robust[0]), 0.2)  # 0.1 is chance
+        self.assertGreater(robust[1], max(clean[1], stem[1]) + 0.05)
 
-            flags = ["--workdir", run, "--n", "64", "--data_dir", str(data)]
-            said("evaluate", *flags)
-            (record,) = records.read(folder / run / "evaluation")
-            self.assertEqual(record.method, "autoattack standard")
-            said("export", "--workdir", run, "--layout", "module", "--out", "ship")
+        flags = ["--workdir", run, "--n", "64", "--data_dir", str(data)]
+        said("evaluate", *flags)
+        (record,) = records.read(folder / run / "evaluation")
+        self.assertEqual(record.method, "autoattack standard")
+        said("export", "--workdir", run, "--layout", "module", "--out", "ship")
         spec = importlib.util.spec_from_file_location("shipped", folder / "ship/convnext_n_cvst.py")
         shipped = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(shipped)

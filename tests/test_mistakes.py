@@ -19,7 +19,7 @@ from jaxrobust.papers.commands import figure
 from jaxrobust.runtime.text import terminal
 from tests.support import command_calls
 from tests.support import runs as training
-from tests.support.commands import commands, foreign_flags
+from tests.support.commands import foreign_flags, run_command
 
 TRAIN = "train --config quickstart --workdir new"
 EVALUATE = "evaluate --workdir run"
@@ -268,13 +268,12 @@ class MistakesTest(parameterized.TestCase):
         folder = written(Path(self.create_tempdir()))
         training.quiet_run(training.tiny(train__epochs=0), folder / "run")
         self.assertGreaterEqual(len(MISTAKES), 100)
-        with commands() as run:
-            helps = {name: run([name, "--help-all"], folder).out for name in COMMANDS}
-            for line in MISTAKES:
-                with self.subTest(line):
-                    words = shlex.split(line.partition("|")[0])
-                    code, _, error = run(words, folder)
-                    self.answers(line, code, error, helps.get(words[0], ""))
+        helps = {name: run_command([name, "--help-all"], folder).out for name in COMMANDS}
+        for line in MISTAKES:
+            with self.subTest(line):
+                words = shlex.split(line.partition("|")[0])
+                code, _, error = run_command(words, folder)
+                self.answers(line, code, error, helps.get(words[0], ""))
 
     def test_tools(self):
         folder = written(Path(self.create_tempdir()))

@@ -25,6 +25,7 @@ from jaxrobust.__main__ import COMMANDS
 from jaxrobust.config import base
 from jaxrobust.runtime.commandline.arguments import split_config
 from tests.support import sweeps
+from tests.support.commands import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -97,9 +98,10 @@ def tool(words: list[str]) -> tuple[str, ...]:
 @functools.cache
 def known_flags(which: tuple[str, ...]) -> set[str]:
     """Those in the help of a command; hyphens and underscores are the same."""
-    told = run(which, "--help-all" if which[0] == "-m" else "--help")
-    found = re.findall(r"--([a-z][\w-]*)", told.stdout + told.stderr)
-    assert found, f"{shlex.join(which)} --help says no flags: {told.stderr}"
+    words = [*which[2:], "--help-all"] if which[0] == "-m" else [*which, "--help"]
+    answer = run_command(words, ROOT)
+    found = re.findall(r"--([a-z][\w-]*)", answer.out + answer.error)
+    assert found, f"{shlex.join(words)} says no flags: {answer.error}"
     return {name.replace("-", "_") for name in found}
 
 

@@ -7,7 +7,7 @@ import pytest
 from absl.testing import parameterized
 
 from jaxrobust.__main__ import COMMANDS
-from tests.support.commands import commands, foreign_flags
+from tests.support.commands import foreign_flags, run_command
 
 TRAIN = "train --config quickstart --workdir runs/new"
 AGAIN = "train --config quickstart"
@@ -231,28 +231,27 @@ class WrongInputTest(parameterized.TestCase):
         folder = Path(self.create_tempdir())
         for name, text in FILES.items():
             (folder / name).write_text(text)
-        with commands() as run:
-            short = ["--config.pretrain.epochs=0", "--config.train.epochs=1"]
-            short += ["--config.train.warmup_epochs=0"]
-            done = run([*AGAIN.split(), *short, "--config.test.steps=1"], folder)
-            self.assertEqual(done.code, 0, done.error)
-            helps = {name: run([name, "--help-all"], folder).out for name in COMMANDS}
-            for typed, said in WRONG.items():
-                with self.subTest(typed):
-                    before = written(folder)
-                    code, out, error = run(typed.split(), folder)
-                    self.assertEqual(code, 2, out + error)
-                    self.assertIn(said, error)
-                    help_text = helps.get(typed.partition(" ")[0], "")
-                    self.assertEmpty(foreign_flags(typed, error, help_text), error)
-                    # What differs from a run that is there is a list, a key on a line; and so are
-                    # several mistakes of a config.
-                    # What took longer than a second has its line, which ends in dots, before it.
-                    # A network of one's own may have batch norms: it says that it gets one device.
-                    error = re.sub(r"\A([^\n]+ \.\.\.\n|one CPU device [^\n]+\n)*", "", error)
-                    self.assertRegex(error, r"\Ajaxrobust: [^\n]+\n((  \S+:|- ) ?[^\n]+\n)*\Z")
-                    self.assertLessEqual(len(re.findall(r"[.;] [A-Z]", error)), 1, error)
-                    self.assertEqual(written(folder), before)
+        short = ["--config.pretrain.epochs=0", "--config.train.epochs=1"]
+        short += ["--config.train.warmup_epochs=0"]
+        done = run_command([*AGAIN.split(), *short, "--config.test.steps=1"], folder)
+        self.assertEqual(done.code, 0, done.error)
+        helps = {name: run_command([name, "--help-all"], folder).out for name in COMMANDS}
+        for typed, said in WRONG.items():
+            with self.subTest(typed):
+                before = written(folder)
+                code, out, error = run_command(typed.split(), folder)
+                self.assertEqual(code, 2, out + error)
+                self.assertIn(said, error)
+                help_text = helps.get(typed.partition(" ")[0], "")
+                self.assertEmpty(foreign_flags(typed, error, help_text), error)
+                # What differs from a run that is there is a list, a key on a line; and so are
+                # several mistakes of a config.
+                # What took longer than a second has its line, which ends in dots, before it.
+                # A network of one's own may have batch norms: it says that it gets one device.
+                error = re.sub(r"\A([^\n]+ \.\.\.\n|one CPU device [^\n]+\n)*", "", error)
+                self.assertRegex(error, r"\Ajaxrobust: [^\n]+\n((  \S+:|- ) ?[^\n]+\n)*\Z")
+                self.assertLessEqual(len(re.findall(r"[.;] [A-Z]", error)), 1, error)
+                self.assertEqual(written(folder), before)
 
 
 def written(folder: Path) -> dict[str, tuple[int, int]]:

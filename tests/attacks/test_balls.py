@@ -11,6 +11,7 @@ from tests.support import paths, sweeps
 from tests.support.golden import assert_within, load, norm_in_float64
 
 NORMS = ("linf", "l2", "l1")
+correction = jax.jit(l1_correction)
 
 
 def random_cases(norm, count=1000, seed=0):
@@ -29,7 +30,7 @@ class L1GoldenTest(parameterized.TestCase):
         for name in sorted(k[:-2] for k in golden if k.startswith("l1_") and k.endswith("_x")):
             x, y, expected = (golden[f"{name}_{k}"] for k in ("x", "y", "delta"))
             epsilon = jnp.full(len(x), float(name.split("eps")[1]), jnp.float32)
-            delta = np.asarray(l1_correction(jnp.asarray(x), jnp.asarray(y), epsilon))
+            delta = np.asarray(correction(jnp.asarray(x), jnp.asarray(y), epsilon))
             # The reference sums what is taken away, in float32: it loses the digits of a large y.
             tolerance = 2e-6 + 2e-6 * np.abs(y).max(axis=1, keepdims=True)
             assert_within(delta, expected, tolerance)
@@ -55,15 +56,16 @@ class L1GoldenTest(parameterized.TestCase):
             left = (most[i] - np.clip(nodes[:, None], least[i], most[i])).sum(1)
             alpha = np.interp(-1.0, -left, nodes) if left[0] > 1 else 0
             expected[i] = -np.sign(y[i]) * np.clip(alpha, least[i], most[i])
-        delta = l1_correction(*(jnp.asarray(a, jnp.float32) for a in (x, y)), jnp.ones(200))
+        delta = correction(*(jnp.asarray(a, jnp.float32) for a in (x, y)), jnp.ones(200))
         np.testing.assert_allclose(delta, expected, atol=1e-6)  # rounding of x and y
 
     def test_images_outside_the_box(self):
         """Training noise: the ball is that of the clipped image, and nothing is NaN."""
         images, points, epsilon = random_cases("l1", 100)
         noisy = images + 3 * jax.random.normal(jax.random.key(1), images.shape)
-        expected = GEOMETRIES["l1"].project(points, jnp.clip(noisy, 0, 1), epsilon)
-        np.testing.assert_array_equal(GEOMETRIES["l1"].project(points, noisy, epsilon), expected)
+        project = jax.jit(GEOMETRIES["l1"].project)
+        expected = project(points, jnp.clip(noisy, 0, 1), epsilon)
+        np.testing.assert_array_equal(project(points, noisy, epsilon), expected)
 
 
 class PropertyTest(parameterized.TestCase):
@@ -72,7 +74,7 @@ class PropertyTest(parameterized.TestCase):
         ball = GEOMETRIES[norm]
         images, points, epsilon = random_cases(norm)
         raw = jax.jit(ball.project)(points, images, epsilon)
-        settled = np.asarray(ball.settle(raw, images))
+        settled = np.asarray(jax.jit(ball.settle)(raw, images))
         self.assertTrue((settled >= 0).all() and (settled <= 1).all())
         np.testing.assert_array_less(np.abs(settled - raw), 2e-6)  # only rounding is removed
         norms = norm_in_float64(settled - np.asarray(images, np.float64), norm)
@@ -107,7 +109,7 @@ class PropertyTest(parameterized.TestCase):
     def test_linf_sample_reaches_the_border(self):
         images = jnp.full((4, 8, 8, 3), 0.5)
         keys = jax.random.split(jax.random.key(1), 4)
-        points = GEOMETRIES["linf"].sample(keys, images, jnp.full(4, 0.125))
+        points = jax.jit(GEOMETRIES["linf"].sample)(keys, images, jnp.full(4, 0.125))
         np.testing.assert_array_equal(jnp.abs(points - images).max(axis=(1, 2, 3)), 0.125)
 
     def test_linf_start_of_a_draw(self):
@@ -120,7 +122,9 @@ class PropertyTest(parameterized.TestCase):
     def test_l1_ascent_keeps_the_largest(self):
         gradient = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 4, 3)), jnp.float32)
         kept = jnp.array([0.0, 0.05, 0.2, 0.5, 1.0])
-        moved = GEOMETRIES["l1"].ascend(jnp.zeros_like(gradient), gradient, jnp.full(5, 2.0), kept)
+        ascend, zeros = jax.jit(GEOMETRIES["l1"].ascend), jnp.zeros_like(gradient)
+        moved = np.asarray(ascend(zeros, gradient, jnp.full(5, 2.0), kept))
+        gradient, kept = np.asarray(gradient), np.asarray(kept)
         for i in range(5):
             size = np.sort(np.abs(gradient[i]).ravel())
             limit = size[min(max(int((np.float32(1) - kept[i]) * 48), 0), 47)]
@@ -130,9 +134,8 @@ class PropertyTest(parameterized.TestCase):
 
     def test_l1_ascent_keeps_all_of_equals(self):
         gradient = jnp.full((1, 2, 2, 3), -3.0).at[0, 0, 0, 0].set(0.0)
-        moved = GEOMETRIES["l1"].ascend(
-            jnp.zeros_like(gradient), gradient, jnp.ones(1), jnp.zeros(1)
-        )
+        ascend = jax.jit(GEOMETRIES["l1"].ascend)
+        moved = ascend(jnp.zeros_like(gradient), gradient, jnp.ones(1), jnp.zeros(1))
         self.assertEqual(int((moved < 0).sum()), 11)
 
     @sweeps.fast("l2")

@@ -13,9 +13,12 @@ from tests.support.golden import assert_within, golden_nets, load
 
 
 def values_and_gradients(name, logits, *labels):
-    loss = attacks.LOSSES[name]
-    values = loss(logits, *labels)
-    return values, jax.grad(lambda z: loss(z, *labels).sum())(logits)
+    def summed(logits):
+        values = attacks.LOSSES[name](logits, *labels)
+        return values.sum(), values
+
+    (_, values), gradients = jax.jit(jax.value_and_grad(summed, has_aux=True))(logits)
+    return values, gradients
 
 
 class GoldenTest(parameterized.TestCase):
@@ -48,10 +51,11 @@ class GoldenTest(parameterized.TestCase):
         np.testing.assert_allclose(
             attacks.dlr_loss(logits, labels), g[f"{net}_dlr"][:count], rtol=1e-5, atol=1e-6
         )
+        targeted = jax.jit(attacks.targeted_dlr_loss)
         for rank in range(9):
             target = jnp.asarray(g[f"{net}_ytarget_rank2to10"][:count, rank], jnp.int32)
             np.testing.assert_allclose(
-                attacks.targeted_dlr_loss(logits, labels, target),
+                targeted(logits, labels, target),
                 g[f"{net}_dlrt"][:count, rank],
                 rtol=1e-5,
                 atol=1e-6,

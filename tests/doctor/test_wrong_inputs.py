@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from absl.testing import parameterized
 
-from tests.support.commands import commands
+from tests.support.commands import run_command
 from tests.support.runs import quiet_run, tiny
 
 NETS = """
@@ -94,14 +94,13 @@ class WrongInputTest(parameterized.TestCase):
             for file in ("config.json", "metrics.jsonl"):
                 shutil.copy(folder / "run" / file, folder / name / file)
         (folder / "damaged" / "config.json").write_text("{")
-        with commands() as run:
-            for typed, said in WRONG.items():
-                with self.subTest(typed):
-                    code, out, error = run(["doctor", *typed.split()], folder)
-                    self.assertEqual(code, 2, error)
-                    self.assertRegex(out, BEFORE)
-                    self.assertIn(said, error)
-                    # What took longer than a second has its line, which ends in dots, before it.
-                    error = re.sub(r"\A([^\n]+ \.\.\.\n)*", "", error)
-                    self.assertRegex(error, r"\Ajaxrobust: [^\n]+\n\Z")
-                    self.assertLessEqual(len(re.findall(r"[.;] [A-Z]", error)), 1, error)
+        for typed, said in WRONG.items():
+            with self.subTest(typed):
+                code, out, error = run_command(["doctor", *typed.split()], folder)
+                self.assertEqual(code, 2, error)
+                self.assertRegex(out, BEFORE)
+                self.assertIn(said, error)
+                # What took longer than a second has its line, which ends in dots, before it.
+                error = re.sub(r"\A([^\n]+ \.\.\.\n)*", "", error)
+                self.assertRegex(error, r"\Ajaxrobust: [^\n]+\n\Z")
+                self.assertLessEqual(len(re.findall(r"[.;] [A-Z]", error)), 1, error)

@@ -13,7 +13,7 @@ from jaxrobust.papers.planning import answer, costs, progress, runs
 from jaxrobust.papers.planning.costs import RunCost
 from jaxrobust.papers.planning.progress import BEGUN, BEYOND, DONE, PLANNED
 from jaxrobust.papers.tables import lines, matching, tables
-from tests.support.commands import commands
+from tests.support.commands import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -150,11 +150,6 @@ class ScriptsTest(absltest.TestCase):
 
 
 class CommandTest(absltest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.run_command = cls.enterClassContext(commands())
-
     def test_mistakes(self):
         for words, said in (
             (["revisiting", "--on", "v5e:8x8"], "is not a paper; did you mean revisiting_at?"),
@@ -176,7 +171,7 @@ class CommandTest(absltest.TestCase):
             (["revisiting_at", "--on", "v5e:8x8", "--utilisation=2"], "above 0 and at most 1"),
         ):
             with self.subTest(words):
-                code, _, error = self.run_command(["plan", *words], ROOT)
+                code, _, error = run_command(["plan", *words], ROOT)
                 self.assertEqual(code, 2)
                 self.assertIn(said, error)
 
@@ -192,7 +187,7 @@ class CommandTest(absltest.TestCase):
                 )
             )
         words = ["plan", "revisiting_at", "--table=12", "--on=v5e:8x8", "--write=scripts"]
-        code, out, _ = self.run_command([*words, "--budget=4"], folder)
+        code, out, _ = run_command([*words, "--budget=4"], folder)
         self.assertEqual(code, 0)
         self.assertIn("2 runs, of which 0 are done", out)
         self.assertIn("within a budget of 4 hours; 1 runs are beyond it", out)

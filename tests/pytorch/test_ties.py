@@ -120,8 +120,8 @@ class NetworksTest(absltest.TestCase):
 class OrdersTest(parameterized.TestCase):
     """The order of equal numbers, which were in that of their places here."""
 
-    @sweeps.rows((40, 5), (150, 2), (101, 60))
-    @pytest.mark.landing
+    @parameterized.parameters((40, 5), (150, 2), (101, 60))
+    @pytest.mark.slow
     def test_is_pytorchs(self, size, count):
         random = np.random.default_rng(0)
         x = np.concatenate([random.integers(0, n, (9, size)) for n in (1, 2, 3, 1000)])

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.config import base
 from jaxrobust.results import key_sources
 from jaxrobust.results.key_sources import ConfigKey
-from tests.support.commands import commands
+from tests.support.commands import run_command
 from tools.generate import refresh_configs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,13 +143,8 @@ class DocstringsTest(parameterized.TestCase):
 
 
 class CommandTest(absltest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.run_command = cls.enterClassContext(commands())
-
     def answer(self, *words):
-        return self.run_command(["why", *words], ROOT)
+        return run_command(["why", *words], ROOT)
 
     def test_a_recipe(self):
         code, out, _ = self.answer("configs/larger_radius.py:convnext_t_cvst")

@@ -1,21 +1,23 @@
 """Commands of `jaxrobust`, each in a process of its own that has imported everything already.
 
-This file as a program reads lines [words, folder] and answers each with a line {"code", "out",
-"error"}. It knows nothing of `tests`, whose settings are not a user's, and starts no threads: it
+This file as a program reads lines [words, folder, settings] and answers each with a line {"code",
+"out", "error"}. It knows nothing of `tests`, whose settings are not a user's, and starts no threads: it
 forks.
 """
 
-import contextlib
+import atexit
+import functools
 import importlib
 import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,14 +51,13 @@ class Answer(NamedTuple):
 
 
 class Commands:
-    """Runs commands one after the other."""
+    """A process that runs commands one after the other."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self) -> None:
         # As a user starts it: not with the settings of the tests.
         own = ("JAX_", "XLA_", "TFDS_")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
         environment |= {"JAX_PLATFORMS": "cpu", "JAXROBUST_ALLOCATOR": "system"}
-        environment |= settings
         environment["PYTHONPATH"] = str(_ROOT)
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__],  # not with the folder of this file, and its names
@@ -66,10 +67,9 @@ class Commands:
             text=True,
         )
 
-    def __call__(self, words: Sequence[str], folder: Path) -> Answer:
-        """Run `jaxrobust *words` in a folder."""
+    def __call__(self, words: Sequence[str], folder: Path, settings: dict[str, str]) -> Answer:
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps([list(words), str(folder)]) + "\n")
+        self._process.stdin.write(json.dumps([list(words), str(folder), settings]) + "\n")
         self._process.stdin.flush()
         return Answer(**json.loads(self._process.stdout.readline()))
 
@@ -81,27 +81,35 @@ class Commands:
         self._process.stdout.close()
 
 
-@contextlib.contextmanager
-def commands(**settings: str) -> Iterator[Commands]:
-    """Yield what runs commands, with `settings` in their environment, and end it."""
-    running = Commands(**settings)
-    try:
-        yield running
-    finally:
-        running.close()
+@functools.cache
+def _running() -> Commands:
+    """Start the process that runs the commands of all tests."""
+    running = Commands()
+    atexit.register(running.close)
+    return running
 
 
-def _run(words: list[str], folder: str, out: Any, error: Any) -> int:
+def run_command(words: Sequence[str], folder: Path, **settings: str) -> Answer:
+    """Run `jaxrobust *words`, or a program `tools/NAME.py`, with `settings` in the environment."""
+    return _running()(words, folder, settings)
+
+
+def _run(words: list[str], folder: str, settings: dict[str, str], out: Any, error: Any) -> int:
     """Run a command in this process, a fork, with its own standard files; return its code."""
     os.dup2(out.fileno(), 1)
     os.dup2(error.fileno(), 2)
     os.chdir(folder)
+    os.environ.update(settings)
     sys.stdin = io.StringIO()
     from jaxrobust.__main__ import main
 
-    sys.argv = ["jaxrobust", *words]
+    program = words[0].endswith(".py") if words else False
+    sys.argv = words if program else ["jaxrobust", *words]
     try:
-        main()
+        if program:
+            runpy.run_path(words[0], run_name="__main__")
+        else:
+            main()
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 1 if left.code else 0
     except BaseException:
@@ -110,13 +118,13 @@ def _run(words: list[str], folder: str, out: Any, error: Any) -> int:
     return 0
 
 
-def _answer(words: list[str], folder: str) -> Answer:
+def _answer(words: list[str], folder: str, settings: dict[str, str]) -> Answer:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
         child = os.fork()
         if not child:
             code = 1
             try:
-                code = _run(words, folder, out, error)
+                code = _run(words, folder, settings, out, error)
                 sys.stdout.flush()
                 sys.stderr.flush()
             finally:

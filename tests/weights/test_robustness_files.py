@@ -2,6 +2,7 @@
 
 import builtins
 import contextlib
+import functools
 import os
 import sys
 import types
@@ -53,6 +54,7 @@ def touch(path: str) -> None:
     Path(path).touch()
 
 
+@functools.cache
 def arrays(**options) -> dict[str, np.ndarray]:
     """A ResNet-18 of small random weights under torchvision's names."""
     net = models.create("resnet18", **options)
@@ -143,10 +145,12 @@ class RobustnessTest(parameterized.TestCase):
 
     def test_another_network(self):
         """Its blocks tell what it is: a wide ResNet-50 has other widths."""
-        shapes = jax.eval_shape(models.create("wide_resnet50_2").init, jax.random.key(0))
+        depths = {"depths": (1, 1, 1, 1)}
+        net = models.create("wide_resnet50_2", **depths)
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
         small = {k: np.broadcast_to(np.float32(0.5), a.shape) for p in shapes for k, a in p.items()}
-        path = self.file(convert.reference_names("wide_resnet50_2", small, wrapped=False))
+        path = self.file(convert.reference_names("wide_resnet50_2", small, wrapped=False, **depths))
         with self.assertRaisesRegex(
             ValueError, "those of width=128, and this resnet50 has width=64"
         ):
-            jaxrobust.load(path, model="resnet50", tell=lambda line: None)
+            jaxrobust.load(path, model="resnet50", tell=lambda line: None, **depths)

@@ -16,7 +16,7 @@ from jaxrobust.doctor.estimate import command as estimates
 from jaxrobust.doctor.estimate.command import EstimateSettings
 from jaxrobust.doctor.programs import topology
 from tests.support import paths, sweeps
-from tests.support.commands import commands
+from tests.support.commands import run_command
 from tests.support.estimates import H100
 from tools.generate import refresh_configs
 
@@ -153,13 +153,8 @@ class WordsTest(parameterized.TestCase):
 class QuickCommandTest(parameterized.TestCase):
     """Commands that only look and count, in forks of one process."""
 
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.run_command = cls.enterClassContext(commands())
-
     def estimate(self, *words):
-        return self.run_command(["estimate", *words], paths.ROOT)
+        return run_command(["estimate", *words], paths.ROOT)
 
     def test_the_config_changes_as_for_training(self):
         changes = ("--config.pretrain.epochs=0", "--config.train.epochs", "4")

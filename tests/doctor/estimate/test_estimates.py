@@ -14,7 +14,7 @@ from pathlib import Path
 from absl.testing import parameterized
 
 from tests.support import paths
-from tests.support.commands import commands
+from tests.support.commands import run_command
 
 GOLDEN = paths.ROOT / "tests/golden/estimates"
 IMAGENET = """
@@ -51,11 +51,6 @@ def prepare(folder: Path) -> Path:
 
 
 class EstimatesTest(parameterized.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.run_command = cls.enterClassContext(commands(COLUMNS="100"))
-
     def assert_close(self, found, expected, where):
         self.assertIs(type(found), type(expected), where)
         if isinstance(expected, dict):
@@ -74,7 +69,9 @@ class EstimatesTest(parameterized.TestCase):
     @parameterized.parameters(*ROWS)
     def test_page_and_json(self, name):
         folder = prepare(Path(self.create_tempdir()))
-        code, out, err = self.run_command(["estimate", *ROWS[name].split(), "--json"], folder)
+        code, out, err = run_command(
+            ["estimate", *ROWS[name].split(), "--json"], folder, COLUMNS="100"
+        )
         self.assertEqual(code, 0, err)
         *page, last = without_hints(out).splitlines()
         *expected, golden = without_hints((GOLDEN / f"{name}.txt").read_text()).splitlines()

@@ -16,7 +16,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.results.configs import chosen_values, data_facts, refusals
 from jaxrobust.runtime.commandline.arguments import load_config
 from tests.support import command_calls
-from tests.support.commands import commands
+from tests.support.commands import run_command
 
 
 def photographs(folder: Path, classes=("owl", "robin", "wren"), each=10, sides=(70, 90)) -> Path:
@@ -227,9 +227,8 @@ class CheckTest(FolderCase):
             *("--config.model.name=convnext_q", "--config.seed=-3"),
         )
         Path("notes.py").write_text("these are not words of Python\n")
-        with commands() as run:
-            code, out, _ = run(["check", *words], self.folder)
-            no_config = run(["check", "notes.py"], self.folder)
+        code, out, _ = run_command(["check", *words], self.folder)
+        no_config = run_command(["check", "notes.py"], self.folder)
         self.assertEqual(code, 1)
         found = json.loads(out.splitlines()[-1])
         text = " ".join(found["refused"])
