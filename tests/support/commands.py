@@ -1,8 +1,8 @@
 """Commands of `jaxrobust`, each in a process of its own that has imported everything already.
 
-This file as a program reads lines [words, folder, settings] and answers each with a line {"code",
-"out", "error"}. It knows nothing of `tests`, whose settings are not a user's, and starts no threads: it
-forks.
+This file as a program reads lines [words, folder, settings] and answers each with a line
+{"code", "out", "error"}. It knows nothing of `tests`, whose settings are not a user's, and
+starts no threads: it forks.
 """
 
 import atexit
