@@ -12,6 +12,7 @@ from unittest import mock
 from absl.testing import parameterized
 
 from jaxrobust import __main__ as overview
+from tests.support.commands import run_command
 from tests.support.paths import ROOT
 
 OLD = {"main.py": "train", "evaluate.py": "evaluate", "data/prepare/__main__.py": "prepare"}
@@ -42,12 +43,11 @@ class ModulesTest(parameterized.TestCase):
         for name in PROCESSES:
             lengths = []
             for word in ("--help", "--help-all"):
-                words = [sys.executable, "-m", "jaxrobust", name, word]
-                done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-                self.assertEqual(done.returncode, 0, done.stderr)
-                self.assertNotIn("[no]", done.stdout)
-                self.assertEqual("--help-all lists all flags." in done.stdout, word == "--help")
-                lengths.append(len(done.stdout))
+                code, printed, error = run_command([name, word], ROOT)
+                self.assertEqual(code, 0, error)
+                self.assertNotIn("[no]", printed)
+                self.assertEqual("--help-all lists all flags." in printed, word == "--help")
+                lengths.append(len(printed))
             self.assertLess(lengths[0], lengths[1])
 
     def test_an_old_name_is_the_command(self):
