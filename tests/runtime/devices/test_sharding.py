@@ -138,9 +138,18 @@ def members(attributes):
     """Return the devices of each group of a collective, a row each."""
     if match := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
         return np.array([row.split(",") for row in re.findall(r"\{([\d,]+)\}", match[1])], int)
-    match = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    rows, sides, order = ([int(n) for n in (part or "0").split(",")] for part in match.groups())
-    return np.arange(math.prod(sides)).reshape(sides).transpose(order).reshape(rows)
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] *\{(.*?)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        along = [[*sizes].index(axis) for axis in re.findall(r"'(\w+)'", match[2])]
+        grid = np.arange(8).reshape([int(size) for size in sizes.values()])
+        grid = np.moveaxis(grid, along, range(-len(along), 0))
+        return grid.reshape(-1, math.prod(grid.shape[-len(along) :]))
+    if match := re.search(
+        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+    ):
+        rows, sides, order = ([int(n) for n in (p or "0").split(",")] for p in match.groups())
+        return np.arange(8).reshape(sides).transpose(order).reshape(rows)
+    raise AssertionError(attributes[:300])
 
 
 class SpreadTest(parameterized.TestCase):
