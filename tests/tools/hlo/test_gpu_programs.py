@@ -9,6 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.doctor.programs import hlo, hlo_costs, topology
+from jaxrobust.models.kernels.convnext_layers import BlockParameters
 from jaxrobust.runtime.devices import hardware
 from tests.support import paths, sweeps, tpu
 from tools.gpu import make_environment
@@ -26,6 +27,12 @@ COSTS = {  # kernels, bytes and FLOPs
     "element-wise": (1, (4 + 4) * MAP, 0),
     "copy": (1, 2 * 2 * 9 * WIDTH, 0),  # of the convolution's kernel
 }
+
+
+NEEDS = absltest.skipUnless(
+    importlib.util.find_spec("jax_cuda12_plugin"),
+    f"needs the GPU compiler: python3.13 {make_environment.__name__.replace('.', '/')}.py",
+)
 
 
 def network(x, k, first, second):
@@ -59,10 +66,7 @@ class TwoLayersTest(absltest.TestCase):
         self.assertEndsWith(row, "0.003  52.5%        2       0.5")
 
     @pytest.mark.slow
-    @absltest.skipUnless(
-        importlib.util.find_spec("jax_cuda12_plugin"),
-        f"needs the GPU compiler: python3.13 {make_environment.__name__.replace('.', '/')}.py",
-    )
+    @NEEDS
     def test_compiled(self):
         sharding = jax.sharding.SingleDeviceSharding(tpu.chips(self, "h100:1")[0])
         shapes = ((B, SIDE, SIDE, WIDTH), (3, 3, 1, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
@@ -155,6 +159,26 @@ class KernelTest(absltest.TestCase):
         self.assertEqual(one["distinct"], 2 * (64 * 256 + 256 * 128))
         with self.assertRaisesRegex(ValueError, "a branch of the kernel depends on %p10, which"):
             ptx.counts(text.replace("mov.b32   %r72, %r4;", ""), 8)
+
+    @pytest.mark.slow
+    @NEEDS
+    def test_what_our_kernels_declare(self):
+        from jaxrobust.models.kernels.cuda import convnext_mlp
+
+        mesh = jax.sharding.Mesh(tpu.chips(self, "h100:1"), "chip")
+        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)  # noqa: E731
+        z, sides = array(128, 56, 56, 96), {"first": (96, 384), "second": (384, 96)}
+        sides |= {"first_bias": (384,), "taps": (7, 7, 1, 96)}
+        fields = BlockParameters._fields
+        p = BlockParameters(*(array(*sides.get(field, (96,))) for field in fields))
+        forward = jax.jit(lambda z, p: convnext_mlp.forward(z, z, None, p, eps=1e-6))
+        found = figures.compiled(forward, z, p)
+        (declared,), (counted,) = found["kernels"], found["ptx"]
+        self.assertBetween(declared["flops"] / counted["flops"], 0.9, 1.1)
+        moved = counted["copied"] + found["output_bytes"]
+        self.assertBetween(declared["bytes"] / moved, 0.9, 1.1)
+        self.assertEqual(counted["spilled"], 0)
 
 
 class RecordsTest(absltest.TestCase):
