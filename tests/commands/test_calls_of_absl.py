@@ -143,13 +143,13 @@ class TrainTest(FlagsCase):
         super().setUp()
         self.calls = mock.Mock()
         self.calls.stages.return_value = [SimpleNamespace(text="select"), SimpleNamespace(text="b")]
-        self.calls.mounted.side_effect = lambda flag, folder: Path("/mounted", folder)
+        self.calls.opened.side_effect = lambda flag, folder: Path("/opened", folder)
         of = {"running.stages": "results.stages", "running.run": "results.stages"}
         for name, folder in of.items():
             own = getattr(self.calls, "stages" if "stages" in name else "follow")
             self.put(f"{folder}.{name}", new=own)
         self.put("training.run.run.run", new=self.calls.train)
-        self.put("runtime.files.folders.mounted", new=self.calls.mounted)
+        self.put("runtime.files.buckets.opened", new=self.calls.opened)
         self.put("runtime.devices.profiling.profile", new=self.calls.profile)
         self.put("results.configs.refusals.parts_refused", new=lambda config: self.mistakes)
         self.mistakes = []
@@ -163,9 +163,9 @@ class TrainTest(FlagsCase):
         self.given(config="c", workdir="w", then="select,b", estimate=False, profile="2:3")
         self.assertEqual(self.ended(), (0, "", ""))
         names = [name for name, _, _ in self.calls.mock_calls]
-        self.assertEqual(names, ["mounted", "profile", "use", "stages", "train", "follow"])
+        self.assertEqual(names, ["opened", "profile", "use", "stages", "train", "follow"])
         self.quiet.assert_called_once_with()
-        place = Path("/mounted/w")
+        place = Path("/opened/w")
         self.calls.profile.assert_called_once_with("2:3")
         self.calls.use.assert_called_once_with(5)
         self.calls.stages.assert_called_once_with("select,b", "c", place, estimate=False)
@@ -181,10 +181,10 @@ class TrainTest(FlagsCase):
     def test_what_is_not_given(self):
         self.given(config="c")
         self.assertEqual(self.ended().code, 0)
-        self.calls.mounted.assert_called_once_with("workdir", "runs/quickstart")
+        self.calls.opened.assert_called_once_with("workdir", "runs/quickstart")
         self.calls.profile.assert_not_called()
         self.assertIsNone(self.calls.train.call_args.kwargs["profile"])
-        place = Path("/mounted/runs/quickstart")
+        place = Path("/opened/runs/quickstart")
         self.calls.stages.assert_called_once_with(None, "c", place, estimate=True)
 
     def test_a_pod_is_joined_and_keeps_its_devices(self):
@@ -220,10 +220,10 @@ class TrainTest(FlagsCase):
             (stopping.Preempted("saved"), 75, "saved"),
             (stopping.Interrupted("saved"), 130, "saved"),
             (stopping.BadData("damaged"), 2, "damaged"),
-            (KeyboardInterrupt(), 130, "interrupted; again c in w"),
+            (KeyboardInterrupt(), 130, "interrupted; again c in /opened/w"),
             (ValueError("a wrong key"), 2, "jaxrobust: a wrong key\n"),
             (DiskFull(28, "no space"), 3, "jaxrobust: no space\n"),
-            (OSError("no network"), 3, "no network. With that solved, again c in w"),
+            (OSError("no network"), 3, "no network. With that solved, again c in /opened/w"),
         ):
             with self.subTest(row=(error, code, said)):
                 self.given(config="c", workdir="w")

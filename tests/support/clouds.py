@@ -41,7 +41,7 @@ case "$*" in
     echo "ERROR: NOT_FOUND: Resource 'nodes/t' was not found" >&2; exit 1 ;;
   *" delete "*) fails delete && exit 1; rm -f state ;;
   *" create "*) interrupted create; fails create && exit 1; echo READY >state ;;
-  *" scp "*) cp "$5" ../host/ ;;
+  *" scp "*) cp -f "$5" ../host/ ;;
   *" ssh "*)
     cd ../host
     HOME=$PWD PATH=$PWD/bin:$PATH bash -c "${*: -1}" ;;
@@ -68,7 +68,7 @@ case "$*" in
     said=$(next create) && [ -n "$said" ] && { echo "ERROR: (gcloud) $said" >&2; exit 1; }
     for ((n = 0; n < $9; n++)); do echo "$5-host$n"; done >"$(of "$5")" ;;
   *" managed delete "*) rm "$(of "$5")"; [[ $5 != *-0 ]] || rm -f state ;;
-  "compute scp "*) cp "$3" ../host/ ;;
+  "compute scp "*) cp -f "$3" ../host/ ;;
   "compute ssh "*)
     exec 9>turn
     flock 9

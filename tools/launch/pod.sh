@@ -18,7 +18,7 @@ SAME=3 # ends with the same exit code and last line in a row, after which it giv
 PERMANENT='quota|permission|denied|unauthor|unauthenticated|credential|log ?in|disabled|billing'
 PERMANENT="$PERMANENT|not found|not exist|invalid|unrecognized|must be specified|not currently set"
 TRANSIENT='capacity|per minute|unavailable|timed out|deadline|connecti|try again'
-ABSENT='NOT_FOUND|was not found'
+ABSENT="NOT_FOUND|The resource '.*' was not found" # not: "the accelerator ... was not found"
 
 say() { echo "${0##*/}: $*" >&2; }
 stop() {
