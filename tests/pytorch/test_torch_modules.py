@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxrobust import models
 from jaxrobust.publish import torch_networks
-from jaxrobust.pytorch import kept
+from jaxrobust.pytorch import kept, trainable
 from jaxrobust.pytorch.networks import torch_modules
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.commandline import functions
@@ -158,8 +158,10 @@ class NamesTest(parameterized.TestCase):
         self.assertEqual((type(module).__name__, network), ("Sequential", "network"))
         self.assertIs(net, made.return_value)
         kernels = torch_modules.torch_kernels.KERNELS | torch_modules.torch_fusions.KERNELS
-        known = kernels, torch_modules.torch_blocks.PATTERNS, torch_modules.torch_fusions.fused
-        made.assert_called_once_with("network", *known)
+        faster = trainable.Faster(
+            kernels, torch_modules.torch_blocks.PATTERNS, torch_modules.torch_fusions.fused
+        )
+        made.assert_called_once_with("network", faster)
         self.assertFalse(pytorch.has_programs(Path("run") / pytorch.FOLDER))
 
     def test_options(self):

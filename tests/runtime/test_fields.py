@@ -119,7 +119,8 @@ class SharedTest(parameterized.TestCase):
     def test_evaluate_has_a_flag_for_all_that_it_is_given(self):
         flags = {field.name for field in fields(EvaluateFlags)}
         words = {"shipped", "users"}  # a word of the command line; what --points and --attack name
-        self.assertSameElements(flags - {"threat", "ladder"} | words, GivenFlags._fields)
+        threats = {"threat", "ladder", "radius_at"}  # become Threats
+        self.assertSameElements(flags - threats | words, GivenFlags._fields)
 
     @sweeps.rows(*COMMANDS)
     def test_a_command_names_itself(self, name):

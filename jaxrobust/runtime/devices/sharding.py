@@ -23,7 +23,8 @@ SMALL = 2**14
 
 def slice_of(device: jax.Device) -> int:
     """Return the number of a TPU's slice; anything else has one."""
-    return device.slice_index if device.platform == "tpu" else 0
+    # Chips described without a machine may lack it.
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def slices_of(mesh: Mesh) -> int:
