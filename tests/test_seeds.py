@@ -11,18 +11,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
 from absl.testing import absltest, parameterized
 
 import jaxrobust
 from jaxrobust.data.imagenet import synsets
 from jaxrobust.evaluation.records import records
-from jaxrobust.publish import references, torch_networks
 from tests.support import images, parity, paths, processes
+
+try:
+    import safetensors.torch
+    import torch
+
+    from jaxrobust.publish import references, torch_networks
+except ImportError:
+    torch = None
 
 SIZE, IMAGES, EPOCHS = 64, 8, 24
 SHORT = {"batch_size": IMAGES, "warmup_epochs": 1, "ema_decay": 0.5}
@@ -54,6 +60,8 @@ class SeedsTest(parameterized.TestCase):
         super().setUp()
         if not images.photographs(1):
             self.skipTest(paths.NO_SHARED)
+        if torch is None:
+            self.skipTest(paths.PARITY)
         self.folder = Path(self.create_tempdir())
         photographs(self.folder / "photographs")
 
@@ -66,7 +74,7 @@ class SeedsTest(parameterized.TestCase):
         changes = {
             "model": {"image_size": SIZE, "dtype": "float32"},
             "data": data | {"train_split": f"train@{folder}/few.txt"},
-            "init": {"weights": weights} if weights else {},
+            "init": {"weights": weights} if weights else {"weights": None, "stem": "keep"},
             "pretrain": SHORT | {"epochs": EPOCHS if weights else 0},
             "train": SHORT | {"epochs": EPOCHS},
             "evaluation": {"batch_size": IMAGES, "steps": 1, "every_epochs": EPOCHS},
@@ -92,11 +100,12 @@ class SeedsTest(parameterized.TestCase):
 
     def timm_file(self, name: str) -> str:
         """Write timm's network with random weights."""
+        torch.manual_seed(0)
         net = torch_networks.import_timm().create_model(name)
         safetensors.torch.save_file(net.state_dict(), self.folder / "timm.safetensors")
-        return "timm.safetensors"
+        return str(self.folder / "timm.safetensors")
 
-    def exported(self, robustbench_id: str | None) -> torch.nn.Module:
+    def exported(self, robustbench_id: str | None) -> Any:
         """Export the run, and load it as RobustBench does, or as the module that it is."""
         layout = robustbench_id or "module"
         self.call("export", "--workdir", "run", "--layout", layout, "--out", "ship")
@@ -135,8 +144,9 @@ class SeedsTest(parameterized.TestCase):
         self.assertLess(parity.relative(torch_logits, logits), 1e-5)
 
     def trained(self, number: int, devices: int, *flags: str, killed: bool = False) -> float:
-        """Train one phase in so many processes, kill the second once it steps, start all again."""
-        words = [*self.train_words("vit_s_cvst", None), "--config.log.every_steps=1", *flags]
+        """Train in so many processes, kill the second one on request, and start all again."""
+        weights = self.timm_file("vit_small_patch16_224")
+        words = [*self.train_words("vit_s_cvst", weights), "--config.log.every_steps=1", *flags]
         words[words.index("run")] = str(self.folder / "run")
         words += ["--multihost"] * (number > 1)
         if killed:

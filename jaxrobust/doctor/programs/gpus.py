@@ -12,8 +12,6 @@ SCRIPT = "tools/gpu/make_environment.py"
 _PLUGIN = "jax_cuda12_plugin"
 _FLAG = "--xla_gpu_autotune_level=0"  # measuring needs a GPU
 MOST = 8  # GPUs that NVLink connects in one machine
-
-
 # JAX's name, bytes/s and bytes of memory, as the driver reports them. Both have the core below.
 CHIPS = {
     "h100": ("NVIDIA H100 80GB HBM3", 3352320000000, 84929347584),
