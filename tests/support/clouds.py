@@ -90,7 +90,7 @@ case "$*" in
     cat >venv/bin/python <<'EOF'
 #!/usr/bin/env bash
 cd "$(dirname "$0")/../../../bin"
-(IFS=$'\\2'; printf '%s\\1' "run$IFS$*" >>log)
+(flock 9; IFS=$'\\2'; printf '%s\\1' "run$IFS$*" >&9) 9>>log
 grep -qs run interrupt && rm interrupt && kill -INT -- "-$(cat group)" && /bin/sleep 5
 read -r code state <codes; sed -i 1d codes
 [ ! -s says ] || { head -n 1 says; sed -i 1d says; }
@@ -114,8 +114,9 @@ class Cloud:
     def program(self, name: str, body: str = "", *, host: bool = False) -> None:
         """A stand-in: notes its arguments, with a 2 between them, a 1 behind, then runs `body`."""
         path = (self.host / "bin" if host else self.bin) / name
-        # One write, because programs of a pipe write at once.
-        note = f"(IFS=$'\\2'; printf '%s\\1' \"{name}${{1+$IFS$*}}\" >>'{self.bin}/log')"
+        # Programs run at once, and a shell writes a call of more than 4 KB in several pieces.
+        note = f"flock 9; IFS=$'\\2'; printf '%s\\1' \"{name}${{1+$IFS$*}}\" >&9"
+        note = f"({note}) 9>>'{self.bin}/log'"
         path.write_text(f"#!/usr/bin/env bash\n{note}\n{body}\n")
         path.chmod(0o755)
 
