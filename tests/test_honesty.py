@@ -524,7 +524,7 @@ class ForgedTest(parameterized.TestCase):
         self.assertFalse(self.said()[0])
 
     def test_logits_that_are_no_numbers_confirm_nothing(self):
-        whole, said = self.said(net=lambda images: np.full((len(images), 10), np.nan))
+        whole, said = self.said(net=lambda images, ids: np.full((len(images), 10), np.nan))
         self.assertFalse(whole)
         self.assertIn("not confirmed: logits that are not finite", said)
 

@@ -62,30 +62,13 @@ from jaxrobust.attacks.square import SquareState, square, square_machine, square
 __all__ = ["GEOMETRIES", "L1_RULES", "LOSSES", "MACHINES", "ROWS", "STARTS", "TALLIES"]
 __all__ += ["ApgdState", "FabState", "MultiRadiusState"]
 __all__ += ["NearestState", "PgdState", "SparsePgdState", "SparseRsState", "SquareState"]
-__all__ += [
-    "AttackInfo",
-    "Goal",
-    "NamedAttack",
-    "Noise",
-    "Setting",
-    "advance",
-    "image_keys",
-    "passes",
-    "run",
-]
+__all__ += ["AttackInfo", "Goal", "NamedAttack", "Noise", "Setting"]
+__all__ += ["advance", "image_keys", "passes", "run"]
 __all__ += ["apgd", "apgd_machine", "apgd_multi_radius_machine", "apgd_run"]
 __all__ += ["ddn", "ddn_machine", "ddn_run", "fmn", "fmn_machine", "fmn_run"]
 __all__ += ["fab", "fab_machine", "fab_run", "fgsm", "pgd", "pgd_machine"]
-__all__ += [
-    "project_onto_hyperplane",
-    "sparse_pgd",
-    "sparse_pgd_machine",
-    "sparse_rs",
-    "sparse_rs_machine",
-    "square",
-    "square_machine",
-    "square_run",
-]
+__all__ += ["project_onto_hyperplane", "sparse_pgd", "sparse_pgd_machine"]
+__all__ += ["sparse_rs", "sparse_rs_machine", "square", "square_machine", "square_run"]
 __all__ += ["ce_loss", "cw_loss", "dlr_loss", "kl_loss", "targeted_dlr_loss"]
 
 # Attacks that training never needs are imported at their first use.

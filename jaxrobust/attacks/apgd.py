@@ -336,8 +336,8 @@ def apgd(
 
 _FACTS = MachineFacts(
     machine="apgd",
-    make=lambda setting, epsilon: apgd_machine(
-        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=BY_TARGET
+    make=lambda setting, epsilon, loss=BY_TARGET: apgd_machine(
+        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=loss
     ),
     rule="twice the radius at first, halved where the loss stops rising",
     final_forward=True,

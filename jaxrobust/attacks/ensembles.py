@@ -28,8 +28,12 @@ TASK = "task"  # the attacks of `jaxrobust.tasks`
 
 def versions(norm: str) -> dict[str, tuple[str, ...]]:
     """List the attacks of each version that exists for a norm; "custom" has all attacks."""
-    every = tuple(name for name, (facts, _) in searching().items() if norm in facts.norms)
-    return ({"standard": _L0} if norm == "l0" else VERSIONS) | {CUSTOM: every}
+    return ({"standard": _L0} if norm == "l0" else VERSIONS) | {CUSTOM: _all(norm)}
+
+
+def _all(norm: str, *, of_tasks: bool = False) -> tuple[str, ...]:
+    rows = searching(of_tasks=of_tasks).items()
+    return tuple(name for name, (facts, _) in rows if norm in facts.norms)
 
 
 def named(name: str) -> StandardSettings:
@@ -72,9 +76,7 @@ def plan(
 ) -> list[Setting]:
     """List the attacks to run, in order; arguments and errors as in `autoattack`."""
     check_norm(norm, THREAT_NORMS)
-    choice = {TASK: tuple(searching(of_tasks=True))} if version == TASK else versions(norm)
-    if version == TASK and norm == "l0":
-        raise ValueError("tasks have no attacks for l0; choose linf, l2 or l1")
+    choice = {TASK: _all(norm, of_tasks=True)} if version == TASK else versions(norm)
     if version not in choice:
         unknown = f"has no attacks for {norm}" if version in VERSIONS else "is unknown"
         raise ValueError(f"version={version!r} {unknown}; choose one of {', '.join(choice)}")

@@ -129,8 +129,10 @@ def _target(leaf: t.Array, *, count: int) -> t.Array:
     return leaf
 
 
-def check_axes(attack: str, images: t.Points) -> None:
-    """Reject images without pixels, for a search that changes some of them."""
+def check_search(attack: str, images: t.Points, start: Any) -> None:
+    """Reject images without pixels, and another start than the random one."""
+    if not (isinstance(start, str) and start == "random"):
+        raise ValueError(f"{attack} has one start; pass start='random' and keys [B]")
     if images.ndim != 4:
         raise ValueError(f"{attack} needs images f[B, H, W, C], got shape {images.shape}")
 

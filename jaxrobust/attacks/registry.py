@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxrobust.attacks.losses import CE
-from jaxrobust.types import NORMS, Array, Attack, Machine
+from jaxrobust.types import NORMS, Attack, Machine
 
 
 class Setting(NamedTuple):
@@ -45,7 +45,7 @@ class MachineFacts(NamedTuple):
     """What others need to know about a machine: the engine, the plan, the costs, the checks."""
 
     machine: str
-    make: Callable[[Setting, Array], Machine]  # from a setting and a radius
+    make: Callable[..., Machine]  # from a setting, a radius and, by default its own, a `loss`
     rule: str  # describes its steps
     norms: tuple[str, ...] = NORMS
     starts: tuple[str, ...] = ("random",)  # of the first restarts; the last one for all others

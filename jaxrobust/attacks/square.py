@@ -132,12 +132,10 @@ def square_machine(
         images: Any, labels: Any, *, keys: Any = None, start: t.Start = "random", **_: Any
     ) -> SquareState:
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
-        inputs.check_axes("Square", images)
+        inputs.check_search("Square", images, start)
         inputs.check_radii(epsilon, images)
         if goal.logits and labels.ndim != 1:
             raise ValueError(f"labels of shape {labels.shape}: Square needs classes; pass i32[B]")
-        if not (isinstance(start, str) and start == "random"):
-            raise ValueError("Square knows one start; pass start='random' and keys [B]")
         if norm == "l1":
             images = jnp.clip(images, 0, 1)  # as the projection does
         keys = key_data(inputs.image_keys(keys, len(images)))
@@ -234,8 +232,8 @@ def square(
 
 _FACTS = MachineFacts(
     machine="square",
-    make=lambda setting, epsilon: square_machine(
-        norm=setting.norm, epsilon=epsilon, queries=setting.steps
+    make=lambda setting, epsilon, loss="cw": square_machine(
+        norm=setting.norm, epsilon=epsilon, queries=setting.steps, loss=loss
     ),
     rule="random squares of a shrinking size",
     backward=0,

@@ -4,6 +4,7 @@ To the evaluator every task is one of two classes: an image stands, or an attack
 it. So slots, ledgers, records and replays need to know nothing of masks or embeddings.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks import MACHINES, Goal, apgd_machine, square_machine
+from jaxrobust.attacks import Goal
 from jaxrobust.attacks.losses import goal_of
 from jaxrobust.attacks.refused_network import as_function
-from jaxrobust.attacks.registry import NamedAttack, StandardSettings, add
+from jaxrobust.attacks.registry import NamedAttack, add, searching
+from jaxrobust.attacks.sparse import sparse_pgd, sparse_rs  # noqa: F401  (enter their rows)
 from jaxrobust.types import Array
 
 _PROBED = 64  # images
@@ -116,9 +118,11 @@ class TaskNetwork(NamedTuple):
 
         def probe(network: Any, points: Array, rows: Any) -> tuple[Array, ...]:
             values = lambda points, rows: _values(goal, network, points, rows)  # noqa: E731
-            ascent = jax.grad(lambda points: values(points, rows)[0].sum())(points)
+            # At the image itself, a distance to the clean outputs has no gradient.
+            near = points + jnp.resize(jnp.array([_STEP, -_STEP]) / 8, points.shape)
+            ascent = jax.grad(lambda points: values(points, rows)[0].sum())(near)
             up, down = (
-                values(jnp.clip(points + step * jnp.sign(ascent), 0, 1), rows)[1]
+                values(jnp.clip(near + step * jnp.sign(ascent), 0, 1), rows)[1]
                 for step in (_STEP, -_STEP)
             )
             copies = lambda a: jnp.broadcast_to(a[:1], a.shape)  # noqa: E731
@@ -166,20 +170,14 @@ def _values(goal: Goal, network: Any, points: Array, rows: Any) -> tuple[Array, 
 
 # What `judged` returns, as an attack sees it.
 _JUDGED = Goal(lambda judged, labels: judged[:, 1], lambda judged, labels: judged[:, 0])
-_APGD = MACHINES["apgd"]._replace(
-    machine="apgd-task",
-    make=lambda setting, epsilon: apgd_machine(
-        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=_JUDGED
-    ),
-)
-_SQUARE = MACHINES["square"]._replace(
-    machine="square-task",
-    make=lambda setting, epsilon: square_machine(
-        norm=setting.norm, epsilon=epsilon, queries=setting.steps, loss=_JUDGED
-    ),
-)
-for facts, title, standard in (
-    (_APGD, "Auto-PGD", StandardSettings(30, 100, 5, of_tasks=True)),
-    (_SQUARE, "Square", StandardSettings(31, 5000, of_tasks=True)),
+
+
+for number, (of, restarts) in enumerate(  # numbers that never change
+    (("apgd-ce", 5), ("square", 1), ("sparse-pgd", 1), ("sparse-pgd-p", 1), ("sparse-rs", 1)), 30
 ):
-    add(facts, NamedAttack(facts.machine, f"{title} on the loss of a task", facts, standard))
+    facts, standard = searching()[of]
+    facts = facts._replace(
+        machine=f"{facts.machine}-task", make=functools.partial(facts.make, loss=_JUDGED)
+    )
+    standard = standard._replace(number=number, restarts=restarts, of_tasks=True)
+    add(facts, NamedAttack(facts.machine, f"{of} on the loss of a task", facts, standard))

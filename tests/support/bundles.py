@@ -29,7 +29,7 @@ def load():
 _WEIGHTS = np.random.default_rng(5).standard_normal((192, 10)).astype(np.float32)
 
 
-def logits(images):
+def logits(images, ids=None):
     return images.reshape(len(images), -1) @ _WEIGHTS
 
 

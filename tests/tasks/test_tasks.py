@@ -7,14 +7,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from flax import linen, nnx
 
 from jaxrobust import attacks, tasks
 from jaxrobust.evaluation import autoattack
+from jaxrobust.evaluation.bundles import claims, of_task
 from jaxrobust.evaluation.network import user_attacks
 from tests.support import sweeps
 from tests.support.golden import norm_in_float64
+from tests.support.processes import start, wait
 
 VOID, CLASSES, N = 255, 4, 12
 DRAW = np.random.default_rng(0)
@@ -22,6 +25,7 @@ KERNEL = jnp.asarray(DRAW.normal(size=(3, 3, 3, CLASSES)), jnp.float32)
 IMAGES = np.float32(DRAW.random((N, 10, 10, 3)))
 WEIGHTS = jnp.asarray(DRAW.normal(size=(300, 8)), jnp.float32)
 QUICK = {"apgd-task": {"steps": 10, "restarts": 2}, "square-task": {"steps": 60}}
+BRIEF = {"apgd-task": {"steps": 2, "restarts": 1}}
 EPSILON = {"linf": 0.12, "l2": 1.2, "l1": 14.0}
 
 
@@ -50,6 +54,23 @@ TASK = tasks.segmentation(least=0.6)
 run = functools.partial(
     autoattack, norm="linf", epsilon=0.12, task=TASK, overrides=QUICK, verbose=False
 )
+
+
+CHILD = """
+import os, sys
+from jaxrobust.runtime.processes.launch import join_hosts
+if "JAX_NUM_PROCESSES" in os.environ:
+    join_hosts()
+import jax, numpy as np
+from jaxrobust.evaluation.bundles import of_task
+from tests.tasks.test_tasks import IMAGES, MASKS, TASK, run, segment
+result = run(segment, IMAGES, MASKS, ledger=f"{sys.argv[1]}.jsonl", batch_size=4)
+of_task.write(sys.argv[1], result, segment, IMAGES, MASKS, TASK)
+again = run(segment, IMAGES, MASKS, ledger=f"{sys.argv[1]}.jsonl", batch_size=4)
+assert sum(cost.backward for cost in again.costs) == 0
+names = ("clean", "robust", "fooled_by", "images_adv")
+np.savez(f"{sys.argv[1]}-{jax.process_index()}.npz", **{k: getattr(result, k) for k in names})
+"""
 
 
 class SegmentationTest(parameterized.TestCase):
@@ -100,6 +121,100 @@ class SegmentationTest(parameterized.TestCase):
         for masks, task in ((other_masks, TASK), (MASKS, tasks.segmentation(least=0.7))):
             with self.assertRaisesRegex(ValueError, "all.jsonl.*another.*(task|targets)"):
                 run(segment, IMAGES, masks, task=task, ledger=f"{folder}/all.jsonl")
+
+    @pytest.mark.slow
+    def test_pixels(self):
+        """L0: Sparse-PGD and Sparse-RS change as many pixels as they may, on any ledger."""
+        lengths = {"sparse-pgd-task": 60, "sparse-pgd-p-task": 60, "sparse-rs-task": 300}
+        changes = {name: {"steps": steps} for name, steps in lengths.items()}
+        folder = self.create_tempdir().full_path
+        few, more = (
+            run(
+                *(segment, IMAGES, MASKS),
+                norm="l0",
+                epsilon=pixels,
+                overrides=changes,
+                ledger=f"{folder}/{pixels}.jsonl",
+                replay=[f"{folder}/10.jsonl"] * (pixels > 10),
+            )
+            for pixels in (10, 14)
+        )
+        for result, pixels in ((few, 10), (more, 14)):
+            np.testing.assert_array_equal(result.robust, shares(result.images_adv) >= 0.6)
+            changed = (result.images_adv != IMAGES).any(-1).sum((1, 2))
+            self.assertBetween(changed.max(), 1, pixels)
+            self.assertEqual(changed[result.robust].max(), 0)
+        self.assertGreater(more.about["replayed"][0]["fooled"], 0)
+        self.assertLess(more.robust.sum(), few.robust.sum())
+        with self.assertRaisesRegex(ValueError, "bundles have no form for l0; keep the ledger"):
+            of_task.write(f"{folder}/bundle", few, segment, IMAGES, MASKS, TASK)
+
+    def test_a_bundle(self):
+        folder = Path(self.create_tempdir())
+        result, place = run(segment, IMAGES, MASKS), folder / "bundle"
+        of_task.write(place, result, segment, IMAGES, MASKS, TASK, model="mine")
+        written = {path: path.read_bytes() for path in place.iterdir()}
+        self.assertEqual(
+            {path.name for path in written},
+            {"bundle.json", "images.jsonl", "differences-0.bin", "SHA256SUMS"},
+        )
+        found = of_task.check(place, segment, IMAGES, MASKS, TASK)
+        fooled = int((result.clean & ~result.robust).sum())
+        self.assertTrue(found.whole)
+        self.assertEqual(found.confirmed["fooled"], fooled)
+        self.assertEqual(found.standing, result.robust.sum())
+        of_task.write(place, result, segment, IMAGES, MASKS, TASK)  # it is there
+        self.assertEqual({path: path.read_bytes() for path in place.iterdir()}, written)
+        # Points that the network withstands, images that are not the bundle's, other targets.
+        lenient = TASK._replace(goal=TASK.goal._replace(done=lambda score: score < -1))
+        found = of_task.check(place, segment, IMAGES, MASKS, lenient)
+        self.assertLen(found.unconfirmed["right"], fooled + 1)
+        found = of_task.check(place, segment, IMAGES / 2, MASKS, TASK)
+        self.assertLen(found.unconfirmed["other image"], N)
+        found = of_task.check(place, segment, IMAGES, (MASKS // 254 * 255), TASK)
+        self.assertLen(found.unconfirmed["wrong"], N - 1)
+        few = run(segment, IMAGES[:3], MASKS[:3], image_ids=[4, 5, 6])
+        less = tasks.segmentation(least=0.5)
+        for words, call in (
+            (
+                "is of the task segmentation",
+                lambda: of_task.check(place, segment, IMAGES, MASKS, less),
+            ),
+            (
+                "is of the task segmentation",
+                lambda: of_task.write(folder / "b", result, segment, IMAGES, MASKS, less),
+            ),
+            (
+                "images 4..6 and there are 3; bundles need all",
+                lambda: of_task.write(folder / "b", few, segment, IMAGES[:3], MASKS[:3], TASK),
+            ),
+            (
+                "bundle is of a task; check it with evaluation.bundles.of_task",
+                lambda: claims.read(place),
+            ),
+            (
+                "holds the bundle of evaluation",
+                lambda: of_task.write(
+                    place, run(segment, IMAGES, MASKS, seed=1), segment, IMAGES, MASKS, TASK
+                ),
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, words):
+                call()
+
+    @pytest.mark.slow
+    def test_two_processes_find_what_one_finds(self):
+        folder = self.create_tempdir().full_path
+        for processes in (1, 2):
+            out = f"{folder}/{processes}"
+            codes, said = wait(start(processes, 2 // processes, ["-c", CHILD, out]))
+            self.assertEqual(codes, [0] * processes, said)
+        found = [np.load(f"{folder}/{name}.npz") for name in ("1-0", "2-0", "2-1")]
+        for several in found[1:]:
+            for name in found[0].files:
+                np.testing.assert_array_equal(several[name], found[0][name], name)
+        self.assertBetween(found[0]["robust"].sum(), 1, N - 2)
+        self.assertEqual(*(Path(f"{folder}/{k}/images.jsonl").read_text() for k in (1, 2)))
 
     def test_a_record(self):
         result = run(segment, IMAGES[:3], MASKS[:3])
@@ -221,7 +336,11 @@ class BadInputTest(parameterized.TestCase):
             dict(task=None, version="task", labels=np.zeros(N, int)),
         ),
         ("needs logits; leave it out", dict(version="fast")),
-        ("no attacks for l0; choose linf", dict(norm="l0", epsilon=3)),
+        ("epsilon=2.5 is not a number of pixels", dict(norm="l0", epsilon=2.5, overrides=None)),
+        (
+            "choose from sparse-pgd-task",
+            dict(norm="l0", epsilon=3, overrides=None, attacks=("apgd-task",)),
+        ),
         ("is not in version 'task'; choose from apgd-task", dict(attacks=("apgd-ce",))),
         ("overrides of ['apgd-t']", dict(overrides={"apgd-t": {"steps": 2}})),
         (
@@ -281,6 +400,15 @@ class BadInputTest(parameterized.TestCase):
     def test_flags(self, name, goal):
         flags = run(segment, IMAGES, MASKS, task=tasks.Task("mine", goal)).flags
         self.assertIn(name, flags)
+
+    def test_the_sign_of_a_distance(self):
+        """Whose gradient at the clean image is 0."""
+        goal, clean = tasks.embedding(farthest=0.1, distance="l2").goal, np.asarray(encode(IMAGES))
+        for sign in (1, -1):
+            loss = lambda o, t, sign=sign: sign * goal.loss(o, t)  # noqa: E731
+            task = tasks.Task("mine", goal._replace(loss=loss))
+            flags = run(encode, IMAGES, clean, task=task, overrides=QUICK | BRIEF).flags
+            self.assertEqual("wrong-sign" in flags, sign < 0, flags)
 
 
 if __name__ == "__main__":

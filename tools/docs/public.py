@@ -20,7 +20,8 @@ BESIDE = {
     ),
     "Records": (
         *("evaluation.records.record.AccuracyRecord", "evaluation.records.records.read"),
-        "evaluation.records.stopping.StopRule",
+        *("evaluation.records.stopping.StopRule", "evaluation.bundles.of_task.write"),
+        "evaluation.bundles.of_task.check",
     ),
 }
 

@@ -76,10 +76,8 @@ def sparse_pgd_machine(
     def init(
         images: Any, labels: Any, *, keys: Any = None, start: t.Start = "random", **_: Any
     ) -> SparsePgdState:
-        if not (isinstance(start, str) and start == "random"):
-            raise ValueError("Sparse-PGD has one start; pass start='random' and keys [B]")
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
-        inputs.check_axes("Sparse-PGD", images)
+        inputs.check_search("Sparse-PGD", images, start)
         inputs.check_pixels(pixels, of=images[0, ..., 0].size)
         inputs.check_radii(pixels, images)
         images = jnp.clip(images, 0, 1)
@@ -201,32 +199,19 @@ def sparse_pgd(
     return as_attack(machine, drive=drive, random_start=True, info=info)
 
 
-def _facts(machine: str, *, projected: bool) -> MachineFacts:
-    return MachineFacts(
-        machine=machine,
-        make=lambda setting, epsilon: sparse_pgd_machine(
-            pixels=epsilon, steps=setting.steps, projected=projected
-        ),
-        rule="a quarter of the pixel range",
-        norms=("l0",),
-        least={"steps": 1, "restarts": 1},
-        flat=True,
-    )
-
-
-_ALL, _CHANGED = _facts("sparse-pgd", projected=False), _facts("sparse-pgd-p", projected=True)
-add(
-    _ALL,
-    NamedAttack(
-        "sparse-pgd", "Sparse-PGD in L0, unprojected gradient", _ALL, StandardSettings(7, 10_000)
+_FACTS = MachineFacts(
+    machine="sparse-pgd",
+    make=lambda setting, epsilon, loss="ce-cw": sparse_pgd_machine(
+        pixels=epsilon,
+        steps=setting.steps,
+        loss=loss,
+        projected=setting.machine.startswith("sparse-pgd-p"),
     ),
+    rule="a quarter of the pixel range",
+    norms=("l0",),
+    least={"steps": 1, "restarts": 1},
+    flat=True,
 )
-add(
-    _CHANGED,
-    NamedAttack(
-        "sparse-pgd-p",
-        "Sparse-PGD in L0, projected gradient",
-        _CHANGED,
-        StandardSettings(8, 10_000),
-    ),
-)
+for number, name, words in ((7, "sparse-pgd", "unprojected"), (8, "sparse-pgd-p", "projected")):
+    facts, standard = _FACTS._replace(machine=name), StandardSettings(number, 10_000)
+    add(facts, NamedAttack(name, f"Sparse-PGD in L0, {words} gradient", facts, standard))

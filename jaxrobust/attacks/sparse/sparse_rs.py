@@ -4,8 +4,9 @@ Each query restores some of the changed pixels and changes as many others, each 
 of the colour cube. Changes that raise the loss stay. The number of exchanges falls over time.
 
 Source: Croce et al. 2022 (arXiv 2006.12834), algorithm 1, for L0. Details follow the authors' code
-(fra31/sparse-rs 055efff), except that each image exchanges its own pixels instead of those of the
-whole batch. Parity: tests/attacks/test_sparse_rs.py.
+(fra31/sparse-rs 055efff), with two differences. Each image exchanges its own pixels instead of
+those of the whole batch. A single exchanged pixel may draw the colour that it has.
+Parity: tests/attacks/test_sparse_rs.py.
 """
 
 import functools
@@ -75,10 +76,8 @@ def sparse_rs_machine(
     def init(
         images: Any, labels: Any, *, keys: Any = None, start: t.Start = "random", **_: Any
     ) -> SparseRsState:
-        if not (isinstance(start, str) and start == "random"):
-            raise ValueError("Sparse-RS has one start; pass start='random' and keys [B]")
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
-        inputs.check_axes("Sparse-RS", images)
+        inputs.check_search("Sparse-RS", images, start)
         size = images[0, ..., 0].size
         inputs.check_pixels(pixels, of=size)
         inputs.check_radii(pixels, images)
@@ -215,8 +214,8 @@ def sparse_rs(
 _FACTS = MachineFacts(
     machine="sparse-rs",
     # As in Sparse-AutoAttack by the authors of Sparse-PGD.
-    make=lambda setting, epsilon: sparse_rs_machine(
-        pixels=epsilon, queries=setting.steps, loss="ce", alpha_init=0.8
+    make=lambda setting, epsilon, loss="ce": sparse_rs_machine(
+        pixels=epsilon, queries=setting.steps, loss=loss, alpha_init=0.8
     ),
     rule="random exchanges of a falling number of pixels",
     norms=("l0",),

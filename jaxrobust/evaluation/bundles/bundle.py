@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -125,6 +125,32 @@ def of_record(
         )
     verdicts = checked.verdicts(record, out / "results.jsonl")
     points = _stored_points(ledger or out / f"ledger-{record.evaluation}.jsonl", verdicts)
+    size = int(np.prod(images.shape[1:]))
+
+    def point(place: int) -> np.ndarray:
+        file, number = points[place]
+        values = np.fromfile(file, np.float32, size, offset=number * 4 * size)
+        if values.size < size:
+            raise ValueError(f"{file} is truncated; evaluate again with --out DIR for --bundle")
+        return values.reshape(images.shape[1:])
+
+    write(BundledEvaluation(record, verdicts, images, point), place, logits, batch, split_images)
+
+
+class BundledEvaluation(NamedTuple):
+    """An evaluation under one threat, of which there will be a bundle."""
+
+    record: AccuracyRecord
+    verdicts: Verdicts
+    images: ImageSet
+    point: Callable[[int], np.ndarray]  # place -> the image of an attack that fooled the network
+
+
+def write(
+    evaluated: BundledEvaluation, place: Path, logits: Logits, batch: int, split_images: int | None
+) -> None:
+    """Write a bundle, whose points `logits` confirms."""
+    record, verdicts, images, _ = evaluated
     levels, unsure = dict.fromkeys((*LEVELS, 0), 0), 0
 
     def rows(part: Path) -> Iterator[ImageRow]:
@@ -133,7 +159,7 @@ def of_record(
         for start in range(0, len(verdicts.labels), batch):
             places = np.arange(start, min(start + batch, len(verdicts.labels)))
             clean = images[places]
-            coded = _coded_points(places, clean, verdicts, points, logits, record.threats[0])
+            coded = _coded_points(evaluated, places, clean, logits)
             for at, image in zip(places.tolist(), clean, strict=True):
                 row: ImageRow = {
                     "image": int(verdicts.image_ids[at]),
@@ -155,10 +181,10 @@ def of_record(
                     offset += len(code)
                 yield row
 
-    with _written(place) as part:
+    with _written(place, "" if record.task else program()) as part:
         _write_rows(part, rows(part))
         about: BundleFacts = {
-            "schema": claims.SCHEMA,
+            "schema": claims.TASK_SCHEMA if record.task else claims.SCHEMA,
             "image": list(images.shape[1:]),
             "encoding": _ENCODING,
             "levels": {str(count): number for count, number in levels.items() if number},
@@ -221,7 +247,7 @@ def of_corruptions(
                     "right": "".join(str(int(mark)) for mark in marks[at]),
                 }
 
-    with _written(place) as part:
+    with _written(place, program()) as part:
         (part / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         _write_rows(part, rows())
     _announce(place, f"the answers to {len(labels):,} images under {len(images)} corruptions")
@@ -239,7 +265,7 @@ def _announce(place: Path, content: str, remark: str = "") -> None:
 
 
 @contextlib.contextmanager
-def _written(place: Path) -> Iterator[Path]:
+def _written(place: Path, text: str) -> Iterator[Path]:
     """Yield a folder for a bundle's files; add program and hashes, then rename it to `place`."""
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by a killed process
@@ -247,7 +273,8 @@ def _written(place: Path) -> Iterator[Path]:
     try:
         with whole.explained(place):
             yield part
-            (part / PROGRAM).write_text(program())
+            if text:
+                (part / PROGRAM).write_text(text)
             names = sorted(file.name for file in part.iterdir())
             sums = [f"{claims.file_sha256(part / name)}  {name}\n" for name in names]
             (part / claims.SUMS).write_text("".join(sums))
@@ -259,14 +286,14 @@ def _written(place: Path) -> Iterator[Path]:
         raise
 
 
-def check_place(place: Path, evaluation: str) -> bool:
+def check_place(place: Path, evaluation: str, *, of_task: bool = False) -> bool:
     """Tell whether a folder holds the evaluation's bundle; raise if it holds a different bundle."""
     if not place.exists() or _empty(place):
         return False
-    there = claims.read(place).record["evaluation"]
+    there = claims.read(place, of_task=of_task).record["evaluation"]
     if there != evaluation:
         raise ValueError(
-            f"--bundle {place} holds the bundle of evaluation {there}, not of {evaluation}; name "
+            f"{place} holds the bundle of evaluation {there}, not of {evaluation}; name "
             "another folder"
         )
     return True
@@ -276,15 +303,17 @@ def _empty(place: Path) -> bool:
     return place.is_dir() and not any(place.iterdir())
 
 
-def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) -> Logits:
+def forward(
+    logits_fn: Any, image: tuple[int, ...], batch: int | None = None, *, operand: str = ""
+) -> Logits:
     """Compile a network, at the precision of verdicts, into one program for f32[n,H,W,C], any n."""
-    runner = engine.make(logits_fn, slots=batch, image_size=max(image[:2]))
+    runner = engine.make(logits_fn, slots=batch, image_size=max(image[:2]), operand=operand)
     with jax.set_mesh(runner.mesh):
         runner = engine.trace(runner, image)
 
-    def logits(images: np.ndarray) -> np.ndarray:
+    def logits(images: np.ndarray, ids: Sequence[int]) -> np.ndarray:
         with jax.set_mesh(runner.mesh):
-            return engine.forward(runner, images)
+            return engine.forward(runner, images, np.asarray(ids, np.uint32))
 
     return logits
 
@@ -299,7 +328,12 @@ class Coded(NamedTuple):
 
 
 def encoded(
-    adversarial: np.ndarray, images: np.ndarray, labels: np.ndarray, logits: Logits, threat: Threat
+    adversarial: np.ndarray,
+    images: np.ndarray,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    logits: Logits,
+    threat: Threat,
 ) -> list[Coded]:
     """Encode the differences of n images, each with the fewest levels that keep it adversarial.
 
@@ -318,7 +352,7 @@ def encoded(
                 for i, (step, code) in zip(todo, tried, strict=True)
             ]
         )
-        answers = logits(points)
+        answers = logits(points, ids[todo].tolist())
         holds, _ = checks.verified(points, images[todo], labels[todo], answers, threat)
         sure = holds & (claims.margin(answers, labels[todo]) < -claims.MARGIN)
         for i, step_and_code, ok, firm in zip(todo, tried, holds, sure, strict=True):
@@ -344,24 +378,18 @@ def _coded(
 
 
 def _coded_points(
-    places: np.ndarray,
-    clean: np.ndarray,
-    verdicts: Verdicts,
-    points: dict[int, tuple[Path, int]],
-    logits: Logits,
-    threat: Threat,
+    evaluated: BundledEvaluation, places: np.ndarray, clean: np.ndarray, logits: Logits
 ) -> dict[int, Coded]:
     """Encode the adversarial images at `places`; `clean` holds the clean images there."""
+    record, verdicts, _, point = evaluated
     hit = np.flatnonzero(verdicts.clean[places] & ~verdicts.robust[places])
-    size, adversarial = clean[0].size, np.array(clean[hit])
-    for at, place in enumerate(places[hit].tolist()):
-        file, number = points[place]
-        point = np.fromfile(file, np.float32, size, offset=number * 4 * size)
-        if point.size < size:
-            raise ValueError(f"{file} is truncated; evaluate again with --out DIR for --bundle")
-        adversarial[at] = point.reshape(clean.shape[1:])
-    differences = encoded(adversarial, clean[hit], verdicts.labels[places[hit]], logits, threat)
-    return dict(zip(places[hit].tolist(), differences, strict=True))
+    fooled = places[hit]
+    adversarial = np.array(clean[hit])
+    for at, place in enumerate(fooled.tolist()):
+        adversarial[at] = point(place)
+    labels, ids = verdicts.labels[fooled], verdicts.image_ids[fooled]
+    differences = encoded(adversarial, clean[hit], labels, ids, logits, record.threats[0])
+    return dict(zip(fooled.tolist(), differences, strict=True))
 
 
 def _stored_points(ledger: Path, verdicts: Verdicts) -> dict[int, tuple[Path, int]]:

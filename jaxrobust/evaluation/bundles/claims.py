@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from jaxrobust.evaluation.bundles.contradictions import (
     CLEAN,
     CORRUPTED_SCHEMA,
     ORDER,
+    TASK_SCHEMA,
     BundleFacts,
     ImageRow,
     RecordJson,
@@ -35,7 +36,7 @@ ABOUT, ROWS, SUMS = "bundle.json", "images.jsonl", "SHA256SUMS"
 BOUNDARY = 1e-4  # of the spread of the logits: how far another order of float32 sums moves them
 MARGIN = 10 * BOUNDARY  # by which the images of a bundle should be misclassified
 _FILES = re.compile(r"bundle\.json|images\.jsonl|verify\.py|differences-\d+\.bin")
-Logits = Callable[[np.ndarray], np.ndarray]  # f32[n,H,W,C] -> f[n,K]
+Logits = Callable[[np.ndarray, Sequence[int]], np.ndarray]  # f32[n,H,W,C], ids -> f[n,K]
 
 
 class Bundle(NamedTuple):
@@ -62,8 +63,8 @@ class Bundle(NamedTuple):
         return {key: self.record["attacks"][0][key] for key in ("norm", "epsilon")}
 
 
-def read(folder: Path) -> Bundle:
-    """Read a bundle; raise if its files have changed since it was written."""
+def read(folder: Path, *, of_task: bool = False) -> Bundle:
+    """Read a bundle, of classes or of a task; raise if its files have changed since then."""
     if not (folder / SUMS).is_file():
         raise ValueError(
             f"{folder} is not a bundle, it has no {SUMS}; give a folder that "
@@ -83,11 +84,14 @@ def read(folder: Path) -> Bundle:
     schema = about.get("schema") if isinstance(about, dict) else None
     if type(schema) is not int or schema < 1:
         raise ValueError(f"{folder / ABOUT} has no schema; get the bundle again")
-    if schema > CORRUPTED_SCHEMA:
+    if schema > TASK_SCHEMA:
         raise ValueError(
-            f"{folder} has schema {schema}, and this program knows up to {CORRUPTED_SCHEMA}; use "
+            f"{folder} has schema {schema}, and this program knows up to {TASK_SCHEMA}; use "
             "the verify.py in it, or a newer jaxrobust"
         )
+    if (schema == TASK_SCHEMA) != of_task:
+        remedy = "jaxrobust verify" if of_task else "evaluation.bundles.of_task.check"
+        raise ValueError(f"{folder} is {'not ' * of_task}of a task; check it with {remedy}")
     listed_rows = (folder / ROWS).read_text().splitlines()
     rows = [_parsed(folder / ROWS, line) for line in listed_rows]
     try:

@@ -64,7 +64,7 @@ def network(name: str, device: str | None) -> Logits:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     net = net.to(device).float().eval()
 
-    def logits(images: np.ndarray) -> np.ndarray:
+    def logits(images: np.ndarray, ids: Sequence[int]) -> np.ndarray:
         moved = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
         with torch.no_grad():
             return net(moved).float().cpu().numpy()

@@ -47,6 +47,7 @@ class BundleFacts(TypedDict, total=False):
 
 Rows = list[ImageRow]
 CORRUPTED_SCHEMA = 3  # of a bundle of common corruptions, which older programs cannot read
+TASK_SCHEMA = 4  # of a bundle of a task, which no program without JAX can check
 CLEAN = "clean"  # in place of a corruption's name: the clean images
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 LEVELS = 127  # of a difference, at most

@@ -235,7 +235,7 @@ def _compared_answers(
             shown = np.asarray(images(name, ids), np.float32)
             for digest, image in zip(sums, shown, strict=True):
                 digest.update(pixels(image))
-            answers = _answers(logits, shown, labels)
+            answers = _answers(logits, shown, ids, labels)
             same[:, column] = is_right(answers, labels) == claimed
             near[:, column] = np.abs(margin(answers, labels)) <= BOUNDARY
             near[:, column] &= np.isfinite(answers).all(axis=1)
@@ -258,8 +258,10 @@ def _compared_answers(
     return {**counts, "mean": float(shares.mean()), "interval": mean_interval(shares)}
 
 
-def _answers(logits: Logits, points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    answers = np.asarray(logits(points))
+def _answers(
+    logits: Logits, points: np.ndarray, ids: Sequence[int], labels: np.ndarray
+) -> np.ndarray:
+    answers = np.asarray(logits(points, ids))
     if answers.ndim != 2 or len(answers) != len(labels) or answers.shape[1] <= labels.max():
         raise ValueError(
             f"the network gives an array {answers.shape} for {len(labels)} images with labels up "
@@ -278,7 +280,7 @@ def _answered(
 ) -> np.ndarray:
     """Add to `reasons` images whose answers are not as claimed; mark wrong answers, bool[n]."""
     # Images that already have a reason are not marked.
-    answers = _answers(logits, points, labels)
+    answers = _answers(logits, points, [row["image"] for row in rows], labels)
     right, finite = is_right(answers, labels), np.isfinite(answers).all(axis=1)
     near = np.abs(margin(answers, labels)) <= BOUNDARY
     wrong = finite & ~right & [row["image"] not in reasons for row in rows]

@@ -121,6 +121,8 @@ def _checked(
         raise ValueError("--corruptions takes one --image_size; give it once")
     if flags.bundle and flags.version == "rand":
         raise ValueError("--bundle needs a deterministic network, not --version=rand")
+    if flags.bundle and "l0" in (flags.norm, *(ball.norm for ball in balls)):
+        raise ValueError("--bundle has no form for l0; leave it out, or take linf, l2 or l1")
     bundle.check(flags, max(len(sizes), 1) * max(len(balls), 1))
     fast = "--finish" if flags.finish else "--version=fast" * (flags.version == "fast")
     one = fast or stops.flag(flags)

@@ -23,6 +23,7 @@ from tests.support.bundles import SHAPE, attacked, changed, logits, photographs,
 from tests.support.evaluations import call, run_for
 from tests.support.outcomes import ended
 
+LONE = (np.array([0]), np.array([0]))  # label and id of an image
 BALLS = (("linf", 8 / 255), ("l2", 0.7), ("l1", 6.0))
 
 
@@ -35,7 +36,7 @@ class DifferenceTest(parameterized.TestCase):
         hit = logits(points).argmax(1) != right
         self.assertGreater(hit.sum(), 2)
         images, labels, points = images[hit], right[hit], points[hit]
-        coded = bundle.encoded(points, images, labels, logits, Threat(norm, epsilon))
+        coded = bundle.encoded(points, images, labels, labels, logits, Threat(norm, epsilon))
         self.assertLen(coded, hit.sum())
         for image, label, point, found in zip(images, labels, points, coded, strict=True):
             back = claims.restored(found.code, image, found.levels, found.step)
@@ -57,12 +58,12 @@ class DifferenceTest(parameterized.TestCase):
         points = np.clip(image + np.random.default_rng(3).uniform(-0.01, 0.01, SHAPE), 0, 1)
         points = points.astype(np.float32)
 
-        def fussy(images):  # only of the very image
+        def fussy(images, ids):  # only of the very image
             same = (images == points[0]).all(axis=(1, 2, 3))
             return np.eye(2, dtype=np.float32)[np.where(same, 1, 0)]
 
         ball = {"norm": "linf", "epsilon": 0.01}
-        (found,) = bundle.encoded(points, image, np.array([0]), fussy, Threat(**ball))
+        (found,) = bundle.encoded(points, image, *LONE, fussy, Threat(**ball))
         self.assertEqual((found.levels, found.sure), (0, True))
         back = claims.restored(found.code, image[0], 0, 0.0)  # bit for bit
         np.testing.assert_array_equal(back.view("u4"), points[0].view("u4"))
@@ -72,15 +73,15 @@ class DifferenceTest(parameterized.TestCase):
         points = np.clip(image + 0.01, 0, 1)
         thin = np.float32([[1, 1 + claims.BOUNDARY / 2, 0]])  # of class 1, by little
         how = {"norm": "linf", "epsilon": 0.01}
-        (found,) = bundle.encoded(points, image, np.array([0]), lambda x: thin, Threat(**how))
+        (found,) = bundle.encoded(points, image, *LONE, lambda x, ids: thin, Threat(**how))
         self.assertEqual((found.levels, found.sure), (1, False))
         calls = []
 
-        def from_the_third(images):
+        def from_the_third(images, ids):
             calls.append(len(images))
             return thin if len(calls) < 3 else np.float32([[0, 1, 0]])
 
-        (found,) = bundle.encoded(points, image, np.array([0]), from_the_third, Threat(**how))
+        (found,) = bundle.encoded(points, image, *LONE, from_the_third, Threat(**how))
         self.assertEqual((found.levels, found.sure), (bundle.LEVELS[2], True))
 
     def test_photographs_under_a_full_perturbation_stay_small(self):
@@ -208,8 +209,8 @@ class WrittenTest(parameterized.TestCase):
                 claims.read(folder)
         with self.assertRaisesRegex(ValueError, "not a bundle, it has no SHA256SUMS; give"):
             claims.read(self.folder / "nowhere")
-        changed(self.folder, schema=contradictions.CORRUPTED_SCHEMA + 1)
-        with self.assertRaisesRegex(ValueError, "schema 4, and this program knows up to 3; use"):
+        changed(self.folder, schema=contradictions.TASK_SCHEMA + 1)
+        with self.assertRaisesRegex(ValueError, "schema 5, and this program knows up to 4; use"):
             claims.read(self.folder)
 
     def test_what_is_not_confirmed_is_named(self):
@@ -257,7 +258,7 @@ class WrittenTest(parameterized.TestCase):
         label = self.labels[wrong]
 
         def by(share):
-            def net(images):
+            def net(images, ids):
                 found = np.array(logits(images), np.float64)
                 which = (images == self.images[wrong]).all(axis=(1, 2, 3))
                 spread = np.ptp(np.delete(found, label, axis=1), axis=1)
@@ -274,7 +275,7 @@ class WrittenTest(parameterized.TestCase):
 
     def test_a_network_of_other_classes(self):
         with self.assertRaisesRegex(ValueError, r"gives an array \(9, 3\) .* labels up to"):
-            self.judged(net=lambda images: logits(images)[:, :3])
+            self.judged(net=lambda images, ids: logits(images)[:, :3])
 
     def test_written_again(self):
         before = {path: path.read_bytes() for path in self.folder.iterdir()}

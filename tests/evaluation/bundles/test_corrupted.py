@@ -78,7 +78,7 @@ class JudgedTest(Case):
             place = int(np.flatnonzero(wanted)[0])
             image = self.honest.images[name][place]
 
-            def net(images, image=image, place=place, better=better):
+            def net(images, ids, image=image, place=place, better=better):
                 scores = bundles.logits(images)
                 same = (images == image).all(axis=(1, 2, 3))
                 scores[same, self.honest.labels[place]] = 99 if better else -99
@@ -94,7 +94,7 @@ class JudgedTest(Case):
         image, place = self.honest.images["fog-4"][5], 5
         right = bool(self.honest.right["fog-4"][5])
 
-        def net(images):
+        def net(images, ids):
             scores = bundles.logits(images)
             same = (images == image).all(axis=(1, 2, 3))
             label = self.honest.labels[place]
@@ -111,7 +111,7 @@ class JudgedTest(Case):
     def test_a_network_that_makes_all_its_margins_small(self, lowest):
         """One class that is far below all others: then every answer is near the boundary."""
 
-        def net(images):
+        def net(images, ids):
             return np.column_stack([bundles.logits(images), np.full(len(images), lowest)])
 
         forged = bundles.rows_of(self.folder)

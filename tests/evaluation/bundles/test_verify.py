@@ -409,7 +409,7 @@ class NetworkTest(absltest.TestCase):
         path = self.create_tempfile("net_of_doubles.py", content=text).full_path
         images = np.zeros((1, 1, 2, 3), np.float32)
         images[0, 0, 1, 2] = 1  # the last channel of the last pixel
-        found = claims_torch.network(f"{path}:NET", "cpu")(images)
+        found = claims_torch.network(f"{path}:NET", "cpu")(images, [0])
         self.assertEqual((found.dtype, found.tolist()), (np.float32, [[5, 11]]))
 
     def test_a_module_or_what_returns_one(self):
@@ -420,7 +420,7 @@ class NetworkTest(absltest.TestCase):
         images = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
         for name in ("load", "Sum"):
             logits = claims_torch.network(f"{path}:{name}", "cpu")
-            self.assertEqual(logits(images).tolist(), [[18, 22, 26]])  # of each channel
+            self.assertEqual(logits(images, [0]).tolist(), [[18, 22, 26]])  # of each channel
         for name in ("three", "TWO", "nothing"):
             with self.assertRaisesRegex(ValueError, f":{name} gives no torch.nn.Module; name one"):
                 claims_torch.network(f"{path}:{name}", "cpu")

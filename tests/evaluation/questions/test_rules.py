@@ -92,6 +92,7 @@ class ContradictionTest(parameterized.TestCase):
         ({"corruptions": "fog", "attack": "clean", "sizes": (32, 64)}, "--corruptions takes one"),
         ({"bundle": "new", "sizes": (32, 64)}, "--bundle takes one threat at one image size"),
         ({"bundle": "new", "version": "rand"}, "not --version=rand"),
+        ({"bundle": "new", "threats": ["l0:3"]}, "--bundle has no form for l0; leave it out"),
         ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not keep"),
         ({"radius_at": 224, "sizes": (192,)}, "--radius_at=224 must be .*, with --threat, the ra"),
         ({"radius_at": 224, "threats": ["l2:2"]}, "and --image_size, the sizes that it grows with"),
