@@ -4,7 +4,6 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import base
@@ -13,7 +12,7 @@ from jaxrobust.training import build
 from jaxrobust.training.update import mixing
 from jaxrobust.types import Classifier
 from tests.support import sweeps
-from tests.support.steps import batch_of, small_config, standard
+from tests.support.steps import small_config, standard
 
 
 def settings(devices=1, **changes):
@@ -171,16 +170,6 @@ class AttackLabelsTest(absltest.TestCase):
         # One config has both phases, and the clean one never attacks.
         config = small_config(train__objective="clean", attack__labels="hard")
         self.assertIsNotNone(build.phase(config, "train", 80, devices=jax.devices()[:1]))
-
-    def test_nothing_is_the_program_it_was(self):
-        """Without augmentation the step sees labels i32[B], as it always did."""
-        config = small_config(data__augmentation="none")
-        augmented = build.batch_augmentation(config, "train", devices=1)
-        batch = batch_of()
-        with standard():
-            out = augmented(jax.random.key(0), batch)
-        self.assertEqual(out.labels.dtype, np.int32)
-        self.assertIs(out.images, batch.images)
 
 
 class OneDeviceTest(parameterized.TestCase):

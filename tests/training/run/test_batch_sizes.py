@@ -26,6 +26,8 @@ class NearestTest(parameterized.TestCase):
         (864, 256, {"mixup__mixup": 0.8}, 1024),  # 3 would leave one without another to mix with
         (64, 3, {}, 63),
         (64, 3, {"train__microbatches": 4}, 60),
+        (64, 3, {"mixup__group": 4, "erase__probability": 0.3}, 63),  # neither mixes images
+        (64, 3, {"model__options": {"bn_group": 5}, "train__microbatches": 2}, 60),
         (60, 8, {"mixup__cutmix": 1.0, "mixup__group": 4, "train__microbatches": 2}, 64),
         (64, 8, {"mixup__cutmix": 1.0, "mixup__group": 6}, 64),  # divided: `build` refuses the rest
         (768, 256, {"mixup__mixup": 0.8}, 1024),  # 3 each, of which one would stay alone
@@ -36,19 +38,6 @@ class NearestTest(parameterized.TestCase):
     def test_nearest(self, batch, devices, changes, expected):
         _, train, said = sizes(devices, train__batch_size=batch, pretrain__epochs=0, **changes)
         self.assertEqual((train, said), (expected, int(batch != expected)))
-
-    @sweeps.rows(
-        ({}, 1),
-        ({"train__microbatches": 3}, 3),
-        ({"mixup__group": 4}, 1),  # nothing is mixed
-        ({"mixup__group": 4, "erase__probability": 0.3}, 1),  # nor by erasing
-        ({"mixup__group": 4, "mixup__mixup": 0.8}, 4),
-        ({"mixup__group": 4, "mixup__cutmix": 0.8, "train__microbatches": 6}, 12),
-        ({"model__options": {"bn_group": 5}, "train__microbatches": 2}, 10),
-    )
-    def test_images_that_go_together(self, changes, count):
-        config = tiny(**{"data__augmentation": "none", "train__microbatches": 1} | changes)
-        self.assertEqual(warnings._at_a_time(config, "train"), count)
 
     def test_each_phase_has_its_own(self):
         found = sizes(3, pretrain__batch_size=65, train__batch_size=63)

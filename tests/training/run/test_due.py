@@ -55,25 +55,25 @@ class LastTest(parameterized.TestCase):
 
 class DueTest(parameterized.TestCase):
     @sweeps.rows(
-        (0, Due(logs=False, saves=False, keeps=False, evaluates=False)),
-        (3, Due(logs=True, saves=False, keeps=False, evaluates=False)),
-        (4, Due(logs=False, saves=True, keeps=False, evaluates=False)),
-        (8, Due(logs=False, saves=True, keeps=False, evaluates=True)),
-        (9, Due(logs=True, saves=True, keeps=False, evaluates=True)),
-        (14, Due(logs=True, saves=True, keeps=False, evaluates=True)),  # the end is one for all
+        # step, start, saved, evaluated: what is due
+        (0, 0, 0, 0, ""),
+        (3, 0, 0, 0, "logs"),
+        (4, 0, 0, 0, "saves"),
+        (8, 0, 0, 0, "saves evaluates"),
+        (8, 0, 8, 0, "saves evaluates"),  # an evaluation saves first
+        (9, 0, 0, 0, "logs saves evaluates"),
+        (14, 0, 0, 0, "logs saves evaluates"),  # the end is one for all
+        (14, 14, 14, 14, ""),
+        (6, 0, 0, 0, "logs saves"),  # due until it is done
+        (6, 0, 6, 0, "logs"),
+        (7, 0, 6, 0, ""),
+        (8, 0, 6, 0, "saves evaluates"),
+        (6, 6, 4, 0, ""),  # nothing is logged where a run goes on
+        (9, 6, 8, 8, "logs"),
     )
-    def test_from_the_start(self, step, expected):
-        self.assertEqual(due(step, EVERY, start=0, saved=0, evaluated=0), expected)
-
-    def test_stays_due_until_it_is_done(self):
-        late = due(6, EVERY, start=0, saved=0, evaluated=0)
-        self.assertTrue(late.saves)
-        self.assertFalse(due(6, EVERY, start=0, saved=6, evaluated=0).saves)
-        self.assertFalse(due(7, EVERY, start=0, saved=6, evaluated=0).saves)
-        self.assertTrue(due(8, EVERY, start=0, saved=6, evaluated=0).saves)
-
-    def test_an_evaluation_saves_first(self):
-        self.assertTrue(due(8, EVERY, start=0, saved=8, evaluated=0).saves)
+    def test_of_a_step(self, step, start, saved, evaluated, what):
+        expected = Due(**{name: name in what.split() for name in Due._fields})
+        self.assertEqual(due(step, EVERY, start=start, saved=saved, evaluated=evaluated), expected)
 
     @sweeps.rows(
         (4, 0, False), (8, 0, True), (9, 0, True), (9, 8, False), (12, 8, False), (14, 8, True),
@@ -84,11 +84,3 @@ class DueTest(parameterized.TestCase):
             step, EVERY._replace(keep_epochs=2), start=0, saved=step, evaluated=step, copied=kept
         )
         self.assertEqual(found, Due(step % 3 == 0 or step == 14, keeps, keeps, False))
-
-    def test_nothing_is_logged_where_a_run_goes_on(self):
-        self.assertFalse(due(6, EVERY, start=6, saved=4, evaluated=0).logs)
-        self.assertTrue(due(9, EVERY, start=6, saved=8, evaluated=8).logs)
-
-    def test_nothing_is_due_twice_at_the_end(self):
-        done = due(14, EVERY, start=14, saved=14, evaluated=14)
-        self.assertEqual(done, Due(logs=False, saves=False, keeps=False, evaluates=False))

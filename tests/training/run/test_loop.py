@@ -11,44 +11,6 @@ from jaxrobust.training.run import goodput, loop
 from tests.support.runs import tiny
 
 
-class OpenedTest(absltest.TestCase):
-    def test_begins_behind_what_was_consumed_and_knows_what_was_scored(self):
-        events = []
-
-        def noted(name, result):
-            def call(*given, **how):
-                events.append((name, *given[2:4]))
-                return result
-
-            return call
-
-        phase = SimpleNamespace(total_steps=12)
-        run = SimpleNamespace(config=tiny(), name="train", phase=phase, profile=None)
-        run.workdir, run.source, run.clock = Path("nowhere"), "digits", goodput.NONE
-        begun = SimpleNamespace(
-            run=run, start=5, step=5, evaluated=0, meta={"examples_consumed": 320}
-        )
-        begun.signals = contextlib.nullcontext()
-        stream = mock.Mock()
-        with (
-            mock.patch.object(loop.metrics, "writer", noted("writer", "the writer")),
-            mock.patch.object(loop, "scored", noted("scored", 4)),
-            mock.patch.object(loop.splits, "batches", noted("batches", stream)),
-            mock.patch.object(loop, "Progress", lambda *_, **__: contextlib.nullcontext("bar")),
-            mock.patch.object(loop, "PhaseTrace", lambda *_: contextlib.nullcontext("trace")),
-            loop._Loop.opened(begun) as opened,
-        ):
-            self.assertIs(opened, begun)
-            self.assertEqual(
-                (begun.write, begun.progress, begun.trace), ("the writer", "bar", "trace")
-            )
-            self.assertEqual((begun.evaluated, begun.stream), (4, stream))
-            stream.close.assert_not_called()
-        # The writer removes lines behind the start, which would count as scored.
-        self.assertEqual(events, [("writer",), ("batches", "digits", 320), ("scored",)])
-        stream.close.assert_called_once_with()
-
-
 class StepsTest(absltest.TestCase):
     """The order of what is done between two steps, with parts that only take notes."""
 
@@ -176,27 +138,6 @@ class PartsTest(absltest.TestCase):
         ((_, values),) = self.logged({"loss": 1.0, "skipped": 0}, run=fake.run)
         self.assertNotIn("epsilon", values)
 
-    def test_an_alarm(self):
-        row = {"loss": 1.0, "alarm_loss": 1.0, "alarm_loss_stronger": 3.0}
-        row |= {"alarm_gradient_agreement": 1.0, "alarm_gradient_zero": 0.0}
-        warning, _ = self.logged(row)
-        self.assertRegex(
-            warning, "train: WARNING, up to step 7: the loss under an attack of 3 steps"
-        )
-
-    def test_a_checkpoint_knows_where_it_stands(self):
-        fake, checkpoints = self.fake(state="state"), mock.Mock()
-        fake.progress.chip_hours = lambda: 1.5
-        fake.ahead.noted = lambda: {"skipped": 1}
-        loop._Loop.save(fake, checkpoints)
-        ((step, state, about), _) = checkpoints.save.call_args
-        self.assertEqual((step, state), (7, "state"))
-        expected = {"examples_consumed": 7 * 64, "phase": "train", "bn_group": 16, "skipped": 1}
-        self.assertEqual(
-            {k: about[k] for k in expected} | {"h": about["chip_hours"]}, expected | {"h": 1.5}
-        )
-        self.assertEqual(about["config"]["attack"]["warmup_epochs"], 2)
-
     def test_a_copy_has_both_weights(self):
         state = SimpleNamespace(params="params", stats="stats")
         fake, order = self.fake(state=state), []
@@ -209,29 +150,6 @@ class PartsTest(absltest.TestCase):
         both = loop.kept.Kept("params", "stats", "mean", "mean stats")
         kept = (Path("nowhere"), "train", 7, both), {"steps_per_epoch": 4}
         self.assertEqual((order, fake.kept), (["wait", kept], 7))
-
-    def test_groups_of_a_batch_norm_stay(self):
-        run = SimpleNamespace(name="train", phase=SimpleNamespace(bn_group=8))
-        loop.same_groups(run, {"bn_group": 8})
-        loop.same_groups(run, {})
-        with self.assertRaisesRegex(ValueError, "of 16 images at a time so far.* of 8 on these"):
-            loop.same_groups(run, {"bn_group": 16})
-
-    def test_an_evaluation_is_noted_once_it_is_done(self):
-        fake, order = self.fake(state="state"), []
-        fake.select = lambda step, state: order.append((step, state)) or {"selection_robust": 0.5}
-        fake.write = lambda *row: order.append(row)
-        loop._Loop.evaluate(fake)
-        self.assertEqual(order, [(7, "state"), (7, {"selection_robust": 0.5})])
-        self.assertEqual(fake.evaluated, 7)
-        fake.progress.resume.assert_called_once_with(7)
-        fake.run.trackers.pictures.assert_called_once_with(7)
-
-    def test_sound(self):
-        for skipped, step, expected in ((0, 7, True), (2, 7, False), (2, 12, True)):
-            fake = self.fake(step=step)
-            fake.ahead.skipped = skipped
-            self.assertEqual(loop._Loop.sound(fake), expected)
 
     def stopped(self, *, skipped=0, broken=""):
         fake = self.fake(state=SimpleNamespace(stats={}))

@@ -121,6 +121,8 @@ class ChecksTest(parameterized.TestCase):
         ({"phases": ("model",)}, "names 'model', for which the config has no section"),
         ({"phases": ()}, r"phases=\(\): there is nothing to train"),
         ({"low__head": "fresh"}, "low.head='fresh': the first phase .*; set init.head"),
+        ({"low__normalize": "half"}, "low.normalize='half': the first .*; set init.normalize"),
+        ({"low__start": "train"}, "low.start='train': the first phase .*; set init.weights"),
         ({"train__start": "larger"}, "train.start='larger': .*that happens, low$"),
         ({"larger__changes": {"attack": {"epsilom": 1}}}, "epsilom is not a key; did you mean ep"),
         (
@@ -166,7 +168,8 @@ class ChecksTest(parameterized.TestCase):
         workdir = Path(self.create_tempdir())
         config = plain(tiny())
         old = {key: value for key, value in config.items() if key != "phases"}
-        old["train"] = {key: value for key, value in old["train"].items() if key != "changes"}
+        new_keys = ("changes", "schedule", "optimizer", "nesterov", "warmup_lr")
+        old["train"] = {key: value for key, value in old["train"].items() if key not in new_keys}
         old["log"] = {"every_steps": 3, "tensorboard": True}
         (workdir / "config.json").write_text(json.dumps({"version": VERSION} | old))
         training_run.claim(workdir, config, {})

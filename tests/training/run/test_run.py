@@ -1,6 +1,5 @@
 """The whole loop on the shipped digits: train, stop, resume, evaluate, refuse."""
 
-import copy
 import errno
 import itertools
 import json
@@ -16,15 +15,12 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from jaxrobust.config import VERSION
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training import build
-from jaxrobust.training.run import run as training_run
 from jaxrobust.training.run import splits, stopping, trackers
 from jaxrobust.weights.store import checkpoint
-from jaxrobust.weights.trained import runs
 from tests.support import paths, result_lines, sweeps
 from tests.support.modules import hidden, needs
 from tests.support.recorder import DOT, Recorder
@@ -231,21 +227,6 @@ class TroubleTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "has version (None|0) of the config's keys"):
                 quiet_run(tiny(), workdir)
 
-    def test_keys_that_came_later_have_their_defaults(self):
-        """A run of before them continues, but not with other values."""
-        workdir = Path(self.create_tempdir())
-        plain = json.loads(tiny().to_json())
-        old = {"version": VERSION} | copy.deepcopy(plain)
-        for phase in ("pretrain", "train"):
-            for key in ("schedule", "warmup_lr", "optimizer", "lr_steps", "nesterov"):
-                del old[phase][key]
-        (workdir / "config.json").write_text(json.dumps(old))
-        training_run.claim(workdir, plain, {})
-        changed = json.loads(tiny(train__optimizer="sgd").to_json())
-        with self.assertRaisesRegex(ValueError, "train.optimizer: 'adamw' there, 'sgd' now"):
-            training_run.claim(workdir, changed, {})
-        self.assertEqual(runs.run_config(workdir).train.schedule, "chord-cosine")
-
     def test_names_that_lose_checkpoints(self):
         """Orbax takes them for patterns or other paths, and reads nothing where it wrote."""
         for name in ("a[1]", "a\\b", "\udcff"):
@@ -256,37 +237,9 @@ class TroubleTest(parameterized.TestCase):
     @sweeps.rows(
         ({"train__batch_size": 3}, r"train\.batch_size=3 .*8 devices; use 8"),
         ({"evaluation__batch_size": 30}, r"evaluation\.batch_size=30 .*use 24 or 32"),
-        ({"train__batch_size": 512}, "larger than the split's 256 images"),
-        ({"model__name": "resnext"}, "unknown model 'resnext'"),
         ({"model__num_classes": 7}, "set num_classes=10"),
-        ({"data__name": "digitz"}, "digitz"),
-        ({"data__augmentation": "cutout"}, "unknown augmentation 'cutout'"),
-        ({"attack__norm": "l3"}, "norm='l3' is unknown"),
-        ({"attack__epsilon": 4.0}, "write 4/255"),
-        ({"attack__steps": 0}, "steps=0"),
-        ({"attack__steps": -1}, "steps=-1"),
-        ({"attack__name": "cw"}, "unknown attack 'cw'; one of"),
-        ({"attack__start": "corner"}, "one of 'image', 'random'"),
-        ({"train__objective": "alp"}, "unknown objective 'alp'; one of"),
-        ({"train__objective": "trades"}, "set attack.start='random'"),
-        ({"train__epochs": 0, "pretrain__epochs": 0}, "nothing to train"),
-        ({"train__warmup_epochs": 9}, "warmup_epochs=9"),
         ({"evaluation__steps": 0}, "steps=0"),
-        ({"evaluation__weights": "swa"}, "one of 'ema', 'raw'"),
-        ({"train__ema_decay": 1.5}, "ema_decay=1.5"),
-        ({"train__epochs": -1}, r"train\.epochs=-1 must be at least 1"),
-        ({"train__lr": -0.1}, r"train\.lr=-0.1 must be above 0"),
-        ({"train__optimizer": "lamb"}, r"train\.optimizer='lamb'; one of 'adamw', 'sgd'"),
-        ({"train__lr": float("nan")}, r"train\.lr=nan must be above 0"),
-        ({"train__weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
         ({"train__final_lr": 1.0}, "final_lr=1.0 must be between 0 and train.lr=0.01"),
-        ({"evaluation__every_epochs": 0}, r"evaluation\.every_epochs=0 must be at least 1"),
-        ({"checkpoint__every_epochs": 0}, r"checkpoint\.every_epochs=0 must be at least 1"),
-        ({"log__every_steps": 0}, r"log\.every_steps=0 must be at least 1"),
-        ({"test__images": -1}, r"test\.images=-1 must be at least 0"),
-        ({"seed": -1}, r"seed=-1 must be from 0 to 2\^32 - 1"),
-        ({"seed": 2**32}, r"seed=4294967296 must be from 0 to 2\^32 - 1"),
-        ({"model__dtype": "bf16"}, "dtype='bf16' is not a compute type; one of"),
         ({"model__options": {"remat": True}}, "options.remat is not an option; set model.remat"),
         ({"model__in_channels": 3}, "digits has 1 channels; set model.in_channels=1"),
         ({"log__to": "tensorboard"}, r"pip install 'jaxrobust\[tensorboard\]'"),

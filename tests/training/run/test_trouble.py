@@ -4,11 +4,9 @@ import types
 from pathlib import Path
 from unittest import mock
 
-import jax
 import numpy as np
 from absl.testing import absltest
 
-from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training.run import loop, stopping
 
@@ -49,15 +47,6 @@ class TroubleTest(absltest.TestCase):
         rows = jsonl.read(self.folder / "rollbacks.jsonl")
         self.assertEqual([row["lr_scale"] for row in rows], [0.5, 0.25])
         self.assertEqual([(row["step"], row["back_to"]) for row in rows], [(9, 4)] * 2)
-
-    def test_a_step_is_told_the_rate_of_all_rollbacks(self):
-        mesh = sharding.make_mesh(jax.devices()[:1])
-        for scale in (1.0, 0.5, 0.25):
-            found = stopping.Trouble(self.run_of(3))
-            phase = types.SimpleNamespace(mesh=mesh)
-            its = types.SimpleNamespace(trouble=found, run=types.SimpleNamespace(phase=phase))
-            self.assertEqual(loop._Loop._control(its, 0, 1.0).lr_scale, scale)
-            self.roll_back(found)
 
     def test_the_last_one_is_noted_and_refused(self):
         run = self.run_of(0)

@@ -101,18 +101,6 @@ class TrainStepTest(parameterized.TestCase):
         for name, value in one[0].params.items():
             self.assertLess(np.abs(value - many[0].params[name]).mean(), 2e-5, name)
 
-    @pytest.mark.slow
-    def test_average_and_counter(self):
-        phase = build.phase(small_config(), "train", 80, devices=jax.devices()[:1], donate=False)
-        with jax.set_mesh(phase.mesh), standard():
-            first = phase.init(jax.random.key(0))
-            state, _ = phase.step(first, batch_of(), build.control(phase.mesh))
-        first, state = jax.device_get((first, state))
-        self.assertEqual(state.step, 1)
-        for name, value in state.ema.items():
-            expected = 0.9 * first.params[name] + 0.1 * state.params[name]
-            np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7)
-
     def test_the_state_of_known_weights_needs_no_draw(self):
         phase = build.phase(small_config(), "train", 80, devices=jax.devices()[:1])
         with jax.set_mesh(phase.mesh), standard():
