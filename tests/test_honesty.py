@@ -3,14 +3,12 @@
 import contextlib
 import copy
 import importlib.util
-import io
 import itertools
 import json
 import math
 import shutil
 import sys
 import tempfile
-import unittest
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -18,7 +16,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import data, evaluation
@@ -40,8 +38,9 @@ from jaxrobust.types import Classifier
 from jaxrobust.weights.trained import history, kept
 from tests.support import (
     bundles,
-    datasets,
+    command_calls,
     forgeries,
+    four_sources,
     images,
     paths,
     reports,
@@ -351,12 +350,26 @@ class AnsweredTest(parameterized.TestCase):
             "    bright = x.mean((1, 2, 3)) > 0.5\n"
             "    return jnp.stack([1.0 - bright, 1.0 * bright], 1)\n"
         )
+        if kind == "hf":
+            four_sources.cache_hugging_face(self, Path("cache"))
         given = {"function": "black.py:logits_fn", "split": "test[:6]", "n": 6, "image_size": 8}
-        wide = {"preprocessing": "none"} if kind == "npz" else {}
-        first, *_ = self.ask(**given, **wide, **pictures(kind, 0))
+        given |= {"preprocessing": "none"} if kind == "npz" else {}
+
+        def pictures(grey):
+            shutil.rmtree(kind, ignore_errors=True)
+            image = np.full((8, 8, 3), grey, np.uint8)
+            image = image if kind == "npz" else images.encoded(image, "BMP")  # of one size
+            splits = {"test": ([image] * 7, [0] * 6 + [1])}
+            named = four_sources.write(kind, Path.cwd(), splits, ["dark", "light"])
+            place = {"data_dir": named["data_dir"]} if kind == "tfds" else {}
+            return {"dataset": named["name"]} | place
+
+        given |= pictures(0)
+        first, *_ = self.ask(**given)
         self.assertEqual(first["clean"], 1)
-        self.assertIn("done before", self.ask(**given, **wide, **pictures(kind, None))[1])
-        second, said, _ = self.ask(**given, **wide, **pictures(kind, 255))
+        self.assertIn("done before", self.ask(**given)[1])
+        pictures(255)
+        second, said, _ = self.ask(**given)
         self.assertNotIn("done before", said)
         self.assertEqual(second["clean"], 0)
 
@@ -410,52 +423,6 @@ def digits_regression() -> np.ndarray:
     train = data.load("digits", split="train")
     x = train.images.reshape(len(train.images), -1)
     return np.linalg.solve(x.T @ x + np.eye(64), x.T @ np.eye(10)[train.labels]).astype("f")
-
-
-def pictures(kind: str, grey: int | None) -> dict[str, str]:
-    """Write six pictures of one grey (None: leave them as they are); the flags that name them."""
-    labels = np.zeros(6, int)
-    image = None if grey is None else np.full((8, 8, 3), grey, np.uint8)
-    if kind == "npz":
-        if image is not None:
-            names = np.array(["dark", "bright"])
-            np.savez(
-                "set.npz", test_images=np.stack([image] * 6), test_labels=labels, classes=names
-            )
-        return {"dataset": "npz:set.npz"}
-    png = None if image is None else images.encoded(image, "BMP")  # of one size
-    if kind == "folder":
-        files = [*(f"set/test/dark/{i}.bmp" for i in range(6)), "set/test/light/0.bmp"]
-        if png:
-            datasets.write_tree(Path(), files, png)
-        return {"dataset": "folder:set"}
-    if kind == "hf":
-        if not importlib.util.find_spec("datasets"):
-            raise unittest.SkipTest("needs Hugging Face's datasets: pip install -e '.[test]'")
-        if png:
-            hf_parquet(Path("hf/test-00000-of-00001.parquet"), png, labels)
-        return {"dataset": "hf:./hf"}
-    if png:
-        import tensorflow_datasets as tfds
-
-        shutil.rmtree("tfds", ignore_errors=True)
-        features = {
-            "image": tfds.features.Image(shape=(8, 8, 3)),
-            "label": tfds.features.ClassLabel(num_classes=2),
-        }
-        rows = [{"image": png, "label": 0}] * 6
-        datasets.write_tfds(Path("tfds/two/1.0.0"), "two", features, {"test": rows})
-    return {"dataset": "two", "data_dir": "tfds"}
-
-
-def hf_parquet(path: Path, png: bytes, labels: np.ndarray) -> None:
-    import datasets as hf
-
-    path.parent.mkdir(exist_ok=True)
-    names = hf.ClassLabel(names=["dark", "bright"])
-    kinds = hf.Features({"image": hf.Image(), "label": names})
-    rows = {"image": [{"bytes": png, "path": f"{i}.png"} for i in range(6)], "label": labels}
-    hf.Dataset.from_dict(rows, features=kinds).to_parquet(str(path))
 
 
 # --- bundles ---
@@ -564,16 +531,10 @@ class ChosenTest(parameterized.TestCase):
 
     def choosing(self, workdir: Path, split: str) -> str:
         """What the choice stops with; nothing is there to choose from."""
-        out, said = io.StringIO(), io.StringIO()
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(said),
-            self.assertRaises(SystemExit) as stopped,
-        ):
-            select.main([str(workdir), "--split", split])
-        self.assertEqual(stopped.exception.code, 2)
+        ended = command_calls.ended(lambda: select.main([str(workdir), "--split", split]))
+        self.assertEqual(ended.code, 2)
         self.assertFalse((workdir / kept.SELECTION).exists())
-        return said.getvalue()
+        return ended.error
 
     def test_no_name_of_test_images_passes(self):
         for name, test, split in (
@@ -711,13 +672,7 @@ class ComparedTest(parameterized.TestCase):
         return self.a._replace(fooled_by=fooled_by.astype(str))
 
     def compared(self, *places) -> tuple[int, str, str]:
-        out, said, code = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
-            try:
-                compare.main([str(place) for place in places])
-            except SystemExit as stopped:
-                code = int(stopped.code or 0)
-        return code, out.getvalue(), said.getvalue()
+        return command_calls.ended(lambda: compare.main([str(place) for place in places]))
 
     def differs(self, *places: Path) -> list:
         """What a page says of the difference of robust accuracies."""
@@ -1231,17 +1186,6 @@ class RandomisedTest(parameterized.TestCase):
         self.assertLen({record["evaluation"] for record in records_of}, 3)
         self.assertIn("majority of 9 draws", records_of[0]["method"])
 
-    @parameterized.parameters(
-        ({"rule": "most"}, "rule='most' is unknown; one of majority, mean, one-draw"),
-        ({"rule": "one-draw", "draws": 3}, "the rule one-draw has one; leave draws out"),
-        ({"draws": 0}, "draws=0: pass an int >= 1"),
-        ({"version": "custom"}, "draws=9 judges a randomised network: pass version='rand'"),
-        ({"search_fn": shaken}, "version='rand' has no search_fn; leave it out"),
-    )
-    def test_what_cannot_be_meant(self, changes, message):
-        with self.assertRaisesRegex(ValueError, message):
-            self.drawn(**{"rule": None} | changes)
-
     def test_the_command(self):
         Path("nets.py").write_text(
             "import jax\n"
@@ -1294,77 +1238,3 @@ class Read:
 
     def __getitem__(self, which):
         return self.images[which]
-
-
-# --- PyTorch's networks ---
-
-
-class TorchNetworksTest(parameterized.TestCase):
-    """What is more than its layers is converted with its gradients, or refused by its cause."""
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        if importlib.util.find_spec("torch") is None:
-            raise absltest.SkipTest(paths.PARITY)
-        from jaxrobust.pytorch.reading import custom_gradients
-        from tests.support import torch_defences
-
-        cls.nets, cls.custom_gradients = torch_defences, custom_gradients
-        shape = (4, torch_defences.SIDE, torch_defences.SIDE, torch_defences.CHANNELS)
-        cls.images = np.random.default_rng(0).random(shape, np.float32)
-
-    def from_module(self, module, **how):
-        from jaxrobust.pytorch.torch import from_module
-
-        return from_module(module, self.images, **how)
-
-    @parameterized.parameters(
-        "full backward hook",
-        "hook before backward",
-        "hook of a tensor",
-        "hook of a tensor where it needs a gradient",
-        "input changed in place by a Function",
-        "change in place without gradients",
-        "noise of NumPy's",
-        "a rare coin of Python's",
-        "a rare coin of PyTorch's",
-        "state",
-        "a batch",
-        "the number of images",
-        "a question to the images",
-        "randomness",
-    )
-    def test_is_refused_by_its_cause(self, name):
-        change, message = self.nets.REFUSED[name]
-        module = self.nets.network()
-        change(module)
-        with self.assertRaisesRegex(ValueError, message) as caught:
-            self.from_module(module.eval())
-        self.assertNotIn("\n", str(caught.exception))
-
-    def test_all_of_them_are_here(self):
-        method = "test_is_refused_by_its_cause"
-        count = sum(name.startswith(method) for name in dir(self))
-        self.assertEqual(count, len(self.nets.REFUSED))
-
-    def test_the_authors_gradients(self):
-        functions = ("BPDA by the identity", "BPDA by detach", "statistics without gradients")
-        layers = [self.nets.Layer(self.nets.OWN_GRADIENTS[name]) for name in functions]
-        module = self.nets.network(*layers)
-        self.from_module(module)  # which compares
-        with (
-            mock.patch.object(self.custom_gradients, "with_stops", lambda program: program),
-            self.assertRaisesRegex(ValueError, "same values, so a gradient differs"),
-        ):
-            self.from_module(module)
-
-    def test_questions_to_constants(self):
-        self.from_module(self.nets.network(self.nets.Asking()))
-
-    def test_noise_that_is_meant(self):
-        noisy = self.nets.network(self.nets.Layer(self.nets.DRAWS["randn_like"]))
-        logits_fn, _ = self.from_module(noisy, random=True, compare=False)
-        logits = [logits_fn(self.images, jax.random.split(jax.random.key(k), 4)) for k in (0, 0, 1)]
-        np.testing.assert_array_equal(logits[0], logits[1])
-        self.assertGreater(np.abs(logits[0] - logits[2]).max(), 1e-3)

@@ -119,6 +119,17 @@ class OwnGradientsTest(parameterized.TestCase):
         self.assertNotIn("forward", vars(net))
 
 
+class RefusedTest(parameterized.TestCase):
+    @parameterized.parameters(*torch_defences.REFUSED)
+    def test_is_refused_by_its_cause(self, name):
+        change, message = torch_defences.REFUSED[name]
+        module = torch_defences.network()
+        change(module)
+        with self.assertRaisesRegex(ValueError, message) as caught:
+            interop.from_module(module.eval(), images().astype(np.float32))
+        self.assertNotIn("\n", str(caught.exception))
+
+
 class ComputedTest(parameterized.TestCase):
     """What no image changes is computed once, by PyTorch."""
 

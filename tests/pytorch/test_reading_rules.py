@@ -101,20 +101,6 @@ class RefusalsTest(parameterized.TestCase):
         self.assertEqual(refusals.own_line('File "/me/a.py", line 4'), "/me/a.py, line 4")
         self.assertEqual(refusals.own_line("nothing of it"), "")
 
-    @sweeps.rows(
-        (torch.nn.Conv2d(3, 4, 3), (32, 32, 1), "takes [B,3,32,32]"),
-        (torch.nn.Conv2d(1, 4, 3), (32, 32, 3), "takes [B,1,32,32]"),
-        (
-            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2)),
-            (224, 224, 3),
-            "takes [B,3,32,32]; give image_size=32",
-        ),
-    )
-    def test_which_images_a_module_takes(self, module, image, message):
-        with self.assertRaisesRegex(ValueError, "the images are .* fails") as caught:
-            refusals.check_takes(module, image)
-        self.assertEndsWith(str(caught.exception), message)
-
     def test_a_module_of_one_image_at_a_time_is_taken(self):
         class One(torch.nn.Module):
             def forward(self, x):
@@ -155,11 +141,6 @@ class CheckTest(parameterized.TestCase):
         for module, random in ((drops, False), (norms, True), (norms, False)):
             with self.assertRaisesRegex(ValueError, "it is in training mode; call module.eval"):
                 exporting.check(module, random=random)
-
-    def test_other_types(self):
-        module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).double()).eval()
-        with self.assertRaisesRegex(ValueError, r"1.weight \(and 1 more\) is float64"):
-            exporting.check(module)
 
     def test_programs_of_any_number_of_images_and_of_one(self):
         def loaded(*shapes):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation.questions import questions
 from jaxrobust.pytorch import agreement, named
 from jaxrobust.pytorch import torch as interop
 from jaxrobust.pytorch.operators import TABLE
@@ -95,11 +94,6 @@ class FromModuleTest(parameterized.TestCase):
         self.assertLen(weights, 2)
         np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-5)
 
-    def test_code_for_a_number_of_images(self):
-        module = torch_faults.EachByItself().eval()
-        logits_fn, _ = from_module(module, images())
-        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
-
     def test_branches_on_its_own_numbers(self):
         module = torch_faults.Thresholded().eval()
         before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -111,17 +105,6 @@ class FromModuleTest(parameterized.TestCase):
         self.assertSameElements(weights, {"center", "threshold", "head.weight", "head.bias"})
         self.assertSequenceEqual(list(before), list(module.state_dict()))
         torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
-
-    def test_a_module_that_changes_its_images(self):
-        module = torch_faults.Changing().eval()
-        logits_fn, _ = from_module(module, images())
-        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
-
-    def test_a_module_that_changes_its_weights(self):
-        module = torch_faults.NormalisingItself().eval()
-        self.assertGreater(abs(module.head.weight.norm(dim=1)[0].item() - 1), 0.1)
-        logits_fn, _ = from_module(module, images())
-        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
 
     @parameterized.parameters(
         (torch_faults.Both, "0", lambda found: found[0]),
@@ -206,6 +189,9 @@ class FromModuleTest(parameterized.TestCase):
         lambda: torch_faults.Thermometer(),
         lambda: torch.jit.script(torch_faults.Convolutional().eval()),
         lambda: torch.jit.trace(torch_faults.Convolutional().eval(), torch.zeros(1, 3, 8, 8)),
+        lambda: torch_faults.EachByItself(),  # code for a number of images
+        lambda: torch_faults.Changing(),  # its images
+        lambda: torch_faults.NormalisingItself(),  # its weights
     )
     def test_is_the_modules(self, make):
         module = make().eval()
@@ -255,17 +241,6 @@ class GradientsTest(parameterized.TestCase):
     def test_which_reach_them(self):
         module = torch_faults.Named().eval()
         self.assertEqual(refusals.without_gradient(module, images(), ("apgd-ce",)), "")
-
-    @sweeps.rows(
-        ("autoattack", "standard", ("apgd-ce", "apgd-t", "fab-t")),
-        ("autoattack", "rand", ("apgd-ce", "apgd-dlr")),
-        ("square", "standard", ()),
-        ("clean", "standard", ()),
-        ("pgd-10", "standard", ("pgd-10",)),
-        ("square,fab", "standard", ("fab",)),
-    )
-    def test_which_attacks_follow_them(self, attack, version, expected):
-        self.assertEqual(questions.following(attack, version, "linf"), expected)
 
 
 class FileTest(parameterized.TestCase):

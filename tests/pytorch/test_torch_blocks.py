@@ -19,8 +19,10 @@ torch = pytest.importorskip("torch", reason=paths.PARITY)
 from torch import nn  # noqa: E402
 
 from jaxrobust.pytorch.reading.training_mode import trainable  # noqa: E402
+from tests.support import trainable_modules as modules  # noqa: E402
 
 SIDE, WIDTH = 8, 6
+FASTER = trained.Faster(patterns=torch_blocks.PATTERNS)
 OTHERWISE = ("tanh", "relu", "full", "bias", "gamma", "residual", "twice", "pixels", "gate")
 OTHERWISE = *OTHERWISE, "channels"
 OTHER_HALVINGS = (
@@ -104,24 +106,8 @@ def written(*others, rate=0.0):
     return trainable(Net(*(Block(other, rate) for other in others)), (SIDE, SIDE, 3))
 
 
-def results(network, patterns, keys=None, dtype=jnp.float64, **how):
-    """Logits and all gradients, in training mode."""
-    net = trained.classifier(network, trained.Faster(patterns=patterns), **how)
-    params, stats = (
-        {name: jnp.asarray(a, dtype) for name, a in group.items()}
-        for group in net.init(jax.random.key(0))
-    )
-    x = jnp.asarray(np.random.default_rng(0).random((3, SIDE, SIDE, 3)), dtype)
-
-    def loss(params, x):
-        logits, _ = net.apply(params, stats, x, train=True, key=keys)
-        return jnp.square(logits).sum(), logits
-
-    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
-
-
 def traced(network, side=SIDE):
-    net = trained.classifier(network, trained.Faster(patterns=torch_blocks.PATTERNS))
+    net = trained.classifier(network, FASTER)
     given = net.init(jax.random.key(0))
     x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     key = jax.random.key(1)
@@ -136,13 +122,9 @@ class ConvNeXtTest(parameterized.TestCase):
     )
     def test_values_and_gradients(self, others, rate, how):
         network, keys = written(*others, rate=rate), jax.random.split(jax.random.key(3), 3)
-        with jax.enable_x64(True), self.counted() as block:
-            found = results(network, torch_blocks.PATTERNS, keys, **how)
-            self.assertNotEmpty(block.call_args_list)
-            expected = results(network, (), keys)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found, expected
-        )
+        with self.counted() as block:
+            modules.check_faster(network, FASTER, keys, **how)
+        self.assertNotEmpty(block.call_args_list)
 
     def counted(self):
         return mock.patch.object(
@@ -165,12 +147,7 @@ class ConvNeXtTest(parameterized.TestCase):
         with self.between() as called:
             traced(network)
         self.assertNotEmpty(called.call_args_list)
-        with jax.enable_x64(True):
-            found = results(network, torch_blocks.PATTERNS)
-            expected = results(network, ())
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found, expected
-        )
+        modules.check_faster(network, FASTER)
 
     def test_what_else_stands_between_stages(self):
         stages = (Stage(block=False, **how) for how in OTHER_HALVINGS)
@@ -189,7 +166,7 @@ class ConvNeXtTest(parameterized.TestCase):
         params = {**network.params, **network.stats}
         x = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
         with self.counted() as block, self.between() as between:
-            net = trained.classifier(network, trained.Faster(patterns=torch_blocks.PATTERNS))
+            net = trained.classifier(network, FASTER)
             logits = net.apply(*net.init(jax.random.key(0)), x)[0]
         self.assertLen(block.call_args_list, 4)
         self.assertLen(between.call_args_list, 3)

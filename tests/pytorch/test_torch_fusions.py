@@ -4,7 +4,6 @@ import collections
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
@@ -19,10 +18,12 @@ from torch import nn  # noqa: E402
 from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
 
 from jaxrobust.pytorch.reading.training_mode import trainable  # noqa: E402
+from tests.support import trainable_modules as modules  # noqa: E402
 
 SIDE, WIDTH, HEADS = 6, 12, 3
 TOKENS = SIDE * SIDE // 4
 KERNELS = torch_kernels.KERNELS | torch_fusions.KERNELS
+FASTER = trained.Faster(KERNELS, fused=torch_fusions.fused)
 
 
 class Block(nn.Module):
@@ -138,22 +139,6 @@ def written(*others):
     return trainable(Net(*map(Block, others)), (SIDE, SIDE, 3))
 
 
-def results(network, *known, dtype=jnp.float64, **how):
-    """Logits and all gradients, in training mode."""
-    net = trained.classifier(network, trained.Faster(*known), **how)
-    params, stats = (
-        {name: jnp.asarray(a, dtype) for name, a in group.items()}
-        for group in net.init(jax.random.key(0))
-    )
-    x = jnp.asarray(np.random.default_rng(0).random((2, SIDE, SIDE, 3)), dtype)
-
-    def loss(params, x):
-        logits, _ = net.apply(params, stats, x, train=True)
-        return jnp.square(logits).sum(), logits
-
-    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
-
-
 class FusionTest(parameterized.TestCase):
     @sweeps.rows(
         # How many maps are of tokens as they lie, whether attention is read, and of one product.
@@ -197,21 +182,11 @@ class FusionTest(parameterized.TestCase):
         rolls = int(otherwise == "rolled")
         wanted = [maps, rolls, 2, int(attends and not of_one), int(of_one)]
         self.assertEqual([found[name] for name in torch_fusions.KERNELS], wanted)
-        with jax.enable_x64(True):
-            expected = results(network)
-            found = results(network, trained.Faster(KERNELS, (), torch_fusions.fused))
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found, expected
-        )
+        modules.check_faster(network, FASTER)
 
     def test_blocks_as_one_that_are_computed_again(self):
         network = written("", "", "")
-        with jax.enable_x64(True):
-            expected = results(network)
-            found = results(network, KERNELS, (), torch_fusions.fused, scan=True, remat=True)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found, expected
-        )
+        modules.check_faster(network, FASTER, scan=True, remat=True)
 
     def test_timm_s_own(self):
         from jaxrobust.publish import torch_networks
@@ -225,7 +200,7 @@ class FusionTest(parameterized.TestCase):
         found = [step.operator for part in parts for step in torch_fusions.fused(part, constants)]
         self.assertEqual([found.count(name) for name in torch_fusions.KERNELS], [8, 0, 4, 0, 2])
         x = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
-        net = trained.classifier(network, trained.Faster(KERNELS, (), torch_fusions.fused))
+        net = trained.classifier(network, FASTER)
         logits = net.apply(*net.init(jax.random.key(0)), x)[0]
         with torch.no_grad():
             want = module.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()

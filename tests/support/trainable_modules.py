@@ -1,8 +1,13 @@
 """Small modules of PyTorch's that train: every norm, draws, what is frozen, tied or refused."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
+
+from jaxrobust.pytorch import trainable
 
 SIDE, CHANNELS, CLASSES = 8, 3, 5
 
@@ -165,3 +170,23 @@ class Blocks(nn.Module):
         for block in self.stage2:
             x = block(x)
         return self.head(x.mean((2, 3)))
+
+
+def check_faster(network, faster, keys=None, **how) -> None:
+    """Logits and all gradients in training are those of the steps one by one, in float64."""
+    found = []
+    with jax.enable_x64(True):
+        for given in ((faster, how), (trainable.Faster(), {})):
+            net = trainable.classifier(network, given[0], **given[1])
+            params, stats = (
+                {name: jnp.asarray(a, jnp.float64) for name, a in group.items()}
+                for group in net.init(jax.random.key(0))
+            )
+            x = jnp.asarray(np.random.default_rng(0).random((3, *network.image)))
+
+            def loss(params, x, net=net, stats=stats):
+                logits, _ = net.apply(params, stats, x, train=True, key=keys)
+                return jnp.square(logits).sum(), logits
+
+            found.append(jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), *found)
