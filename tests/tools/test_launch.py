@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from absl.testing import absltest, parameterized
@@ -18,7 +19,6 @@ from tests.support import clouds, paths, processes
 
 CLUSTER = {"CLUSTER": "c", "ZONE": "z", "TYPE": "v5litepod-64", "IMAGE": "i"}
 FLAGS = ("--config", "configs/vit_s_cvst.py", "--workdir", "../bucket/a b")
-BOTH = "NODES counts hosts with GPUs and SLICES slices of TPUs; leave one of them out"
 
 
 def free_job() -> str:
@@ -74,136 +74,110 @@ class FlagsTest(absltest.TestCase):
             self.assertTrue(all(row) and len(row) == 5, row)
 
 
-class XpkTest(clouds.ScriptsTest):
+class Submitted:
+    """Tests of a script that submits a command, which containers of a cluster then run."""
+
+    script, call, named = "", "", ""  # its name, how it calls its program, what is named first
+    given = CLUSTER
+    flags: ClassVar[dict[str, str]] = {}  # of one slice
+    of_gpus: ClassVar[dict[str, str]] = {}  # of two hosts with GPUs
+    joins = ""  # how these find each other
+
     def submitted(self, *arguments, **variables):
-        """The flags of xpk, and the words of the command that the containers run."""
-        self.cloud.program("xpk")
-        code, said = self.cloud.run(clouds.SCRIPTS / "xpk.sh", *arguments, **CLUSTER | variables)
+        """The flags of the program, and the words of the command that the containers run."""
+        program, *call = self.call.split()
+        self.cloud.program(program)
+        script = clouds.SCRIPTS / self.script
+        code, said = self.cloud.run(script, *arguments, **self.given | variables)
         self.assertEqual(code, 0, said)
-        (call,) = self.cloud.calls()
-        self.assertEqual(call[:3], ["xpk", "workload", "create"])
-        given = dict(zip(call[3::2], call[4::2], strict=True))
-        return given, shlex.split(given.pop("--command"))
+        (words,) = self.cloud.calls()
+        (self.cloud.bin / "log").unlink()
+        self.assertEqual(words[:3], [program, *call])
+        flags = dict(zip(words[3::2], words[4::2], strict=True))
+        return flags, shlex.split(flags.pop("--command"))
 
     def test_submits_the_command(self):
-        given, command = self.submitted("robust", *FLAGS)
+        flags, command = self.submitted("robust", *FLAGS)
         self.assertEqual(command[:5], ["exec", "python", "-m", "jaxrobust.main", "--multihost"])
         self.assertEqual(command[5:], [*FLAGS])
-        self.assertEqual(
-            given,
-            {
-                "--cluster": "c",
-                "--zone": "z",
-                "--workload": "robust",
-                "--tpu-type": "v5litepod-64",
-                "--num-slices": "1",
-                "--docker-image": "i",
-                "--max-restarts": "1000",
-                "--restart-on-exit-codes": "75",
-                "--termination-grace-period-seconds": "120",
-            },
-        )
+        self.assertEqual(flags, self.flags)
 
     def test_slices_and_gpus(self):
-        given, _ = self.submitted("robust", *FLAGS, SLICES="2")
-        self.assertEqual(given["--num-slices"], "2")
-        (self.cloud.bin / "log").unlink()
-        given, command = self.submitted("robust", *FLAGS, TYPE="h100-80gb-8", NODES="2")
-        self.assertEqual((given["--device-type"], given["--num-nodes"]), ("h100-80gb-8", "2"))
-        self.assertNoCommonElements(given, ("--tpu-type", "--num-slices"))
-        address = "--coordinator_address $JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT"
-        joins = f"{address} --num_processes $NNODES --process_id $NODE_RANK"
-        self.assertEqual(command[4:], [*joins.split(), *FLAGS])
+        flags, _ = self.submitted("robust", *FLAGS, SLICES="2")
+        self.assertEqual(flags["--num-slices"], "2")
+        flags, command = self.submitted("robust", *FLAGS, TYPE="h100-80gb-8", NODES="2")
+        self.assertContainsSubset(self.of_gpus.items(), flags.items())
+        self.assertNoCommonElements(flags, ("--tpu-type", "--num-slices"))
+        self.assertEqual(command[4:], [*self.joins.split(), *FLAGS])
 
-    @parameterized.parameters(*CLUSTER)
-    def test_a_variable_is_missing(self, name):
-        given = {key: value for key, value in CLUSTER.items() if key != name}
-        self.refused("xpk.sh", f"set {name}, ", "robust", *FLAGS, **given)
+    def test_what_is_refused(self):
+        for name in self.given:
+            given = {key: value for key, value in self.given.items() if key != name}
+            self.refused(self.script, f"set {name}, ", "robust", *FLAGS, **given)
+        first = f"give the {self.named}'s name first, such as robust, then flags of jaxrobust.main"
+        both = "NODES counts hosts with GPUs and SLICES slices of TPUs; leave one of them out"
+        for message, words, variables in (
+            (first, FLAGS, {}),
+            (first, (), {}),
+            ("give the flags of jaxrobust.main, such", ["robust"], {}),
+            ("RUN=test is neither train", ["a", *FLAGS], {"RUN": "test"}),
+            (both, ["a", *FLAGS], {"NODES": "2", "SLICES": "2"}),
+        ):
+            self.refused(self.script, message, *words, **self.given | variables)
+        if not shutil.which(program := self.call.split()[0]):
+            missing = f"{program} is missing; (pip )?install"
+            self.refused(self.script, missing, "a", *FLAGS, **self.given)
 
-    def test_arguments(self):
-        name = "give the workload's name first, such as robust, then flags of jaxrobust.main"
-        self.refused("xpk.sh", name, *FLAGS, **CLUSTER)
-        self.refused("xpk.sh", name, **CLUSTER)
-        self.refused("xpk.sh", "give the flags of jaxrobust.main, such", "robust", **CLUSTER)
-        self.refused("xpk.sh", "RUN=test is neither train", "a", *FLAGS, RUN="test", **CLUSTER)
-        self.refused("xpk.sh", BOTH, "a", *FLAGS, NODES="2", SLICES="2", **CLUSTER)
-        if not shutil.which("xpk"):
-            self.refused("xpk.sh", "xpk is missing; pip install xpk", "a", *FLAGS, **CLUSTER)
+
+class XpkTest(Submitted, clouds.ScriptsTest):
+    script, call, named = "xpk.sh", "xpk workload create", "workload"
+    flags: ClassVar = {
+        "--cluster": "c",
+        "--zone": "z",
+        "--workload": "robust",
+        "--tpu-type": "v5litepod-64",
+        "--num-slices": "1",
+        "--docker-image": "i",
+        "--max-restarts": "1000",
+        "--restart-on-exit-codes": "75",
+        "--termination-grace-period-seconds": "120",
+    }
+    of_gpus: ClassVar = {"--device-type": "h100-80gb-8", "--num-nodes": "2"}
+    joins = (
+        "--coordinator_address $JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT "
+        "--num_processes $NNODES --process_id $NODE_RANK"
+    )
 
 
-class ClusterToolkitTest(clouds.ScriptsTest):
-    GIVEN = CLUSTER | {"BUCKET": "b"}
-
-    def submitted(self, *arguments, **variables):
-        """The flags of gcluster, and the words of the command that the containers run."""
-        self.cloud.program("gcluster")
-        script = clouds.SCRIPTS / "gcluster.sh"
-        code, said = self.cloud.run(script, *arguments, **self.GIVEN | variables)
-        self.assertEqual(code, 0, said)
-        (call,) = self.cloud.calls()
-        self.assertEqual(call[:3], ["gcluster", "job", "submit"])
-        given = dict(zip(call[3::2], call[4::2], strict=True))
-        return given, shlex.split(given.pop("--command"))
-
-    def test_submits_the_command(self):
-        given, command = self.submitted("robust", *FLAGS)
-        self.assertEqual(command[:5], ["exec", "python", "-m", "jaxrobust.main", "--multihost"])
-        self.assertEqual(command[5:], [*FLAGS])
-        mount = "gs://b;/bucket;rw;options=implicit-dirs,metadata-cache:ttl-secs:0"
-        self.assertEqual(
-            given,
-            {
-                "--cluster": "c",
-                "--location": "z",
-                "--name": "robust",
-                "--compute-type": "v5litepod-64",
-                "--num-slices": "1",
-                "--image": "i",
-                "--mount": mount,
-                "--restarts": "1000",
-                "--restart-on-exit-codes": "75,143",
-                "--grace-period": "120s",
-            },
-        )
+class ClusterToolkitTest(Submitted, clouds.ScriptsTest):
+    script, call, named = "gcluster.sh", "gcluster job submit", "job"
+    given = CLUSTER | {"BUCKET": "b"}
+    flags: ClassVar = {
+        "--cluster": "c",
+        "--location": "z",
+        "--name": "robust",
+        "--compute-type": "v5litepod-64",
+        "--num-slices": "1",
+        "--image": "i",
+        "--mount": "gs://b;/bucket;rw;options=implicit-dirs,metadata-cache:ttl-secs:0",
+        "--restarts": "1000",
+        "--restart-on-exit-codes": "75,143",
+        "--grace-period": "120s",
+    }
+    of_gpus: ClassVar = {"--compute-type": "h100-80gb-8", "--num-nodes": "2"}
+    joins = (
+        "--coordinator_address robust-main-job-0-0.robust:8476 --num_processes 2 "
+        "--process_id $JOB_COMPLETION_INDEX"
+    )
 
     def test_evaluates_on_ironwood(self):
-        given, command = self.submitted(
-            "a", "--workdir", "/bucket/run", RUN="evaluate", TYPE="tpu7x", TOPOLOGY="4x4x4"
-        )
-        self.assertEqual((given["--compute-type"], given["--topology"]), ("tpu7x", "4x4x4"))
-        self.assertEqual(
-            command[2:], ["-m", "jaxrobust.evaluate", "--multihost", "--workdir", "/bucket/run"]
-        )
-
-    def test_slices_and_gpus(self):
-        given, _ = self.submitted("robust", *FLAGS, SLICES="2")
-        self.assertEqual(given["--num-slices"], "2")
-        (self.cloud.bin / "log").unlink()
-        given, command = self.submitted("robust", *FLAGS, TYPE="h100-80gb-8", NODES="2")
-        self.assertEqual((given["--compute-type"], given["--num-nodes"]), ("h100-80gb-8", "2"))
-        self.assertNotIn("--num-slices", given)
-        joins = "--coordinator_address robust-main-job-0-0.robust:8476 --num_processes 2"
-        self.assertEqual(
-            command[4:], [*joins.split(), "--process_id", "$JOB_COMPLETION_INDEX", *FLAGS]
-        )
-
-    @parameterized.parameters(*GIVEN)
-    def test_a_variable_is_missing(self, name):
-        given = {key: value for key, value in self.GIVEN.items() if key != name}
-        self.refused("gcluster.sh", f"set {name}, ", "robust", *FLAGS, **given)
-
-    def test_arguments(self):
-        name = "give the job's name first, such as robust, then flags of jaxrobust.main"
-        self.refused("gcluster.sh", name, *FLAGS, **self.GIVEN)
-        self.refused("gcluster.sh", "give the flags of jaxrobust.main, such", "a", **self.GIVEN)
-        sizeless = self.GIVEN | {"TYPE": "tpu7x"}
-        self.refused(
-            "gcluster.sh", "TYPE=tpu7x says no size; set TOPOLOGY", "a", *FLAGS, **sizeless
-        )
-        self.refused("gcluster.sh", "RUN=test is neither", "a", *FLAGS, RUN="test", **self.GIVEN)
-        self.refused("gcluster.sh", BOTH, "a", *FLAGS, NODES="2", SLICES="2", **self.GIVEN)
-        if not shutil.which("gcluster"):
-            self.refused("gcluster.sh", "gcluster is missing; install", "a", *FLAGS, **self.GIVEN)
+        words = ("--workdir", "/bucket/run")
+        sizeless = {"RUN": "evaluate", "TYPE": "tpu7x"}
+        flags, command = self.submitted("a", *words, **sizeless, TOPOLOGY="4x4x4")
+        self.assertEqual((flags["--compute-type"], flags["--topology"]), ("tpu7x", "4x4x4"))
+        self.assertEqual(command[2:], ["-m", "jaxrobust.evaluate", "--multihost", *words])
+        message = "TYPE=tpu7x says no size; set TOPOLOGY"
+        self.refused(self.script, message, "a", *words, **self.given | sizeless)
 
 
 class SlurmTest(clouds.ScriptsTest):

@@ -27,17 +27,18 @@ class TpuPodTest(clouds.ScriptsTest):
     def runs(self):
         return [call[1:] for call in self.cloud.calls("run")]
 
-    @parameterized.parameters(*SLICE)
-    def test_a_variable_is_missing(self, name):
-        given = {key: value for key, value in SLICE.items() if key != name}
-        self.refused("tpu_pod.sh", f"set {name}, .*README", *FLAGS, **given)
-
-    def test_no_flags(self):
+    def test_what_is_refused(self):
+        for name in SLICE:
+            given = {key: value for key, value in SLICE.items() if key != name}
+            self.refused("tpu_pod.sh", f"set {name}, .*README", *FLAGS, **given)
         for flags in ((), ("--delete",)):
             self.refused("tpu_pod.sh", "give the flags of jaxrobust.main, such", *flags, **SLICE)
-
-    def test_neither_trains_nor_evaluates(self):
-        self.refused("tpu_pod.sh", "RUN=test is neither train nor", *FLAGS, RUN="test", **SLICE)
+        for name, value, message in (
+            ("RUN", "test", "RUN=test is neither train nor"),
+            ("CAPACITY", "free", "CAPACITY=free is neither spot, on-demand nor reserved; write"),
+            ("QUEUED", "1", "QUEUED=1 is neither yes nor no"),
+        ):
+            self.refused("tpu_pod.sh", message, *FLAGS, **SLICE | {name: value})
 
     def test_no_gcloud(self):
         (self.cloud.bin / "gcloud").unlink()
@@ -64,14 +65,15 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEmpty(self.cloud.calls())
 
     def test_runs_again_while_it_is_preempted(self):
-        code, said = self.pod(75, "255 PREEMPTED", 143, 0)
+        code, said = self.pod(75, "255 PREEMPTED", 143, "2 PREEMPTED", 0)
         self.assertEqual(code, 0, said)
-        # Preempted and saved, a host lost with the slice, preempted while it compiled, done.
-        self.assertEqual(self.runs(), [["-m", "jaxrobust.main", "--multihost", *FLAGS]] * 4)
+        # Preempted and saved, a host lost with the slice, preempted while it compiled, another
+        # error that came with a preemption, done.
+        self.assertEqual(self.runs(), [["-m", "jaxrobust.main", "--multihost", *FLAGS]] * 5)
         kinds = self.cloud.kinds()
-        self.assertEqual((kinds.count("create"), kinds.count("delete")), (2, 1))
-        self.assertEqual(kinds.count("scp"), 4)
-        (create, _) = [call for call in self.cloud.calls("gcloud") if call[4] == "create"]
+        self.assertEqual((kinds.count("create"), kinds.count("delete")), (3, 2))
+        self.assertEqual(kinds.count("scp"), 5)
+        (create, *_) = [call for call in self.cloud.calls("gcloud") if call[4] == "create"]
         asked = "create t --zone z --accelerator-type v5litepod-64 --version v --spot"
         self.assertEqual(create[4:], asked.split())
 
@@ -82,11 +84,6 @@ class TpuPodTest(clouds.ScriptsTest):
         (create,) = [call for call in self.cloud.calls("gcloud") if call[4] == "create"]
         asked = "create t --zone z --accelerator-type v5litepod-64 --version v"
         self.assertEqual(create[4:], [*asked.split(), *flags])
-
-    def test_values_that_are_none(self):
-        message = "CAPACITY=free is neither spot, on-demand nor reserved; write"
-        self.refused("tpu_pod.sh", message, *FLAGS, CAPACITY="free", **SLICE)
-        self.refused("tpu_pod.sh", "QUEUED=1 is neither yes nor no", *FLAGS, QUEUED="1", **SLICE)
 
     def test_queued(self):
         """A request waits for its slice; both go when the slice is preempted, and come again."""
@@ -142,13 +139,6 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEqual(self.cloud.kinds().count("delete"), 0)
         self.assertEndsWith(said, f"{DELETES}\n")
 
-    @parameterized.parameters(2, 255)
-    def test_an_end_that_came_with_a_preemption(self, end):
-        code, said = self.pod(f"{end} PREEMPTED", 0)
-        self.assertEqual(code, 0, said)
-        self.assertLen(self.runs(), 2)
-        self.assertEqual(self.cloud.kinds().count("create"), 2)
-
     def test_processes_of_a_lost_connection_stop_first(self):
         (self.cloud.host / "old").touch()
         code, said = self.pod(0)
@@ -171,16 +161,12 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEqual(started.returncode, 130, said)
         return said
 
-    def test_ctrl_c_stops_the_run_on_every_host(self):
-        said = self.interrupted("run")
+    @parameterized.parameters(((), f"{DELETES}\n"), (("--delete",), "tpu_pod.sh: t is deleted\n"))
+    def test_ctrl_c_stops_the_run_on_every_host(self, flags, end):
+        said = self.interrupted("run", *flags)
         self.assertEqual(self.cloud.calls("pkill")[-1][1], "-INT")
-        self.assertEndsWith(said, f"{DELETES}\n")
-
-    def test_ctrl_c_deletes_the_slice_after_that(self):
-        said = self.interrupted("run", "--delete")
-        self.assertEqual(self.cloud.calls("pkill")[-1][1], "-INT")
-        self.assertEqual(self.cloud.kinds()[-2:], ["ssh", "delete"])
-        self.assertEndsWith(said, "tpu_pod.sh: t is deleted\n")
+        self.assertEqual(self.cloud.kinds()[-1], "delete" if flags else "ssh")
+        self.assertEndsWith(said, end)
 
     @parameterized.parameters("PREEMPTED", "FAILED")
     def test_deletes_what_is_gone(self, state):
