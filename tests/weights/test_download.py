@@ -1,9 +1,7 @@
 """Downloads against servers on this machine that behave as the hub, a drive and others do."""
 
 import hashlib
-import socket
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 
@@ -80,17 +78,6 @@ class UrlTest(LocalCase):
         self.assertEqual(self.fetch().read_bytes(), CONTENT)
         self.assertIn("cannot resume", " ".join(self.said))
 
-    def test_the_cache_answers(self):
-        first, asked = self.fetch(), len(self.server.asked)
-        self.assertEqual(self.fetch(), first)
-        self.assertEqual(self.fetch(sha256=SHA256), first)
-        self.assertLen(self.server.asked, asked)
-
-    def test_another_hash_is_refused_and_removed(self):
-        with self.assertRaisesRegex(ValueError, f"has sha256 {SHA256}, expected 00.*removed"):
-            self.fetch(sha256="00")
-        self.assertEmpty(self.left())
-
     def test_web_pages_and_missing_files(self):
         with self.assertRaisesRegex(ValueError, "answers 404 .*no such file; check the address"):
             self.fetch(self.server.address + "/nowhere.pth")
@@ -106,18 +93,6 @@ class UrlTest(LocalCase):
             "refused, 5 times in a row; where .* run `curl -L -o weights.pth http.*give the file$",
         ):
             self.fetch()
-
-    def test_no_network(self):
-        """Which is certain sooner than that a server is down."""
-        unknown = socket.gaierror(-2, "Name or service not known")
-        with (
-            mock.patch.object(socket, "getaddrinfo", side_effect=unknown),
-            self.assertRaisesRegex(
-                remote_weights.Unreachable, "service not known, 2 times in a row; "
-            ),
-        ):
-            self.fetch("http://jaxrobust.invalid/w.pth")
-        self.assertLen(self.said, 1)
 
     @sweeps.rows(
         ("ftp://there/file.pth", "give a file, https"),

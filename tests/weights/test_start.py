@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +10,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
@@ -22,6 +21,7 @@ from jaxrobust.models.modules.positions import resized
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.training import build
 from jaxrobust.training.run import loop
+from jaxrobust.types import Weights
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose, convert
 from jaxrobust.weights.store import hashes, weights_folder
@@ -280,14 +280,6 @@ class StartTest(parameterized.TestCase):
         ({}, "", {}, "holds no weights; give a file, a folder that"),
         ({"dims": (16,)}, None, {}, "weights do not fit.*head.norm.scale"),
         ({}, None, {"init__stem": "new"}, "init.stem='new'; one of keep, fresh"),
-        ({"in_channels": 3}, None, {}, "images with 3 channels, and .*in_channels=1"),
-        (
-            {"in_channels": 3},
-            None,
-            {"init__stem": "fresh"},
-            "they normalise images with 3 channels",
-        ),
-        ({"stem_strides": (2,)}, None, {}, "only the stem differs.*init.stem=fresh"),
     )
     def test_refuses_before_anything_is_written(self, overrides, name, changes, message):
         path = self.stored(small(**overrides)) if name is None else self.folder / name
@@ -459,160 +451,50 @@ class FolderTest(parameterized.TestCase):
             weights_folder.about(self.folder)
 
 
-class DrawnTest(absltest.TestCase):
-    def test_a_new_stem_says_that_it_compiles_and_what_it_took(self):
-        size = {"depths": (1,), "dims": (8,), "stem_widths": (4, 8)}
-        net = models.create("convnext_n_cvst", image_size=8, num_classes=10, **size)
-        said, empty = [], {"XDG_CACHE_HOME": str(self.create_tempdir().full_path)}
-        with (
-            absltest.mock.patch.dict(os.environ, empty),
-            absltest.mock.patch.object(compose, "say", said.append),
-        ):
-            drawn = compose._drawn(net, ["stem.1.bias"], 0)
-            known = compilation.program("weights newly initialised", drawn)
-            compilation.remember(known, 157.0, hit=False)
-            compose._drawn(net, ["stem.1.bias"], 0)
-        what = "compiling the draw of new weights"
-        self.assertEqual(
-            said, [f"{what} (minutes for a large network)", f"{what} (took 157 s last time)"]
-        )
-
-
-NETWORK = {"name": "n", "options": {}, "num_classes": 10, "in_channels": 3}
-START = {"stem": "keep", "head": "keep", "normalize": "keep"}
-
-
-def phased(**starts) -> ConfigDict:
-    """Phases by their names, each with what it starts from."""
-    usual = START | {"start": None}
-    return ConfigDict({name: usual | (changes or {}) for name, changes in starts.items()})
-
-
-class PhasesTest(parameterized.TestCase):
-    """What phases start from; those after the first: tests/training/run/test_phases.py."""
+class RunTest(parameterized.TestCase):
+    """Which networks start which, by their options and shapes alone."""
 
     @sweeps.rows(
-        ("start", "a", "weights"), ("stem", "fresh", "stem"), ("head", "fresh", "head"),
-        ("normalize", "half", "normalize"),
-    )  # fmt: skip
-    def test_the_first_starts_from_init(self, key, value, of_init):
-        said = f"^a.{key}='{value}': the first phase starts from init; set init.{of_init}$"
-        with (
-            mock.patch.object(start_weights, "of_phase", lambda c, name: name),
-            mock.patch.object(start_weights, "_halves", lambda config: {}),
-            mock.patch.object(start_weights, "handed_on", self.fail),
-            self.assertRaisesRegex(ValueError, said),
-        ):
-            start_weights.check_phases(phased(a={key: value}, b=None), "ab")
-
-
-class HandedOnTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.composed = self.enter_context(mock.patch.object(start_weights, "_composed"))
-
-    def config(self, options=None, **section) -> ConfigDict:
-        model = NETWORK | {"options": options or {}}
-        return ConfigDict({"model": model, "train": START | section, "init": {"weights": "w"}})
-
-    def test_weights_of_the_same_network_stay_as_they_are(self):
-        weights = start_weights.Weights({}, {})
-        found = start_weights.handed_on(self.config(), self.config(), "train", weights)
-        self.assertIs(found, weights)
-        self.composed.assert_not_called()
-
-    @sweeps.rows(
-        ({"options": {"depths": (1,)}}, {}),
-        ({}, {"stem": "fresh"}),
-        ({}, {"head": "fresh"}),
-        ({}, {"normalize": "half"}),
-    )
-    def test_others_are_composed_anew(self, before, section):
-        weights = start_weights.Weights({"a": np.ones(1)}, {"b": np.zeros(1)})
-        config = self.config(**section)
-        found = start_weights.handed_on(self.config(**before), config, "train", weights)
-        artifact, *rest = self.composed.call_args.args
-        self.assertEqual(rest, [config, config.train])
-        self.assertEqual((artifact.arrays.keys(), artifact.facts.model), ({"a", "b"}, "n"))
-        self.assertEqual(artifact.facts.options, before.get("options", {}))
-        self.assertEqual(found, (self.composed.return_value.params, mock.ANY))
-
-    def test_of_a_run_the_last_phase_starts_the_first(self):
-        def of_phase(config, name):
-            whose = config if isinstance(config, str) else "ours"
-            return ConfigDict({"model": NETWORK | {"name": f"{whose} {name}"}, "init": START})
-
-        with (
-            mock.patch.object(start_weights, "of_phase", of_phase),
-            mock.patch.object(
-                start_weights, "phases", lambda config: ["first", "between", "then", "last"]
-            ),
-            mock.patch.object(start_weights, "_halves", lambda config: {}),
-        ):
-            start_weights.check_run("theirs", self.config())
-        artifact, ours, init = self.composed.call_args.args
-        self.assertEqual(init, self.config().init)
-        self.assertEqual(artifact.facts.options, dict(NETWORK["options"]))
-        self.assertEqual(artifact.facts.model, "theirs last")
-        self.assertEqual(ours.model.name, "ours first")
-
-
-class BelongsTest(parameterized.TestCase):
-    """Which stored weights are refused, by what is known of them."""
-
-    def check(self, *, theirs=None, ours=None, model="n", width=None, channels=None, mean=None,
-              options=None, **init) -> None:  # fmt: skip
-        config = ConfigDict({"model": NETWORK | {"options": options or {}}})
-        facts = start_weights.WeightFacts(model=model, options={})
-        arrays = {} if mean is None else {"normalize.mean": np.zeros(mean)}
-        with (
-            mock.patch.object(start_weights, "_rows", return_value=(theirs or {}, ours or {})),
-            mock.patch.object(start_weights.models, "words", "{0} with {1}".format),
-            mock.patch.object(convert, "head_width", return_value=width),
-            mock.patch.object(convert, "in_channels", return_value=channels),
-        ):
-            stored = mock.Mock(arrays=arrays)
-            start_weights._belongs(facts, stored, config, ConfigDict(START | init))
-
-    @sweeps.rows(
-        {},
-        {"theirs": {"dims": 1}, "ours": {"dims": 1}},
-        {"theirs": {"patch": 4}, "ours": {"patch": 2}, "stem": "fresh"},
-        {"theirs": {"small_stem": True}, "stem": "fresh"},
-        {"theirs": {"stem_strides": 4}, "ours": {"stem_strides": 2}, "model": "m"},
-        {"theirs": {"stem_strides": 4}, "options": {"stem_strides": (2,)}},
-        {"width": 10, "channels": 3, "mean": 3},
-        {"width": 5, "head": "fresh"},
-        {"width": 5, "head": "fresh-torch"},
-        {"channels": 1, "stem": "fresh"},
-    )
-    def test_what_belongs(self, **given):
-        self.check(**given)
-
-    @sweeps.rows(
-        ({"theirs": {"dims": 1}, "model": "m"}, "^they are those of m; set model.name=m$"),
+        ({}, {}, ""),
+        ({"dims": (16,)}, {}, r"(?s)those of convnext_n with .*16.*; set model.options to theirs$"),
+        ({"stem_strides": (2,)}, {}, "only the stem differs"),
+        ({"stem_strides": (2,)}, {"init__stem": "fresh"}, ""),
         (
-            {"ours": {"dims": 1}},
-            "(?s)^they are those of n with {}, .*the config has n with {}.*; set model.options",
+            {"name": "convnext_t", "dims": (16,)},
+            {},
+            "those of convnext_t; set model.name=convnext_t$",
         ),
-        ({"theirs": {"stem_strides": 4}}, "set model.options to theirs$"),
-        ({"theirs": {"dims": 1, "patch": 4}, "stem": "fresh"}, "set model.options to theirs$"),
-        ({"width": 5}, "^their head has 5 classes, and model.num_classes=10; set init.head=fresh"),
-        ({"channels": 1}, "^they take images with 1 channels, and model.in_channels=3; give data"),
-        ({"mean": 1}, "^they normalise images with 1 channels, and model.in_channels=3; give data"),
-        ({"mean": 4, "stem": "fresh"}, "^they normalise images with 4 channels"),
+        (
+            {},
+            {"model__name": "convnext_n_cvst", "model__options": ConfigDict({"depths": (1,)})},
+            "set model.name=convnext_n, or init.stem=fresh and model.name=convnext_n_cvst$",
+        ),
+        ({"num_classes": 5}, {}, "head has 5 classes, and model.num_classes=10; set init.head=fr"),
+        ({"num_classes": 5}, {"init__head": "fresh"}, ""),
+        ({"num_classes": 5}, {"init__head": "fresh-torch"}, ""),
+        ({"in_channels": 3}, {}, "take images with 3 channels, and model.in_channels=1; give data"),
+        ({"in_channels": 3}, {"init__stem": "fresh"}, "they normalise images with 3 channels"),
     )
-    def test_what_does_not(self, given, said):
-        with self.assertRaisesRegex(ValueError, said):
-            self.check(**given)
+    def test_of_its_last_phase(self, theirs, changes, message):
+        sizes = {f"model__{k}": v for k, v in theirs.items() if k not in OPTIONS}
+        options = OPTIONS | {k: v for k, v in theirs.items() if k in OPTIONS}
+        start = tiny(None, model__options=ConfigDict(options), **sizes)
+        refused = self.assertRaisesRegex(ValueError, message)
+        with refused if message else contextlib.nullcontext():
+            start_weights.check_run(start, tiny("w", **changes))
 
-    def test_a_conv_stem_may_be_drawn_before_the_body_of_another_network(self):
-        config = ConfigDict({"model": NETWORK | {"name": "m_cvst"}})
-        rows = ({"dims": 1}, {"dims": 2})
-        said = "set model.name=m, or init.stem=fresh and model.name=m_cvst$"
-        with (
-            mock.patch.object(start_weights, "_rows", return_value=rows),
-            self.assertRaisesRegex(ValueError, said),
-        ):
-            facts = start_weights.WeightFacts(model="m", options={})
-            start_weights._belongs(facts, mock.Mock(), config, ConfigDict(START))
+    def test_a_phase_passes_its_weights_on(self):
+        weights = Weights(*split(small()))
+        config = tiny(None)
+        self.assertIs(start_weights.handed_on(config, config, "train", weights), weights)
+        for part, changes in (("head.fc", {"head": "fresh"}), ("stem.0", {"stem": "fresh"})):
+            changed = tiny(None, **{f"train__{key}": value for key, value in changes.items()})
+            found = start_weights.handed_on(config, changed, "train", weights).params
+            differing = [k for k, array in weights.params.items() if (array != found[k]).any()]
+            self.assertIn(f"{part}.kernel", differing)
+            self.assertTrue(all(key.startswith(part.partition(".")[0]) for key in differing))
+        changed = tiny(None, train__normalize="half")
+        found = start_weights.handed_on(config, changed, "train", weights)
+        np.testing.assert_array_equal(found.stats["normalize.std"], [0.5])
+        with self.assertRaisesRegex(ValueError, "train starts from another .*set train.head=fresh"):
+            start_weights.handed_on(config, tiny(None, model__num_classes=5), "train", weights)

@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import tempfile
-import threading
 from pathlib import Path
 from unittest import mock
 
@@ -299,27 +298,6 @@ class PreparedTest(SubsetTest):
         self.assertEqual(sorted(path.name for path in self.directory.iterdir()), before)
         self.assertLen(list(subsets.index_cache().glob(f"*/{self.index().name}")), 1)
         self.assertEqual(self.chosen(), expected)
-
-    def test_many_may_write_at_once(self):
-        self.root.joinpath("place").mkdir()
-        rows = np.arange(20_000)
-        names = [b"%05d.jpg" % row for row in rows]
-        seen = []
-
-        def work():
-            subsets.write_index(self.root / "place", "val", rows, names)
-            seen.append(subsets.read_index(self.root / "place", "val"))
-
-        threads = [threading.Thread(target=work) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self.assertEqual([p.name for p in (self.root / "place").iterdir()], [self.index().name])
-        self.assertLen(seen, 6)
-        for index in seen:
-            np.testing.assert_array_equal(index.labels, rows)
-            self.assertEqual(index.names.tolist(), names)
 
     def test_without_file_names(self):
         self.write_prepared(with_names=False)

@@ -25,20 +25,12 @@ from jaxrobust.data.splits import spread
 from jaxrobust.data.stream import loading, pipeline
 from jaxrobust.data.transforms import preparing
 from tests.support import sweeps
-from tests.support.numbered import numbered, read_numbered
+from tests.support.numbered import numbered, read_numbered, taken
 
 DIGITS = Path(pipeline.__file__).parents[1] / "digits"
 
 
-def train(source, steps, **options):
-    """The first `steps` batches, as one (images, labels)."""
-    options = {"augmentation": "none", "image_size": 8, "batch_size": 8, "seed": 3} | options
-    batches = pipeline.train_batches(source, **options)
-    try:
-        taken = [next(batches) for _ in range(steps)]
-    finally:
-        batches.close()
-    return tuple(np.concatenate(arrays) for arrays in zip(*taken, strict=True))[:2]
+train = functools.partial(taken, batch_size=8)
 
 
 def tuple_of(load):

@@ -89,18 +89,6 @@ class ViewsTest(parameterized.TestCase):
             for image in plain[:, 0].reshape(-1, 8, 8):
                 self.assertEqual(image[0, 0], image[0, 1] - 1)  # neither cut nor flipped
 
-    @sweeps.rows((12, 1), (12, 2), (12, 4))
-    def test_same_for_processes_and_from_any_step(self, batch, count):
-        source = numbered(37)
-        options = {"batch_size": batch, "views": 3, "augmentation": CROP}
-        whole, _ = taken(source, 12, **options)  # an epoch of 9, and a third of one
-        parts = [
-            taken(source, 7, start=5 * batch, process_index=i, process_count=count, **options)[0]
-            for i in range(count)
-        ]
-        joined = np.concatenate([p.reshape(7, -1, 8, 8, 1) for p in parts], axis=1)
-        np.testing.assert_array_equal(joined.reshape(whole[60:].shape), whole[60:])
-
 
 class ExtraTest(parameterized.TestCase):
     def test_each_batch_has_its_share_and_an_epoch_ends_with_the_first_source(self):

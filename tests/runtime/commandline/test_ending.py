@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime.commandline import ending
 from jaxrobust.runtime.processes import lifeline
-from tests.support import evaluations, sweeps
+from tests.support import evaluations
 from tests.support.processes import start, wait, written
 
 TERM, CTRL_C, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
@@ -26,35 +26,8 @@ class Ended(BaseException):
     """The process would have ended."""
 
 
-class HostsTest(parameterized.TestCase):
-    def given(self, **flags):
-        none = dict.fromkeys(("coordinator_address", "num_processes", "process_id"))
-        usual = none | {"coordinator_timeout": None, "multihost": False}
-        known = mock.Mock(**(usual | flags))
-        with mock.patch.object(ending.flags, "FLAGS", known):
-            return ending.hosts()
-
-    def test_alone(self):
-        self.assertIsNone(self.given())
-
-    @sweeps.rows(
-        {"multihost": True},
-        {"process_id": 0},
-        {"num_processes": 2},
-        {"coordinator_address": "a:1"},
-        {"coordinator_timeout": 0.0},  # refused where it is used
-    )
-    def test_any_of_them_means_a_pod(self, **flags):
-        found = self.given(**flags)
-        names = {"coordinator_address": "coordinator", "num_processes": "processes"}
-        names |= {"process_id": "process", "coordinator_timeout": "timeout_s"}
-        ((key, value),) = flags.items()
-        none = dict.fromkeys(names.values())
-        self.assertEqual(found, none if key == "multihost" else none | {names[key]: value})
-
-
-class DefinedTest(absltest.TestCase):
-    def test_flags_of_a_pod_are_not_given(self):
+class HostsTest(absltest.TestCase):
+    def test_any_flag_of_a_pod_means_one(self):
         known = flags.FlagValues()
         kinds = ("DEFINE_bool", "DEFINE_string", "DEFINE_integer", "DEFINE_float")
         own = {kind: functools.partial(getattr(flags, kind), flag_values=known) for kind in kinds}
@@ -67,10 +40,16 @@ class DefinedTest(absltest.TestCase):
         self.assertEqual(found, dict.fromkeys(names) | {"multihost": False})
         words = ("--multihost", "--coordinator_address=h:1", "--num_processes=2", "--process_id=0",
                  "--coordinator_timeout=2.5")  # fmt: skip
-        known(["command", *words])
         values = {"coordinator": "h:1", "processes": 2, "process": 0, "timeout_s": 2.5}
-        with mock.patch.object(ending.flags, "FLAGS", known):
-            self.assertEqual(ending.hosts(), values)
+        none = dict.fromkeys(values)
+        alone = [none, *(none | {key: value} for key, value in values.items())]
+        rows = [((), None), (words, values), *zip(zip(words), alone, strict=True)]
+        for given, expected in rows:
+            for name in found:
+                known[name].unparse()
+            known(["command", *given])
+            with mock.patch.object(ending.flags, "FLAGS", known):
+                self.assertEqual(ending.hosts(), expected)
 
 
 class EndingTest(parameterized.TestCase):

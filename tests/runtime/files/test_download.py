@@ -107,13 +107,6 @@ class AnswersTest(parameterized.TestCase):
         self.assertEqual(self.asked[1]["If-Range"], "today")
         self.assertIn("it changed, or its server cannot resume", " ".join(self.said))
 
-    def test_a_server_that_continues_elsewhere(self):
-        half = Answer(CONTENT[:9], Content_Length=len(CONTENT), ETag="v1")
-        wrong = Answer(CONTENT[5:], 206, Content_Range="bytes 5-99/100", ETag="v1")
-        whole = Answer(CONTENT, Content_Length=len(CONTENT))
-        self.assertEqual(self.fetch(half, wrong, whole).read_bytes(), CONTENT)
-        self.assertNotIn("Range", self.asked[2])
-
     def test_more_is_here_than_there(self):
         half = Answer(CONTENT[:9], Content_Length=len(CONTENT), ETag="v1")
         whole = Answer(CONTENT, Content_Length=len(CONTENT))

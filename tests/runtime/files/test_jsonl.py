@@ -19,6 +19,9 @@ class ReadTest(absltest.TestCase):
         self.assertEqual(jsonl.read(self.path), [{"a": 1}, {"a": 2}])
         jsonl.append(self.path, {"a": 3})
         self.assertEqual(self.path.read_text(), '{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+        self.path.write_text('{"a": 1}')  # it lacks its end alone
+        jsonl.append(self.path, {"a": 2})
+        self.assertEqual(jsonl.read(self.path), [{"a": 1}, {"a": 2}])
 
     def test_a_line_that_was_added_is_on_the_disk(self):
         seen = []

@@ -216,19 +216,6 @@ class RunsTest(LocksCase):
 class UsersTest(LocksCase):
     """Ledgers and runs."""
 
-    def test_a_ledger_of_another_process_is_refused(self):
-        path = self.folder / "a.jsonl"
-        before = evaluated("one")
-        with contextlib.closing(ledger.Ledger(path, before, IDS)) as book:
-            book.add(0, VERDICT, None)
-        with (
-            holder(path.with_suffix(".lock")) as process,
-            self.assertRaisesRegex(ValueError, f"ledger {path} is in use by process {process.pid}"),
-        ):
-            ledger.Ledger(path, before, IDS)
-        with contextlib.closing(ledger.Ledger(path, before, IDS)) as book:
-            self.assertEqual(book.known()[0], 1)
-
     def test_a_ledger_that_it_refuses_can_be_opened_again(self):
         path = self.folder / "a.jsonl"
         for identity in ("one", "two", "two", "one"):

@@ -40,24 +40,22 @@ class ReactionTest(parameterized.TestCase):
         (CTRL_C, True, True, True, 130, "interrupted while it compiled"),
         (CTRL_C, False, False, True, None, "stopping as soon as the compiler .* again: stop at "),
         (TERM, False, True, True, None, r"saving and stopping as soon .*Ctrl-C: .*without saving"),
+        (TERM, True, True, True, None, None),  # a second one says nothing new
+        # Where nothing compiles, Python does the rest.
+        *(
+            (number, before, True, False, None, None)
+            for number in (TERM, CTRL_C)
+            for before in (0, 1)
+        ),
     )
     def test_what_is_said_and_done(self, number, before, saves, compiling, code, words):
         known = {"asked_before": before, "saves": saves, "compiling": compiling}
         found = signals.reaction(number, **known)
+        if words is None:
+            self.assertIsNone(found)
+            return
         self.assertEqual(found.code, code)
         self.assertRegex(found.text, words)
-
-    @sweeps.rows(
-        *sweeps.product(
-            number=(TERM, CTRL_C), asked_before=(False, True), saves=(True,), compiling=(False,)
-        )
-    )
-    def test_python_does_the_rest(self, number, **known):
-        self.assertIsNone(signals.reaction(number, **known))
-
-    def test_a_second_sigterm_says_nothing_new(self):
-        known = {"asked_before": True, "saves": True, "compiling": True}
-        self.assertIsNone(signals.reaction(TERM, **known))
 
     def test_who_compiles(self):
         jax_file = os.path.join(os.path.dirname(jax.__file__), "_src", "compiler.py")
