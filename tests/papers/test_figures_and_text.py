@@ -1,5 +1,6 @@
 """Experiments in the papers' figures and text: each is commands that work, or a sentence."""
 
+import re
 import shlex
 from types import SimpleNamespace
 
@@ -23,19 +24,41 @@ from jaxrobust.papers.networks import analyses
 from jaxrobust.papers.planning import runs
 from jaxrobust.papers.tables import documents, lines, tables
 from jaxrobust.runtime.commandline import fields, threats
-from tests.support import command_calls
+from tests.support import command_calls, paths
 from tools.generate import refresh_configs
 
-# Names that the papers' figures and sections have, of which the tables have nothing.
-WANTED = {
-    "revisiting_at": ("Figure 4", "Figures 6 and 7", "Appendix D.5"),
-    "xcit_light_recipe": ("Figure 1", "Figures 11 to 14", "Section 4.1.9"),
-    "twenty_architectures": ("Figures 1 to 4", "Figure 3", "Activations", "TRADES"),
-    "robust_resnets": (
-        *("Figure 1", "Figure 3", "Figure 4", "Figure 5c", "Figure 6", "Figure 9c and d"),
-        *("FGSM", "Tiny-ImageNet"),
-    ),
+# Figures that the sheets of the papers name, and experiments of the text that no table has.
+FIGURES = {
+    "revisiting_at": {1, 3, 4, 5, 6, 7},
+    "xcit_light_recipe": {1, 11, 12, 13, 14},
+    "twenty_architectures": {1, 2, 3, 4},
+    "robust_resnets": {1, 3, 4, 5, 6, 7, 8, 9, 10},
 }
+TEXT = {
+    "revisiting_at": ("Appendix D.5",),
+    "xcit_light_recipe": ("Section 4.1.9",),
+    "twenty_architectures": ("Activations", "TRADES"),
+    "robust_resnets": ("Figure 5c", "Figure 5d", "Figure 9c and d", "FGSM", "Tiny-ImageNet"),
+}
+# Where the sheets name figures: of paper_tables/README.md by the paper's seed, and of a sheet.
+SHEETS = {
+    "revisiting_at": ("000", "revisiting_at.md"),
+    "xcit_light_recipe": ("002", "xcit_light_recipe.md"),
+    "twenty_architectures": ("003", ""),
+    "robust_resnets": ("004", ""),
+}
+
+
+def numbers(text: str) -> set[int]:
+    """Return the numbers of the figures that a text names, such as "Figures 1 and 3 to 5"."""
+    found = set[int]()
+    for listed in re.findall(
+        r"\b[Ff]ig(?:ures?|s?\.) ((?:\d\d?(?!\d)[a-d]?(?:, | and | to )?)+)", text
+    ):
+        found |= {int(number) for number in re.findall(r"\d+", listed)}
+        for first, last in re.findall(r"(\d+)[a-d]? to (\d+)", listed):
+            found |= {*range(int(first), int(last) + 1)}
+    return found
 
 
 class CommandsTest(parameterized.TestCase):
@@ -58,11 +81,24 @@ class CommandsTest(parameterized.TestCase):
                     self.assertEqual(program, "jaxrobust")
                     getattr(self, name)(words)
 
-    @parameterized.parameters(*WANTED.items())
+    @parameterized.parameters(*FIGURES.items())
     def test_none_is_missing(self, paper, wanted):
         names = [row["name"] for row in tables.figures(paper).rows]
-        for name in wanted:
+        self.assertEqual(set().union(*map(numbers, names)), wanted)
+        for name in TEXT[paper]:
             self.assertTrue(any(each.startswith(name) for each in names), name)
+
+    @parameterized.parameters(*SHEETS.items())
+    def test_figures_of_the_sheets(self, paper, where):
+        folder = paths.SHARED / "reference"
+        if not folder.is_dir():
+            self.skipTest(paths.NO_SHARED)
+        seed, sheet = where
+        text = (folder / "paper_tables" / "README.md").read_text()
+        named = "".join(re.findall(rf"^- Seed {seed}: .*|^\d. Seed {seed}, .*", text, re.M))
+        named += (folder / "paper_tables" / f"{paper}.json").read_text()
+        named += (folder / sheet).read_text() if sheet else ""
+        self.assertContainsSubset(numbers(named), FIGURES[paper])
 
     def train(self, words):
         flag, text = words

@@ -114,8 +114,8 @@ class CostsTest(absltest.TestCase):
         file = Path(self.create_tempdir().full_path) / "deep" / "estimates.jsonl"
         planned = runs.of_paper("revisiting_at", "table_17")
         target = devices.target("v5e:8x8")
-        found = {"training": {"hours": 2.0}, "autoattack": {"expected": {"hours": 0.5}}}
-        with mock.patch.object(costs.account, "account", return_value=found) as estimated:
+        found = (2.0, 0.5)
+        with mock.patch.object(costs.account, "hours", return_value=found) as estimated:
             first = list(costs.of_runs(planned, target, utilisation=0.2, file=file))
             # Weight decay and label smoothing cost nothing: two networks and their two stems.
             self.assertEqual(estimated.call_count, 4)
@@ -179,8 +179,8 @@ class CommandTest(absltest.TestCase):
         folder = Path(self.create_tempdir().full_path)
         target = devices.target("v5e:8x8")
         file = folder / "runs" / "estimates.jsonl"
-        found = {"training": {"hours": 2.0}, "autoattack": {"expected": {"hours": 0.5}}}
-        with mock.patch.object(costs.account, "account", return_value=found):
+        found = (2.0, 0.5)
+        with mock.patch.object(costs.account, "hours", return_value=found):
             list(
                 costs.of_runs(
                     runs.of_paper("revisiting_at", "12"), target, utilisation=0.2, file=file

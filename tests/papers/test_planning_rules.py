@@ -125,10 +125,10 @@ class CostsTest(parameterized.TestCase):
         ):
             with self.subTest(row=(flags, threats)):
                 file = Path(self.create_tempdir().full_path) / "new" / "estimates.jsonl"
-                found = {"training": {"hours": 2.0}, "autoattack": {"expected": {"hours": 0.5}}}
+                found = (2.0, 0.5)
                 with (
                     mock.patch.object(lines.Run, "load", return_value=tiny()),
-                    mock.patch.object(costs.account, "account", return_value=found) as account,
+                    mock.patch.object(costs.account, "hours", return_value=found) as account,
                 ):
                     ((_, cost),) = costs.of_runs(
                         [run("a", flags=flags)], TARGET, utilisation=0.3, file=file

@@ -131,6 +131,26 @@ class TpuPodTest(clouds.ScriptsTest):
             freezes, [["pip", "freeze", "-q", "--python", "venv", "--exclude-editable"]]
         )
 
+    def test_a_workdir_at_its_address(self):
+        flags = ("--config", "configs/vit_s_cvst.py", "--workdir", "gs://b/a b")
+        code, said = self.pod(75, 0, flags=flags)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(self.runs(), [["-m", "jaxrobust.main", "--multihost", *flags]] * 2)
+        self.assertTrue((self.cloud.host / "bucket" / "a b" / "versions.txt").exists())
+
+    @sweeps.rows(
+        ("evaluate", "gs://b/runs/1", "the hosts .*; give --workdir ../bucket/runs/1$"),
+        (
+            "train",
+            "gs://c/runs/1",
+            "--workdir gs://c/runs/1 is not in the bucket .*, BUCKET=b; give",
+        ),
+        ("evaluate", "gs://bc/1", "--workdir gs://bc/1 is not in the bucket"),
+    )
+    def test_addresses_that_are_refused(self, run, workdir, message):
+        flags = (f"--workdir={workdir}",)
+        self.refused("tpu_pod.sh", message, *flags, **SLICE | {"RUN": run, "BUCKET": "gs://b"})
+
     @parameterized.parameters(0, 1, 255)
     def test_ends_with_the_code_of_another_end(self, end):
         code, said = self.pod(end)

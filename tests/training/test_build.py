@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
+from jaxrobust import models
 from jaxrobust.config import base
 from jaxrobust.runtime.devices import cpus
 from jaxrobust.training import build
@@ -154,7 +155,11 @@ class FlopsTest(parameterized.TestCase):
         changes = {"attack__name": attack[0], "attack__steps": attack[1], "model__image_size": 4}
         changes |= {"attack__start": "random", "train__objective": objective}
         config = small_config(**changes)
-        with mock.patch.object(build, "network_of", self.network), standard():
+        with (
+            mock.patch.object(build, "network_of", self.network),
+            mock.patch.object(build, "_forward_flops", build._forward_flops.__wrapped__),
+            standard(),
+        ):
             phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
             arguments = build.abstract_arguments(config, "train", phase)
             with jax.set_mesh(phase.mesh):
@@ -163,6 +168,18 @@ class FlopsTest(parameterized.TestCase):
         # The update needs no gradient in the pixels: the first layer's product is not made.
         first = self.widths[0] * self.widths[1] * (2 if objective == "trades" else 1)
         self.assertEqual(2 * (products(program.jaxpr) / 8 + first), counted)
+
+    @sweeps.rows("cifar_mixer", "convnext_n")
+    def test_listed_networks_are_not_counted_again(self, name):
+        of = models.member(name)
+        sizes = {"num_classes": of.num_classes, "image_size": of.counted_at, "in_channels": 3}
+        config = base()
+        config.model.update(name=name, options={}, **sizes)
+        with mock.patch.object(build, "_forward_flops") as counting:
+            listed = build.forward_flops(config)
+        counting.assert_not_called()
+        with mock.patch.object(build, "COUNTED", {}):
+            self.assertEqual(build.forward_flops(config), listed)
 
 
 class AttackLabelsTest(absltest.TestCase):

@@ -3,8 +3,8 @@
 # evaluates there with RUN=evaluate: the same command on every host, again after each preemption.
 #
 #   TPU=robust ZONE=us-east5-b TYPE=v6e TOPOLOGY=8x8 BUCKET=my-bucket \
-#     tools/launch/instance_groups.sh --config configs/vit_s_cvst.py --workdir ../bucket/runs/vit_s \
-#     --config.data.dir=gs://my-bucket/tensorflow_datasets
+#     tools/launch/instance_groups.sh --config configs/vit_s_cvst.py \
+#     --workdir gs://my-bucket/runs/vit_s --config.data.dir=gs://my-bucket/tensorflow_datasets
 #
 # SLICES=2 trains on two such slices, robust-0 and robust-1. CAPACITY=spot (the default), on-demand
 # or reserved, with RESERVATION=name, says what they are paid as. The rest is as in tpu_pod.sh. Which

@@ -38,7 +38,17 @@ read_flags() {
     before=$word
   done
   frozen='' # on the hosts, from their home: the versions of the first start
-  [[ -z $workdir || $workdir == /* ]] || workdir=jaxrobust/$workdir
+  case $workdir in
+    '' | /*) ;;
+    gs://"$BUCKET"/*) # the run writes there itself
+      workdir=bucket/${workdir#gs://"$BUCKET"/}
+      [[ $module != jaxrobust.evaluate ]] ||
+        stop "the hosts of an evaluation read each other's files; give --workdir ../$workdir"
+      ;;
+    gs://*) stop "--workdir $workdir is not in the bucket that the hosts mount, BUCKET=$BUCKET;" \
+      "give one bucket" ;;
+    *) workdir=jaxrobust/$workdir ;;
+  esac
   [[ -z $workdir ]] || frozen=$(printf %q "$workdir/versions.txt")
   [[ $command ]] || stop "give the flags of $module, such as --workdir ../bucket/runs/vit_s"
   command -v gcloud >/dev/null || stop "gcloud is missing; https://cloud.google.com/sdk has it"

@@ -3,7 +3,7 @@
 # every host, again after each preemption.
 #
 #   TPU=robust ZONE=us-west4-a TYPE=v5litepod-64 VERSION=v2-alpha-tpuv5-lite BUCKET=my-bucket \
-#     tools/launch/tpu_pod.sh --config configs/vit_s_cvst.py --workdir ../bucket/runs/vit_s \
+#     tools/launch/tpu_pod.sh --config configs/vit_s_cvst.py --workdir gs://my-bucket/runs/vit_s \
 #     --config.data.dir=gs://my-bucket/tensorflow_datasets
 #
 # Google calls the Cloud TPU API, which this script uses, legacy: it only gets fixes and has no TPU7x.
@@ -15,9 +15,8 @@
 # CAPACITY=spot (the default), on-demand or reserved says what the slice is paid as, and QUEUED=yes
 # asks for it as a queued resource. The versions of all packages are kept in the workdir when a run
 # first starts, and taken from there afterwards.
-# BUCKET, mounted as ~/bucket by gcsfuse, should have a hierarchical namespace: only there is the
-# renaming that completes a checkpoint atomic
-# (gcloud storage buckets create --uniform-bucket-level-access --enable-hierarchical-namespace).
+# BUCKET is mounted as ~/bucket by gcsfuse, for logs, versions and evaluations: RUN=evaluate takes
+# --workdir ../bucket/runs/vit_s.
 case $0 in */*) HERE=${0%/*} ;; *) HERE=. ;; esac
 # shellcheck source-path=SCRIPTDIR
 . "$HERE/pod.sh"

@@ -11,7 +11,7 @@ from jaxrobust.config import SPARED, Config, decoders
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.doctor.estimate import attacked, elsewhere, here
 from jaxrobust.doctor.estimate.devices import Target
-from jaxrobust.doctor.estimate.work import PhaseWork, work
+from jaxrobust.doctor.estimate.work import PhaseCost, PhaseWork, work
 from jaxrobust.doctor.programs import gpus
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.spelling import counted
@@ -89,13 +89,41 @@ def account(
                 once = attacked.measured(end.config, seconds=seconds)
             else:
                 once = attacked.computed(end.config, target, utilisation=utilisation)
-        result["autoattack"] = aa = {"images": images, **once._asdict(), "robust": robust}
-        for key, share in (("at_most", 1.0), ("expected", robust)):
-            total = start + attacked.seconds_of(aa, images=images, robust=share)
-            aa[key] = costs(total, target.whole)
+        aa = {"images": images, **once._asdict(), "robust": robust}
+        result["autoattack"] = aa | _of_autoattack(aa, target, start)
     result["known"] = [*fitted, *_known(parts, target, rows, decoders(config.data))]
     result["assumed"] = _assumed(parts, target, result, robust)
     return result
+
+
+def hours(config: Config, target: Target, *, utilisation: float) -> tuple[float, float]:
+    """Estimate the hours of training and of AutoAttack on chips that are not here.
+
+    As `account` does, but without counting activations, which takes most of its time.
+    """
+    config, _ = warnings.fitted_batches(config, target.chips)
+    parts = work(config)
+    training = 0.0
+    for part in parts:
+        elsewhere.check(part, target)
+        elsewhere.state(part, target)
+        once = elsewhere.timed(part, target, utilisation=utilisation)
+        training += sum(_spent(part, once).values())
+    end = parts[-1]
+    if not (images := end.evaluated("test")):
+        return training / 3600, 0.0
+    aa = attacked.computed(end.config, target, utilisation=utilisation)._asdict()
+    aa |= {"images": images, "robust": 0.5}
+    return training / 3600, _of_autoattack(aa, target, 0.0)["expected"]["hours"]
+
+
+def _of_autoattack(aa: dict[str, Any], target: Target, start: float) -> dict[str, Any]:
+    """Return AutoAttack's costs if all images are robust, and if the assumed share is."""
+    found = {}
+    for key, share in (("at_most", 1.0), ("expected", aa["robust"])):
+        total = start + attacked.seconds_of(aa, images=aa["images"], robust=share)
+        found[key] = costs(total, target.whole)
+    return found
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:
@@ -130,15 +158,7 @@ def _phase(
     else:
         with patience.of(f"{part.name}: looking at what its step takes"):
             once = elsewhere.computed(part, target, utilisation=utilisation, chips=chips)
-    saves = part.selections + math.ceil(p.epochs / config.checkpoint.every_epochs)
-    spent = {
-        "steps": part.steps * once.step,
-        "selection": part.selections * once.selection,
-        "alarm": part.probes * once.probe,
-        "test": once.test,
-        "compile": once.compile,
-        "checkpoints": saves * once.save,
-    }
+    spent = _spent(part, once)
     speed = part.batch_size / once.step
     peak = target.chip and target.chips * target.chip.flops
     return {
@@ -161,6 +181,21 @@ def _phase(
         "data_cores": None if target.here else cores(part, speed),
         **once.figures,
         **costs(sum(spent.values()), target.whole),
+    }
+
+
+def _spent(part: PhaseWork, once: PhaseCost) -> dict[str, float]:
+    """Return the seconds of a phase, by what it spends them on."""
+    saves = part.selections + math.ceil(
+        part.config[part.name].epochs / part.config.checkpoint.every_epochs
+    )
+    return {
+        "steps": part.steps * once.step,
+        "selection": part.selections * once.selection,
+        "alarm": part.probes * once.probe,
+        "test": once.test,
+        "compile": once.compile,
+        "checkpoints": saves * once.save,
     }
 
 

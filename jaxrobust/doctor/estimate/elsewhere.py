@@ -1,5 +1,6 @@
 """Cost of a phase on chips that are not here, from operations and peaks, or by compilation."""
 
+import functools
 import json
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import models
-from jaxrobust.config import Config, Values, network_of, plain
+from jaxrobust.config import Config, Values, attributes, network_of, plain
 from jaxrobust.doctor.estimate.devices import Target
 from jaxrobust.doctor.estimate.work import PhaseCost, PhaseWork, evaluation_flops
 from jaxrobust.doctor.programs import topology
@@ -33,9 +34,6 @@ def computed(
     assert target.chip is not None, "only listed chips have names"
     config, name = work.config, work.name
     check(work, target)
-    images = work.batch_size / target.chips
-    flops = build.flops_per_image(config, name) * images
-    step = flops / (target.chip.flops * utilisation)
     figures: dict[str, Any]
     if chips is not None:
         say(f"{name}: compiling the step for {target.name} (minutes for a large network)")
@@ -43,37 +41,55 @@ def computed(
         arguments = build.abstract_arguments(config, name, phase)
         remedy = f"--batch {max(work.batch_size // target.chips // 2, 1)} or --fsdp 0"
         compiled = topology.compiled(phase.step, *arguments, remedy=remedy).figures
+        images = work.batch_size / target.chips
+        flops = build.flops_per_image(config, name) * images
         roofline = topology.roofline(compiled, target.chip, flops=flops, images=images)
-        step = max(step, roofline["roofline_step_s"])
+        least = roofline["roofline_step_s"]
         memory, executed = topology.memory_of(compiled), compiled["flops_executable"] / images
         keys = (*topology.SECONDS, "roofline_step_s", "roofline_images_per_s_per_chip", "bound_by")
         figures = {"executed_flops_per_image": executed}
         figures["roofline"] = {key: roofline[key] for key in keys if key in roofline}
     else:
-        state = state_bytes(work, work.config.mesh.fsdp or target.chips // target.slices)
-        if state > target.chip.memory:
-            raise ValueError(
-                f"{name}: parameters, their average and the optimiser's state alone take "
-                f"{state / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; "
-                "share them with --fsdp 0"
-            )
+        least = 0.0
         activations = kept(config, name, images=work.batch_size // target.chips)
-        memory, figures = state + activations, {"activation_bytes": activations}
+        memory, figures = state(work, target) + activations, {"activation_bytes": activations}
         if target.slices > 1:
             figures["network_bytes"] = sent = _sent_to_slices(config, target)
             figures["network_s"] = target.chip.network and sent / target.chip.network
-            step = max(step, figures["network_s"] or 0.0)
-    step = max(step, SHORTEST)
+            least = figures["network_s"] or 0.0
+    cost = timed(work, target, utilisation=utilisation, least=least)
+    return cost._replace(memory=memory, figures=figures)
+
+
+def timed(work: PhaseWork, target: Target, *, utilisation: float, least: float = 0.0) -> PhaseCost:
+    """Estimate the times of a phase, with `least` seconds per step, without its memory."""
+    assert target.chip is not None, "only listed chips have names"
+    images = work.batch_size / target.chips
+    flops = build.flops_per_image(work.config, work.name) * images
+    step = max(flops / (target.chip.flops * utilisation), least, SHORTEST)
     speed = target.chips * target.chip.flops * utilisation
-    every = config.alarm.every_steps or 1
+    every = work.config.alarm.every_steps or 1
     return PhaseCost(
         step=step,
         probe=step * every * 0.01,  # the maximum that `alarm.check_cost` allows
         selection=evaluation_flops(work, "evaluation") / speed,
         test=evaluation_flops(work, "test") / (target.float32 * utilisation),
-        memory=memory,
-        figures=figures,
+        memory=0,
+        figures={},
     )
+
+
+def state(work: PhaseWork, target: Target) -> int:
+    """Count the bytes of a chip's state; raise a `ValueError` if they exceed its memory."""
+    assert target.chip is not None, "only listed chips have names"
+    count = state_bytes(work, work.config.mesh.fsdp or target.chips // target.slices)
+    if count > target.chip.memory:
+        raise ValueError(
+            f"{work.name}: parameters, their average and the optimiser's state alone take "
+            f"{count / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; "
+            "share them with --fsdp 0"
+        )
+    return count
 
 
 def kept(config: Config, name: str, *, images: int) -> int:
@@ -83,8 +99,15 @@ def kept(config: Config, name: str, *, images: int) -> int:
     A compiler keeps less if it fuses layers, and more if it copies; the attack's passes keep no
     more than this. `images`: per chip and step; with `microbatches` only one part counts.
     """
+    model = json.dumps(plain(config.model), sort_keys=True)
+    passes = 2 if objectives.named(config[name].objective).both else 1  # clean and attacked images
+    return passes * _residual_bytes(model, images // config[name].microbatches)
+
+
+@functools.cache  # the runs of a paper share networks
+def _residual_bytes(model: str, images: int) -> int:
+    config = attributes({"model": json.loads(model)})
     net, size = network_of(config), config.model.image_size
-    shape = (images // config[name].microbatches, size, size, config.model.in_channels)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
 
     def backward(params: Any, stats: Any, x: Any) -> Any:
@@ -93,10 +116,9 @@ def kept(config: Config, name: str, *, images: int) -> int:
 
         return jax.vjp(logits, params)[1]  # a tree of the residuals
 
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    x = jax.ShapeDtypeStruct((images, size, size, config.model.in_channels), jnp.float32)
     residuals = jax.tree.leaves(jax.eval_shape(backward, params, stats, x))
-    passes = 2 if objectives.named(config[name].objective).both else 1  # clean and attacked images
-    return passes * sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
 
 
 def _sent_to_slices(config: Config, target: Target) -> float:

@@ -8,7 +8,7 @@ from jaxrobust.papers.figures.contents import FigureContent, Series
 from jaxrobust.papers.figures.figure_records import FigureRecord
 from jaxrobust.types import fraction
 
-SEVERAL = "own radius"  # radii that differ between resolutions, such as ones that grow with them
+SEVERAL = "varying radius"  # radii differ between resolutions, such as ones that grow with them
 
 
 def resolution(

@@ -1,4 +1,4 @@
-"""The cost of a plan's runs on some devices, by `jaxrobust estimate`, cached in a file."""
+"""The cost of a plan's runs on some devices, as by `jaxrobust estimate`, cached in a file."""
 
 import hashlib
 import json
@@ -71,11 +71,7 @@ def _key(config: Any, target: Target, utilisation: float) -> str:
 
 def _estimated(config: Any, target: Target, utilisation: float) -> dict[str, Any]:
     try:
-        result = account.account(config, target, utilisation=utilisation)
+        training, autoattack = account.hours(config, target, utilisation=utilisation)
     except ValueError as error:  # with training's own sentence, such as about the batch
         return {"refused": str(error)}
-    attacked = result.get("autoattack")
-    return {
-        "training": result["training"]["hours"],
-        "autoattack": attacked["expected"]["hours"] if attacked else 0.0,
-    }
+    return {"training": training, "autoattack": autoattack}

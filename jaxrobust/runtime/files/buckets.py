@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.runtime.files import locks
-from jaxrobust.runtime.text import terminal
+from jaxrobust.runtime.text import patience, terminal
 
 _SCHEME = "gs://"
 EVERY_S = 10.0  # seconds between uploads
@@ -160,7 +160,7 @@ class _Mirror:
         # TensorStore writes objects that a cached listing would lack.
         fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
         self.address, self._process = f"{_SCHEME}{name}", os.getpid()
-        with answering(self.address):
+        with answering(self.address), patience.of(f"connecting to {self.address}"):
             self.bucket = storage.Client().get_bucket(name)  # as Orbax does
         self.root = Path(tempfile.mkdtemp(prefix="jaxrobust-")).resolve() / name
         self._files: dict[Path, _Uploaded] = {}

@@ -131,6 +131,14 @@ class AccountTest(parameterized.TestCase):
         config.train.update(microbatches=1, objective="trades")
         self.assertEqual(elsewhere.kept(config, "train", images=16), 2 * images)
 
+    def test_hours_alone(self):
+        for config in (imagenet(), quickstart.get_config()):
+            found = account.account(config, H100, utilisation=0.2)
+            expected = found["training"]["hours"], found["autoattack"]["expected"]["hours"]
+            with mock.patch.object(elsewhere, "kept") as counting:
+                self.assertEqual(account.hours(config, H100, utilisation=0.2), expected)
+            counting.assert_not_called()
+
     def test_memory_counts_the_activations(self):
         config = imagenet()
         row = account.account(config, H100, utilisation=0.2, images=0)["phases"][1]

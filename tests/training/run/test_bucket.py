@@ -7,12 +7,14 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from jaxrobust.commands import compare, report
 from jaxrobust.commands.results import runs
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.runtime.files import buckets, jsonl
 from jaxrobust.training.run import start_runs
+from tests.support import processes
 from tests.support.bucket import BucketCase
 from tests.support.command_line import called
 from tests.support.evaluations import call, trained
@@ -21,7 +23,24 @@ from tests.support.runs import final_state, one_phase, quiet_run
 _TIMES = ("data_wait", "images_per", "mfu", "memory", "chip")
 
 
-class TrainingTest(BucketCase):
+class RunCase(BucketCase):
+    def assert_same(self, run: Path, disk: Path, config: ConfigDict) -> None:
+        """Compare two finished runs, but for what depends on time."""
+        for name in ("config.json", "data.json", "train/selection.jsonl"):
+            self.assertEqual((run / name).read_text(), (disk / name).read_text())
+        rows = [self.learnt(place) for place in (run, disk)]
+        self.assertEqual(*rows)
+        states = [final_state(place, config) for place in (run, disk)]
+        states = [jax.device_get(s._replace(key=jax.random.key_data(s.key))) for s, _ in states]
+        jax.tree.map(np.testing.assert_array_equal, *states)
+
+    def learnt(self, run: Path) -> list[dict]:
+        """The lines of the metrics, without times."""
+        rows = jsonl.read(run / "metrics.jsonl")
+        return [{k: v for k, v in row.items() if not k.startswith(_TIMES)} for row in rows]
+
+
+class TrainingTest(RunCase):
     # Tasks of Orbax fail after the first one that did, and nothing awaits them.
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.slow
@@ -44,18 +63,29 @@ class TrainingTest(BucketCase):
         self.killed()
         run = self.opened()
         quiet_run(config, run)
-        for name in ("config.json", "data.json", "train/selection.jsonl"):
-            self.assertEqual((run / name).read_text(), (disk / name).read_text())
-        rows = [self.learnt(place) for place in (run, disk)]
-        self.assertEqual(*rows)
-        states = [final_state(place, config) for place in (run, disk)]
-        states = [jax.device_get(s._replace(key=jax.random.key_data(s.key))) for s, _ in states]
-        jax.tree.map(np.testing.assert_array_equal, *states)
+        self.assert_same(run, disk, config)
 
-    def learnt(self, run: Path) -> list[dict]:
-        """The lines of the metrics, without times."""
-        rows = jsonl.read(run / "metrics.jsonl")
-        return [{k: v for k, v in row.items() if not k.startswith(_TIMES)} for row in rows]
+
+class HostsTest(RunCase):
+    @pytest.mark.slow
+    def test_two_of_which_one_is_killed_end_as_on_a_disk(self):
+        folder, changes = Path(self.create_tempdir()), {"mesh__fsdp": 2, "test__steps": 1}
+        command = [*processes.written(folder, **changes), "--multihost"]
+        disk, config = folder / "run", one_phase(**changes)
+        codes, said = processes.wait(processes.start(2, 1, [*command, f"--workdir={disk}"]))
+        self.assertEqual(codes, [0, 0], said)
+        command += [f"--workdir={self.address}"]
+        pod = processes.start(2, 1, command)
+        for text in pod[0].stderr:
+            if text.startswith("train 9/12"):
+                break
+        pod[1].kill()
+        codes, _ = processes.wait(pod)
+        self.assertEqual(codes, [75, -9])
+        codes, said = processes.wait(processes.start(2, 1, command))
+        self.assertEqual(codes, [0, 0], said)
+        self.assertRegex(said[0], "train: step [48] of 12")
+        self.assert_same(self.opened(), disk, config)
 
 
 class CommandsTest(BucketCase):
@@ -69,6 +99,9 @@ class CommandsTest(BucketCase):
         code, _, said = call(**found, phase="pretrain")
         self.assertEqual(code, 0, said)
         buckets.close()
+        mounted = str(self.objects / "runs" / "1")
+        code, _, said = call(**found | {"workdir": mounted, "attack": "fgsm", "threat": "linf:0.1"})
+        self.assertEqual(code, 0, said)
         self.assertIn("evaluation/results.jsonl.part-000001", self.names())
         for command, *words in (
             (runs, self.address.removesuffix("/1")),
