@@ -146,12 +146,13 @@ class SeedsTest(parameterized.TestCase):
         # float32, other orders of the sums
         self.assertLess(parity.relative(torch_logits, logits), 1e-5)
 
-    def trained(self, number: int, devices: int, *flags: str, killed: bool = False) -> float:
+    def losses(self, number: int, devices: int, *flags: str, killed: bool = False) -> list[float]:
         """Train in so many processes, kill the second one on request, and start all again."""
         weights = self.timm_file("vit_small_patch16_224")
-        words = [*self.train_words("vit_s_cvst", weights), "--config.log.every_steps=1", *flags]
+        words = self.train_words("vit_s_cvst", weights)
+        words += ["--config.pretrain.epochs=4", "--config.train.epochs=4"]
+        words += ["--config.log.every_steps=1", *flags, *["--multihost"] * (number > 1)]
         words[words.index("run")] = str(self.folder / "run")
-        words += ["--multihost"] * (number > 1)
         if killed:
             pod = processes.start(number, devices, ["-m", "jaxrobust", *words])
             while not (self.folder / "run" / "metrics.jsonl").exists():
@@ -165,15 +166,18 @@ class SeedsTest(parameterized.TestCase):
         )
         self.assertEqual(codes, [0] * number, said)
         rows = map(json.loads, (self.folder / "run" / "metrics.jsonl").read_text().splitlines())
-        loss = next(row["loss"] for row in rows if "loss" in row)
+        steps = [row for row in rows if "loss" in row]
+        self.assertEqual([row["step"] for row in steps], [1, 2, 3, 4] * 2)
         shutil.rmtree(self.folder / "run")
-        return loss
+        return [row["loss"] for row in steps]
 
     def test_parallel_runs(self):
-        loss = self.trained(1, 1)
-        # float32, other orders of the sums
-        self.assertAlmostEqual(self.trained(1, 8, "--config.mesh.fsdp=2"), loss, delta=1e-4 * loss)
-        self.assertAlmostEqual(self.trained(2, 1, killed=True), loss, delta=1e-4 * loss)
+        expected = self.losses(1, 1)
+        for found in (self.losses(1, 8, "--config.mesh.fsdp=2"), self.losses(2, 1, killed=True)):
+            # float32, other orders of the sums
+            self.assertAlmostEqual(found[0], expected[0], delta=1e-4 * expected[0])
+            # AdamW divides gradients that are all rounding by their size: whole steps differ
+            np.testing.assert_allclose(found, expected, rtol=1e-2)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,12 @@ class FigureTest(Folders):
         self.assertIn(f"% Preprocessing: {how}.\n", table)
         self.assertIn("$n=600$ images of cifar10", table)
 
+    def test_radii_that_grow_with_the_resolution(self):
+        balls = [(size, "l2", size / 112, 0.3) for size in (192, 224)]
+        made, table = self.made("resolution", self.resolutions("a", 1, balls))
+        self.assertEqual([one["name"] for one in made["series"]], ["clean", "l2, varying radius"])
+        self.assertIn(r"$\ell_2$ radii 1.714 at 192, 2 at 224", table)
+
     def test_a_union_names_its_threats(self):
         place = KEPT / "aligned_study" / "pvt_v2-0"
         made, table = self.made("attacks", place)

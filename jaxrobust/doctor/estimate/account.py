@@ -20,8 +20,8 @@ from jaxrobust.training.run import warnings
 from jaxrobust.training.update import objectives
 from jaxrobust.weights.trained import start_run
 
-# Images/s of one core for photographs of 110 kB at 224 px, `python tools/bench_data.py FOLDER`,
-# table "Data" of docs/results/cpu.md; other augmentations and sizes were not measured.
+# Images/s of an idle core for photographs of 110 kB at 224 px, `python tools/bench_data.py FOLDER`;
+# docs/results/cpu.md has those of a busy one. Other augmentations and sizes were not measured.
 PER_CORE = {"basic": 546, "light": 452, "3-augment": 378, "heavy": 405}
 _PHOTOGRAPHS = 224  # px
 # Chips, as JAX counts them, and vCPUs per host of the machine types for slices on Google Cloud.
