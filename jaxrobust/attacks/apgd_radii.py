@@ -27,11 +27,7 @@ class MultiRadiusState(NamedTuple):
 
 
 def apgd_multi_radius_machine(
-    *,
-    norm: str,
-    epsilon: float | Array,
-    steps: int,
-    loss: str | Callable[..., Array] | Goal = "ce",
+    *, norm: str, epsilon: float | Array, steps: int, loss: str | Callable[..., Array] | Goal = "ce"
 ) -> Machine:
     """Make APGD in balls of 3, 2 and 1 times the radius, each from the previous one's best point.
 
@@ -98,10 +94,7 @@ add(
     MachineFacts(
         machine="apgd-multi-radius",  # for attacks other than `apgd_machine`
         make=lambda setting, epsilon: apgd_multi_radius_machine(
-            norm=setting.norm,
-            epsilon=epsilon,
-            steps=setting.steps,
-            loss=BY_TARGET,
+            norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=BY_TARGET
         ),
         rule="as APGD's, at three radii",
         extra=3,  # each stage evaluates its start

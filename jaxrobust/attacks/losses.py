@@ -173,7 +173,8 @@ class Goal(NamedTuple):
         assert self.score is not None
         batch = jax.tree.leaves(outputs)[0].shape[0]
         outputs = jax.tree.map(functools.partial(wide, votes=self.logits), outputs)
-        return _per_image("the score", self.score, [outputs, targets], batch, jnp.generic)
+        score = _per_image("the score", self.score, [outputs, targets], batch, jnp.generic)
+        return wide(score, votes=True)
 
 
 def wide(values: Array, *, votes: bool = False) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxrobust import types as t
 from jaxrobust.attacks.geometry.balls import per_image
 from jaxrobust.attacks.inputs import Noise, check_array, check_classes, image_keys
-from jaxrobust.attacks.refused_network import as_function, of_one_image, remedy
+from jaxrobust.attacks.refused_network import as_function, called, of_one_image
 
 State = TypeVar("State")  # of a machine
 
@@ -188,16 +188,11 @@ def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, 
     function = as_function(network)
 
     def call(points: t.Images, draw: Any) -> Any:
-        image = jax.ShapeDtypeStruct(points.shape[1:], points.dtype)
-        try:
-            outputs = function(points)
-        except Exception as error:
-            if words := remedy(error, function) or of_one_image(function, image):
-                raise ValueError(f"logits_fn {words}") from error
-            raise
+        outputs = called(function, points, logits=machine.logits)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(outputs)]
         listed = ", ".join(map(str, shapes)) or "nothing"
         if machine.logits and len(getattr(outputs, "shape", ())) != 2:
+            image = jax.ShapeDtypeStruct(points.shape[1:], points.dtype)
             if hasattr(outputs, "ndim") and (words := of_one_image(function, image)):
                 raise ValueError(f"logits_fn {words}")
             is_tree = isinstance(outputs, dict | list | tuple)

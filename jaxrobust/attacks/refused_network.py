@@ -72,12 +72,25 @@ def _remedy(error: Exception) -> str:
     return TRAINING.format(text) if traced or any(words in text for words in _NO_KEY) else ""
 
 
-def of_one_image(call: Callable[..., Any], *image: jax.ShapeDtypeStruct) -> str:
+def called(network: Callable[[Any], Any], points: Any, *, logits: bool = False) -> Any:
+    """Call a network, of `logits` or any outputs; `ValueError` says why it cannot be called."""
+    try:
+        return network(points)
+    except Exception as error:
+        image = jax.ShapeDtypeStruct(points.shape[1:], points.dtype)
+        if words := remedy(error, network) or of_one_image(network, image, logits=logits):
+            raise ValueError(f"logits_fn {words}") from error
+        raise
+
+
+def of_one_image(
+    call: Callable[..., Any], *image: jax.ShapeDtypeStruct, logits: bool = True
+) -> str:
     """Return the remedy for a network that takes a single image; "" for others."""
     try:
-        logits = jax.eval_shape(lambda *image: call(*image), *image)
+        outputs = jax.eval_shape(lambda *image: call(*image), *image)
     except Exception:
         return ""
-    if len(getattr(logits, "shape", ())) != 1:
+    if logits and len(getattr(outputs, "shape", ())) != 1:
         return ""
     return "takes one image, not a batch of them; pass jax.vmap of it"

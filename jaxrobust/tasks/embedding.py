@@ -80,6 +80,11 @@ def zero_shot(encoder: Any, texts: Array, *, scale: float = 100.0) -> Callable[[
 
     def similarities(encoder: Any, texts: Array, images: Array) -> Logits:
         vectors = wide(encoder(images))
+        if vectors.shape[1:] != texts.shape[1:]:
+            raise ValueError(
+                f"embeddings of images have shape {vectors.shape}, and texts {texts.shape}; pass "
+                "texts with as many numbers each"
+            )
         return scale * _unit(vectors) @ _unit(texts.astype(vectors.dtype)).T
 
     if not isinstance(encoder, jax.tree_util.Partial):

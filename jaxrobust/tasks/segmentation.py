@@ -67,8 +67,9 @@ def segmentation(*, least: float = 0.5, ignore: int = 255) -> Task:
 
 
 def _check(logits: Array, masks: Array) -> None:
-    if logits.shape[:-1] != masks.shape or not jnp.issubdtype(masks.dtype, jnp.integer):
+    shape, dtype = getattr(masks, "shape", ()), getattr(masks, "dtype", float)
+    if logits.shape[:-1] != shape or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
-            f"masks are {masks.dtype}{list(masks.shape)} for logits {list(logits.shape)}; pass the "
+            f"masks are {dtype}{list(shape)} for logits {list(logits.shape)}; pass the "
             "class of each pixel, int[B, H, W], and put the classes of the logits last"
         )

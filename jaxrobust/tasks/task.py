@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrobust.attacks import Goal
 from jaxrobust.attacks.losses import goal_of
-from jaxrobust.attacks.refused_network import as_function
+from jaxrobust.attacks.refused_network import as_function, called
 from jaxrobust.attacks.registry import NamedAttack, add, searching
 from jaxrobust.attacks.sparse import sparse_pgd, sparse_rs  # noqa: F401  (enter their rows)
 from jaxrobust.types import Array
@@ -164,7 +164,7 @@ class TaskNetwork(NamedTuple):
 
 def _values(goal: Goal, network: Any, points: Array, rows: Any) -> tuple[Array, Array]:
     """Compute loss and score f[B]; `ValueError` unless there is one of each for each image."""
-    outputs = network(points)
+    outputs = called(network, points)
     return goal.value(outputs, rows, jnp.float32), goal.scored(outputs, rows)
 
 

@@ -148,6 +148,7 @@ class CommandsTest(parameterized.TestCase):
             ({"method": None}, "This is the test of a training"),
             ({"method": None, "attacks": []}, "The command gives the same verdicts"),
             ({}, "The command gives the same verdicts"),
+            ({"task": "maps"}, "No command takes a task: call this in Python"),
         ):
             self.assertStartsWith(commands.about(one(**record)), start)
         for record, end in (
@@ -194,6 +195,9 @@ class CommandsTest(parameterized.TestCase):
         said = words(attacks=[], corruptions=frost, **FIFTY)
         self.assertEqual(said[said.index("--frost") + 1], "PHOTOGRAPHS")
         self.assertEmpty({word[2:] for word in said if word.startswith("--")} - set(flags.FLAGS))
+
+    def test_of_a_task_it_is_a_call(self):
+        self.assertStartsWith(words(task="maps")[0], "evaluation.autoattack(network,")
 
     def test_has_no_flag_that_the_command_lacks(self):
         said = words(function={"name": "n.py:f", "torch": "2", "arguments": {"a": 1}}, **FIFTY)

@@ -64,6 +64,8 @@ class DoubtsTest(parameterized.TestCase):
         found = " ".join(sentences.doubts(one, []))
         self.assertIn("Only 100 images were evaluated, so the 95% interval is 23.6 points", found)
         self.assertIn("The attack was pgd, steps 20, not the standard version", found)
+        whole = evaluation(method="autoattack task", task="maps(x=1)")
+        self.assertNotIn("The attack was", " ".join(sentences.doubts(whole, [])))
 
 
 class HeadlineTest(parameterized.TestCase):

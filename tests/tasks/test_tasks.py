@@ -315,6 +315,7 @@ class DictTest(absltest.TestCase):
         self.assertEqual((weak.robust.all(), strong.robust.any()), (True, False))
 
 
+TEXTS = tasks.zero_shot(encode, np.ones((3, 7)))
 EMPTY = np.where(np.arange(N)[:, None, None] == 3, VOID, MASKS)
 ANY_DONE = TASK.goal._replace(done=lambda score: (score < 0.5).all())
 FLOAT_DONE = TASK.goal._replace(done=lambda score: 0.5 - score)
@@ -330,6 +331,7 @@ class BadInputTest(parameterized.TestCase):
         ("targets have shape (11, 10, 10) for 12", dict(labels=MASKS[:-1])),
         ("masks are float32[", dict(labels=MASKS.astype(np.float32))),
         ("masks are uint8[8, 10]", dict(labels=MASKS[:, 0])),
+        ("for logits [8, 10, 10, 4]; pass the class of each pixel", dict(labels=None)),
         ("needs logits; leave it out", dict(version="rand")),
         (
             "version='task' needs a task; pass task=",
@@ -361,6 +363,14 @@ class BadInputTest(parameterized.TestCase):
         ("masks have class -1", dict(labels=np.where(MASKS == VOID, -1, MASKS.astype(int)))),
         ("masks have class 9", dict(labels=np.where(MASKS == 1, 9, MASKS))),
         ("1 of 12 masks have no pixel that counts, the first at 3", dict(labels=EMPTY)),
+        (
+            "the scores of all 12 images are NaN or infinite",
+            dict(
+                task=TASK._replace(
+                    goal=TASK.goal._replace(score=lambda o, t: jnp.nan * o[:, 0, 0, 0])
+                )
+            ),
+        ),
         ("Goal.done has shape ()", dict(task=tasks.Task("m", ANY_DONE))),
         ("Goal.done is of type float32", dict(task=tasks.Task("m", FLOAT_DONE))),
     )
@@ -369,6 +379,16 @@ class BadInputTest(parameterized.TestCase):
         with self.assertRaises(ValueError) as caught:
             run(segment, IMAGES, arguments.pop("labels"), **arguments)
         self.assertIn(words, str(caught.exception))
+
+    def test_networks(self):
+        one = lambda image: segment(image[None])[0]  # noqa: E731
+        for words, network, task in (
+            ("takes one image, not a batch of them; pass jax.vmap", one, TASK),
+            (r"embeddings of images have shape .*8\), and texts \(3, 7\)", TEXTS, None),
+        ):
+            with self.assertRaisesRegex(ValueError, words):
+                labels = MASKS if task else np.zeros(N, int)
+                run(network, IMAGES, labels, task=task, overrides=None)
 
     @sweeps.rows(
         ("least=0.0 must be above 0", tasks.segmentation, dict(least=0.0)),
@@ -400,6 +420,13 @@ class BadInputTest(parameterized.TestCase):
     def test_flags(self, name, goal):
         flags = run(segment, IMAGES, MASKS, task=tasks.Task("mine", goal)).flags
         self.assertIn(name, flags)
+
+    def test_a_score_of_bools(self):
+        right = lambda o, t: TASK.goal.score(o, t) >= 0.6  # noqa: E731
+        task = tasks.Task("all or none", attacks.Goal(TASK.goal.loss, right))
+        found = run(segment, IMAGES, MASKS, task=task, overrides=QUICK | BRIEF)
+        np.testing.assert_array_equal(found.robust, shares(found.images_adv) >= 0.6)
+        self.assertFalse(found.robust.all())
 
     def test_the_sign_of_a_distance(self):
         """Whose gradient at the clean image is 0."""

@@ -1,5 +1,6 @@
 """The wheel `jaxrobust-attacks`: its files, and a script that runs them with JAX alone."""
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -11,6 +12,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import jaxrobust
+from tests.support import paths
 from tests.support.layers import imports
 from tools.release import attacks_wheel
 from tools.release import make as release
@@ -104,6 +106,7 @@ class SourcesTest(parameterized.TestCase):
         ("pip install 'jaxrobust[cuda]'", "pip install 'jaxrobust[cuda]'"),
         ("~/.cache/jaxrobust, `jaxrobust train`", "~/.cache/jaxrobust, `jaxrobust train`"),
         ("jaxrobust.pytorch", "jaxrobust.pytorch"),
+        ('rooms.optional("jaxrobust.models")', 'rooms.optional("jaxrobust_attacks.models")'),
         ("; install a newer jaxrobust", "; install a newer jaxrobust-attacks"),
     )
     def test_names(self, text, renamed):
@@ -136,6 +139,14 @@ class WheelTest(absltest.TestCase):
             [python, "-c", SCRIPT], cwd=folder, capture_output=True, text=True, env={}
         )
         self.assertEqual(done.returncode, 0, done.stderr)
+        large = folder / "new" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        large = large / "site-packages" / "jaxrobust"  # as if it were installed too, without Flax
+        shutil.copytree(paths.ROOT / "jaxrobust", large)
+        subprocess.run([python, "-c", SCRIPT], cwd=folder / "new", check=True, env={})
+        uninstall = [sys.executable, "-m", "pip", "--python", str(python), "uninstall", "-qy"]
+        subprocess.run([*uninstall, "jaxrobust-attacks"], check=True)
+        other = "from jaxrobust import attacks; attacks.pgd(epsilon=0.1, steps=1)"
+        subprocess.run([python, "-c", other], cwd=folder, check=True, env={})
         version, *loaded = done.stdout.split()
         self.assertEqual(version, jaxrobust.__version__)
         others = ("jaxrobust", "flax", "grain", "orbax", "optax", "rich")

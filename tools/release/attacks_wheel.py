@@ -167,7 +167,8 @@ def renamed(source: str, rooms: frozenset[str]) -> str:
     modules = "|".join(sorted(rooms))
     return re.sub(
         rf"\bjaxrobust(?=\.(?:__|{{|(?:{modules})\b))"  # a module, an attribute, an f-string's name
-        r"|(?<=from )jaxrobust(?= import)|(?<=import )jaxrobust\b(?![.-])",
+        r"|(?<=from )jaxrobust(?= import)|(?<=import )jaxrobust\b(?![.-])"
+        r'|(?<=optional\(")jaxrobust\b',  # left out here, whatever the large package has
         NEW,
         source,
     ).replace("install a newer jaxrobust", "install a newer jaxrobust-attacks")

@@ -70,6 +70,11 @@ class _Evaluation(NamedTuple):
     identity: dict[str, Any]  # of its ledger
     hashes: np.ndarray = np.zeros(0, str)  # of the images
 
+    @property
+    def answers(self) -> str:
+        """Return the word for what decides whether an image is right."""
+        return "logits" if self.of_task is None else "scores"
+
     def waiting(self, text: str) -> AbstractContextManager[Any]:
         """Show that a long operation is running."""
         return patience.of(text, here=self.verbose and jax.process_index() == 0)
@@ -364,7 +369,7 @@ def _run(
         clean, once, finite, sure, likely = classified(
             runner, images, labels, ids, seed=call.seed, count=count, rule=call.rule
         )
-    reliability.check_answers(finite)  # raises if no logits are finite
+    reliability.check_answers(finite, of=call.answers)  # raises if none is finite
     answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class
     answers = np.where(finite, answers, -1)
     hosts.together(lambda: book.confirm(answers, clean, sure, call.hashes))
@@ -379,9 +384,7 @@ def _run(
             seen_here = reliability.check_network(
                 forward, runner.logits_fn, images, labels, batch_size=per_device
             )
-            for others in hosts.everyone(
-                seen_here
-            ):  # flags raised in any process; all check the same images
+            for others in hosts.everyone(seen_here):  # raised in any process, of the same images
                 flags |= others
     outcome = Outcome.of(clean, call.settings, flags, once if call.rule else None)
     evaluation = AttackContext(runner, sample, outcome, book, call.rule)
@@ -459,7 +462,7 @@ def _described(
     verdicts = Verdicts(*(column[met] for column in columns))
     classes, finite = (column[met] for column in answers)
     network, flags = fingerprint.resolved(call.identity["fingerprint"]), outcome.flags
-    flags |= reliability.check_answers(finite, verdicts.fooled_by, verdicts.reached)
+    flags |= reliability.check_answers(finite, verdicts.fooled_by, verdicts.reached, call.answers)
     if call.of_task is None:
         labels = verdicts.labels
         flags |= label_checks.check_answers(classes, labels, sample.classes, complete=complete)

@@ -112,17 +112,8 @@ class AutoAttackResult(NamedTuple):
         ball = {"norm": about["norm"], "epsilon": about["epsilon"]}
         attacks: list[Any] = [ball | settings for settings in self.attacks]
         costs: list[Any] = [cost._asdict() for cost in self.costs]
-        names = (
-            "replayed",
-            "robust_beyond",
-            "draws",
-            "search_sample",
-            "clipped",
-            "stopped",
-            "fast",
-            "task",
-        )
-        facts: dict[str, Any] = {name: about.get(name) for name in names}
+        names = ("replayed", "robust_beyond", "draws", "search_sample", "clipped", "stopped")
+        facts: dict[str, Any] = {name: about.get(name) for name in (*names, "fast", "task")}
         if "stopped" in about:
             facts["image_ids"] = about["image_ids"]
         record = AccuracyRecord(

@@ -151,41 +151,46 @@ def _batch_dependent(logits_of: Forward, images: np.ndarray, logits: np.ndarray)
     }
 
 
-_BROKEN = (
-    "look for overflow in a half-precision type, a division by zero, log(0) or broken weights, and "
-    "mask classes with a large negative number such as -1e9, not with -inf"
-)
+_OVERFLOW = "look for overflow in a half-precision type, a division by zero, log(0), broken weights"
+_BROKEN = {
+    "logits": f"{_OVERFLOW}, and mask classes with a large negative number such as -1e9, not -inf",
+    "scores": f"{_OVERFLOW}, and NaN in the targets",
+}
 
 
-def _unanswered(finite: np.ndarray) -> Flags:
+def _unanswered(finite: np.ndarray, of: str = "logits") -> Flags:
     if not (broken := int((~finite).sum())):
         return {}
     return {
-        "nan-logits": f"{broken} of {finite.size} images have NaN or infinite logits, which no "
-        f"attack can follow: they count as wrong; {_BROKEN}"
+        f"nan-{of}": f"{broken} of {finite.size} images have NaN or infinite {of}, which no "
+        f"attack can follow: they count as wrong; {_BROKEN[of]}"
     }
 
 
 def check_answers(
-    finite: np.ndarray, fooled_by: Sequence[str] | np.ndarray = (), reached: Any = ()
+    finite: np.ndarray,
+    fooled_by: Sequence[str] | np.ndarray = (),
+    reached: Any = (),
+    of: str = "logits",
 ) -> Flags:
-    """Flag `nan-logits` of clean images bool[N], and `nan-under-attack` of adversarial ones.
+    """Flag `nan-logits`, or `nan-scores`, of clean images bool[N], and `nan-under-attack`.
 
     An image without finite logits counts as wrong, clean or attacked. `reached` is i[N], the class
     predicted under the attack; -1: none.
     """
     if finite.size and not finite.any():
         raise ValueError(
-            f"the logits of all {finite.size} images are NaN or infinite before any attack, so no "
-            f"number says anything about this network; {_BROKEN}"
+            f"the {of} of all {finite.size} images are NaN or infinite before any attack, so no "
+            f"number says anything about this network; {_BROKEN[of]}"
         )
-    flags = _unanswered(finite)
+    flags = _unanswered(finite, of)
     hit = ~np.isin(fooled_by, ("", "clean")) & (np.asarray(reached) < 0)
     if silent := int(hit.sum()):
         flags["nan-under-attack"] = (
-            f"{silent} of {finite.size} images have NaN or infinite logits under an attack, or it "
+            f"{silent} of {finite.size} images have NaN or infinite {of} under an attack, or it "
             "made no finite image of them: they count as fooled, though the network gives no "
-            f"other class there; {_BROKEN}, and for undefined gradients, such as that of sqrt at 0"
+            f"other answer there; {_BROKEN[of]}, and for undefined gradients, such as that of sqrt "
+            "at 0"
         )
     return flags
 

@@ -27,8 +27,10 @@ _VERSIONS = ("plus", "rand", "custom")
 
 
 def evaluate(one: ReportedEvaluation, workdir: str | None) -> str:
-    """Return the command of an evaluation; `workdir` is the run, or None if unknown."""
+    """Return the command of an evaluation, of a task the call; `workdir` is the run, if known."""
     record = one.record
+    if record.task:
+        return f"evaluation.autoattack(network, images, targets, task=...)  # {record.task}"
     words = ["jaxrobust", "evaluate"]
     if workdir:
         phase = re.match(r"(\w+), step", str(record.weights))
@@ -160,6 +162,8 @@ def about(one: ReportedEvaluation) -> str:
             "This is the test of a training; jaxrobust train with its config repeats it. "
             "The command below asks evaluate's attack of this name, with other random draws."
         )
+    if one.record.task:
+        return "No command takes a task: call this in Python, with the record's seed and attacks."
     same = "The command gives the same verdicts with the same weights, data and versions."
     if one.record.replayed is not None or "ladder" in str(one.record.method):
         return f"{same} What other evaluations had found was tried first here, as the record says."

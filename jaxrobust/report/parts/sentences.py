@@ -123,9 +123,10 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     record, n = one.record, one.images
     reasons = [f"Flag {name}: {text}" for name, text in record.flags.items()]
     version = str(record.method).removesuffix(", stopped")
+    standard = "autoattack task" if record.task else STANDARD
     union = record.method == UNION and {a.get("name") for a in record.attacks} >= AUTOATTACK
     # A worst case runs AutoAttack in only one of its norms.
-    if record.robust is not None and (record.worst_case or not (version == STANDARD or union)):
+    if record.robust is not None and (record.worst_case or not (version == standard or union)):
         reasons.append(
             f"The attack was {'the ' * bool(record.fast)}{method(record)}, not the standard "
             "version of AutoAttack: a stronger attack can only find more, so the robust accuracy "
