@@ -3,15 +3,12 @@
 And options of small ones next to our files in PyTorch.
 """
 
-from unittest import mock
-
 import jax
 import numpy as np
 import pytest
 from absl.testing import parameterized
 
 from jaxrobust import models
-from jaxrobust.models.kernels import layers
 from jaxrobust.models.modules.draws import Draws
 from jaxrobust.zoo.shared import transformer
 from jaxrobust.zoo.transformers import cct
@@ -177,23 +174,6 @@ class PartsTest(parameterized.TestCase):
         proj = [np.asarray(part[...]) for part in (module.proj.kernel, module.proj.bias)]
         expected = mixed.swapaxes(1, 2).reshape(2, 5, 16) @ proj[0] + proj[1]
         np.testing.assert_allclose(both[0], expected, rtol=1e-5, atol=1e-6)
-
-    def test_dropout_is_behind_positions_in_each_block_and_in_the_head(self):
-        net = models.create("cifar_vit", num_classes=10, image_size=8, dropout=0.25, **TOKENS)
-        params, stats = jax.eval_shape(net.init, jax.random.key(0))
-        images, seen = jax.ShapeDtypeStruct((3, 8, 8, 3), np.float32), []
-
-        def dropout(x, key, rate):
-            seen.append((x.shape, key is not None, rate))
-            return x
-
-        with mock.patch.object(layers, "dropout", dropout):
-            for train in (True, False):
-                how = {"train": train, "key": jax.random.key(1)}
-                jax.eval_shape(lambda p, s, x: net.apply(p, s, x, **how), params, stats, images)  # noqa: B023
-        drawn = [shape for shape, draws, rate in seen if draws and rate == 0.25]
-        block = [(3, 5, 16), (3, 5, 8), (3, 5, 16)]  # attention, inside of the MLP, behind it
-        self.assertEqual(drawn, [(3, 5, 16), *block, *block, (3, 8)])
 
     def test_initialisation_is_the_references(self):
         net = models.create("cifar_vit", num_classes=10, image_size=32, depth=1)

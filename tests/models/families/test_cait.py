@@ -1,5 +1,3 @@
-from unittest import mock
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +5,6 @@ import pytest
 from absl.testing import parameterized
 
 from jaxrobust import models
-from jaxrobust.models.families import cait
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.weights.naming import convert
 from tests.support import behaviour, parity, reference, sweeps
@@ -26,15 +23,6 @@ class CaiTTest(parameterized.TestCase):
         np.testing.assert_array_equal(params["blocks_token_only.0.gamma_2"], np.float32(1e-5))
         self.assertEqual(models.variant("cait_s12").gamma_init, 1.0)
         self.assertFalse(any(p.weak_type for p in params.values()))
-
-    def test_all_blocks_drop_at_one_rate(self):
-        apply, params, stats, images = behaviour.small(
-            "cait_s12", dtype="float32", drop_path=0.3, **TINY | {"depth": 3}
-        )
-        with mock.patch.object(cait, "run_blocks", wraps=cait.run_blocks) as run:
-            train = lambda key: apply(params, stats, images, train=True, key=key)  # noqa: E731
-            jax.eval_shape(train, jax.random.key(0))
-        self.assertEqual([tuple(c.kwargs["rates"]) for c in run.call_args_list], [(0.3,) * 3])
 
     @pytest.mark.slow
     def test_positions_of_another_size(self):

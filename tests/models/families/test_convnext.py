@@ -2,11 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from jaxrobust import models
-from jaxrobust.weights.naming import convert
-from tests.support import paths, reference
 
 TINY = {"depths": (2, 2), "dims": (6, 8), "image_size": 8, "gamma_init": 0.1}
 
@@ -78,38 +76,3 @@ class InputErrorsTest(parameterized.TestCase):
         params, stats = jax.jit(net.init)(jax.random.key(0))
         with self.assertRaisesRegex(ValueError, message):
             net.apply(params, stats, images)
-
-
-class ConvertTest(absltest.TestCase):
-    def setUp(self):
-        super().setUp()
-        listing = paths.GOLDEN / "models" / "timm_convnext_tiny.tsv"
-        self.weights = reference.seeded_weights(listing)
-
-    def test_all_problems_in_one_message(self):
-        del self.weights["head.fc.bias"]
-        self.weights["head.fc.weight"] = self.weights["head.fc.weight"][:10]
-        self.weights["extra"] = np.zeros(3, np.float32)
-        with self.assertRaises(ValueError) as caught:
-            convert.from_torch("convnext_t", self.weights)
-        message = str(caught.exception)
-        self.assertIn("extra: 0 rows match", message)
-        self.assertIn("head.fc.bias: not filled", message)
-        self.assertIn("head.fc.weight: shape (768, 10) for head.fc.kernel (768, 1000)", message)
-
-    def test_only_finite_float32_and_copies(self):
-        self.weights["head.fc.bias"] = self.weights["head.fc.bias"].astype(np.float16)
-        self.weights["head.norm.bias"][0] = np.nan
-        with self.assertRaisesRegex(ValueError, "(?s)dtype float16, expected float32.*not finite"):
-            convert.from_torch("convnext_t", self.weights)
-
-    def test_half_a_normalisation_is_refused(self):
-        self.weights["normalize.mean"] = np.zeros((1, 3, 1, 1), np.float32)
-        with self.assertRaisesRegex(ValueError, "normalize.std: not filled"):
-            convert.from_torch("convnext_t", self.weights)
-
-    def test_wrapper_prefixes(self):
-        wrapped = {f"module.base_model.{k}": v for k, v in self.weights.items()}
-        params, stats = convert.from_torch("convnext_t", wrapped)
-        np.testing.assert_array_equal(params["head.fc.bias"], self.weights["head.fc.bias"])
-        np.testing.assert_array_equal(stats["normalize.mean"], 0)
