@@ -13,7 +13,9 @@ runs. Running out of memory exits with code 4.
 `--topology v5e:8x8` or `--topology h100:8` compiles the same step for absent TPUs or GPUs instead:
 what it sends between chips and where, whether it fits, and the step time that the chips' peaks
 allow. `--traffic` breaks bytes and cycles, or a GPU's kernels, down by part of the step, kind of
-work and line of source. `--block 0` compiles only the network's first block, in a minute or two.
+work and line of source. `--bundles` reads a TPU program's heaviest works in the compiler's final
+schedule: cycles and the busiest unit of each. `--block 0` compiles only the network's first block,
+in a minute or two.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,6 +56,7 @@ def parse() -> argparse.Namespace:
     parser.flag("scan", action="store_true", help="Compile one block for all alike of a stage.")
     parser.flag("topology", help="Compile for chips such as v5e:8x8 or h100:1, without running.")
     parser.flag("traffic", action="store_true", help="Print where the time of --topology goes.")
+    parser.flag("bundles", action="store_true", help="Print what the heaviest works keep busy.")
     parser.flag("block", help="Compile this block alone for --topology: stem, or 0, 1, ...")
     parser.flag("against", choices=["torch"], help="Also run the same step in PyTorch.")
     parser.flag(
@@ -72,7 +76,7 @@ def parse() -> argparse.Namespace:
             if getattr(args, name):
                 parser.error(f"--topology compiles and runs nothing; leave --{name} out")
     else:
-        for name in ("traffic", "block"):
+        for name in ("traffic", "bundles", "block"):
             if getattr(args, name) is not parser.get_default(name):
                 parser.error(
                     f"--{name} reads an executable; add a slice, such as --topology v5e:4x4"
@@ -294,7 +298,9 @@ def main() -> None:
         from tools.bench import slice_programs
 
         compile_ = slice_programs.step if args.block is None else slice_programs.block
-        return compile_(args, load)
+        with tempfile.TemporaryDirectory() as folder:
+            args.bundles = Path(folder) if args.bundles else None
+            return compile_(args, load)
     config = load(args)
     names = args.program.split(",") if args.program else PROGRAMS[: 4 if args.against else 2]
     prepare(args, names)

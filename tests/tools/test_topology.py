@@ -69,7 +69,9 @@ class MessagesTest(parameterized.TestCase):
             "h100:1 needs the GPU compiler; run python3.13 tools/gpu/make_environment.py FOLDER in "
             "a checkout, and this command with FOLDER/bin/python\n"
         )
-        for command, expected in ((STEP, tpu), (("bench_autoattack.py",), tpu), (STEP, gpu)):
+        bundles = (*STEP, "--bundles")
+        commands = (STEP, tpu), (("bench_autoattack.py",), tpu), (bundles, tpu), (STEP, gpu)
+        for command, expected in commands:
             with self.subTest(command=command, expected=expected):
                 with hidden("libtpu", "jax_cuda12_plugin"):
                     code, message = said(*command, "--topology", expected.split()[0])
@@ -102,7 +104,8 @@ class MessagesTest(parameterized.TestCase):
         self.assertEqual((code, message), (2, f"bench_step: {expected}\n"))
 
     @parameterized.parameters(
-        (STEP, "--traffic"), (STEP, "--block", "0"), (("bench_autoattack.py",), "--traffic")
+        *((STEP, "--traffic"), (STEP, "--bundles"), (STEP, "--block", "0")),
+        (("bench_autoattack.py",), "--traffic"),
     )
     def test_an_executable_needs_a_slice(self, command, *flag):
         code, message = said(*command, *flag)
@@ -116,6 +119,11 @@ class MessagesTest(parameterized.TestCase):
         code, message = said(STEP[0], config, "--topology", "v5e:4x4")
         self.assertEqual(code, 2)
         self.assertRegex(message, "train.batch_size=6 cannot be split over 16 devices; use 16 or ")
+
+    def test_bundles_of_a_gpu(self):
+        code, message = said(*STEP, "--topology", "h100:1", "--bundles")
+        wanted = "--bundles reads schedules for TPUs; for h100:1, give --traffic instead"
+        self.assertEqual((code, message), (2, f"bench_step: {wanted}\n"))
 
     def test_topology_and_pytorch(self):
         code, message = said(*STEP, "--topology", "v5e:4x4", "--against", "torch")

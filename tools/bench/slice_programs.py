@@ -5,9 +5,12 @@ import contextlib
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
+
+from tools.hlo import bundles
 
 if TYPE_CHECKING:  # JAX is imported where it is used, after `topology` has set its environment
     from jax.sharding import Mesh
@@ -21,8 +24,14 @@ FLOAT32_PRODUCTS = 6  # bfloat16 products that a TPU makes for one full-precisio
 
 def _chips(args: argparse.Namespace) -> list[Any]:
     """Describe the chips of `--topology`; for GPUs, say what their figures lack."""
-    from jaxrobust.doctor.programs import topology
+    from jaxrobust.doctor.programs import gpus, topology
 
+    if getattr(args, "bundles", None):
+        if args.topology.partition(":")[0] in gpus.CHIPS:
+            raise ValueError(
+                f"--bundles reads schedules for TPUs; for {args.topology}, give --traffic instead"
+            )
+        os.environ["LIBTPU_INIT_ARGS"] = bundles.flags(args.bundles)
     chips = topology.devices(args.topology)
     if chips[0].platform == "gpu":
         print(
@@ -57,6 +66,7 @@ def step(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
         phase.step,
         *build.abstract_arguments(config, "train", phase),
         remedy=f"--batch {max(images // 2, 1)}{share} or --microbatches {2 * parts}",
+        schedules=args.bundles,
     )
     chip = hardware.chip(chips[0].device_kind)
     flops = build.flops_per_image(config, "train") * images
@@ -216,7 +226,7 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     functions = (forward, attacked, trained)
     for title, function in zip(("forward", "input_gradient", "gradients"), functions, strict=True):
         arguments = (placed(params), placed(rest), placed(features))
-        figures = hlo_figures.compiled(jax.jit(function), *arguments)
+        figures = hlo_figures.compiled(jax.jit(function), *arguments, schedules=args.bundles)
         flops = figures["flops_executable"]
         print(f"{title.replace('_', ' ')}, {figures['hbm_bytes'] / 1e6:,.0f} MB of HBM")
         figures |= hlo_figures.show(figures, chip, flops=flops, images=images, by_part=args.traffic)

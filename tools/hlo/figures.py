@@ -8,19 +8,30 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from jaxrobust.doctor.programs import hlo, topology
-from tools.hlo import overlap, parts, ptx
+from tools.hlo import bundles, overlap, parts, ptx
 
 if TYPE_CHECKING:  # it imports JAX, which reads the environment from `topology.devices`
     from jaxrobust.runtime.devices import hardware
 
 
-def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
-    """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips; figures per chip."""
+def compiled(
+    function: Any,
+    *arguments: Any,
+    remedy: str = "a smaller batch",
+    schedules: Path | None = None,
+) -> dict[str, Any]:
+    """Compile a jitted function of `jax.ShapeDtypeStruct`s for its chips; figures per chip.
+
+    `schedules` is the folder of `bundles.flags`, of which the figures then have the heaviest works.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with mock.patch.dict(os.environ, MOSAIC_GPU_DUMP_TO=folder):
             program = topology.compiled(function, *arguments, remedy=remedy)
         in_ptx = [kernel._asdict() for kernel in ptx.kernels(Path(folder))]
-    return program.figures | read(program.module, program.gpu) | {"ptx": in_ptx}
+    figures = program.figures | read(program.module, program.gpu) | {"ptx": in_ptx}
+    if schedules:
+        figures["schedules"] = bundles.heaviest(program.module, schedules)
+    return figures
 
 
 def read(module: hlo.Module, gpu: "hardware.Chip | None" = None) -> dict[str, Any]:
@@ -89,6 +100,8 @@ def show(
         "that in the executable"
     )
     for line in parts.lines(figures) if by_part else ():
+        print(f"  {line}")
+    for line in bundles.lines(figures.get("schedules", ())):
         print(f"  {line}")
     usage = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
     if chip is None:

@@ -70,12 +70,12 @@ def _summed(rows: Iterator[Heavy], keys: int) -> list[Heavy]:
 
 def shares(module: Module, gpu: "Chip | None" = None) -> list[Heavy]:
     """Add up costs by part and kind, the most expensive first."""
-    return _summed(_all(module, gpu), 2)
+    return _summed(each(module, gpu), 2)
 
 
 def heaviest(module: Module, count: int = 20, *, gpu: "Chip | None" = None) -> list[Heavy]:
     """List the most expensive lines; a row is one line, part and kind."""
-    return _summed(_all(module, gpu), 3)[:count]
+    return _summed(each(module, gpu), 3)[:count]
 
 
 def figures(module: Module, gpu: "Chip | None" = None) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def lines(costs: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _all(module: Module, gpu: "Chip | None") -> Iterator[Heavy]:
+def each(module: Module, gpu: "Chip | None" = None) -> Iterator[Heavy]:
     users: dict[tuple[str, str], Instruction] = {}
     for computation in module.computations.values():
         for i in computation.values():

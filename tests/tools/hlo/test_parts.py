@@ -161,7 +161,7 @@ class SumsTest(absltest.TestCase):
 
     def put(self, *rows: tuple) -> None:
         heavy = [row(*each) for each in rows]
-        self.enter_context(mock.patch.object(parts, "_all", lambda module, gpu: iter(heavy)))
+        self.enter_context(mock.patch.object(parts, "each", lambda module, gpu: iter(heavy)))
 
     def test_what_takes_the_most_cycles_is_first(self):
         self.put(

@@ -1,0 +1,180 @@
+"""Cycles and busy units of a TPU program's works, from the compiler's final schedule.
+
+A bundle is what a chip starts in one cycle. The compiler writes the bundles of each fusion and
+kernel, and how many slots of each unit a bundle takes. A loop's bundles count as often as the
+comparison at its end says, and a stage of a pipeline as often as its guard says. A branch that
+depends on anything else counts as taken, and waiting for memory is in no bundle.
+"""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.doctor.programs import hlo, hlo_costs
+from tools.hlo import parts
+
+_FUNCTIONS: dict[str, Callable[..., int]] = {
+    "pnand": lambda a, b: not (a and b),
+    "por": operator.or_,
+    "pneg": operator.not_,
+    "sadd.s32": operator.add,
+    **{
+        f"scmp.{name}.s32": getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    },
+}
+
+
+_LABELS = "^final_(bundles|hlo-static-per-bundle-utilization)$"
+
+
+def flags(folder: Path) -> str:
+    """Return the value of `LIBTPU_INIT_ARGS` with which the compiler writes into `folder`."""
+    return (
+        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
+        f"--xla_jf_dump_llo_pass_label_regex={_LABELS}"
+    )
+
+
+def schedules(folder: Path) -> dict[str, "Schedule"]:
+    """Read the works that the compiler wrote since the last call, by instruction."""
+    files: dict[str, dict[str, Path]] = {}
+    for file in sorted(folder.glob("*-final_*")):  # the first number is the time
+        if match := re.fullmatch(r"\d+-(.+?)-\d+-final_(bundles|hlo-.*)\.txt", file.name):
+            files.setdefault(match[1], {})[match[2][:3]] = file
+    found = {
+        name: schedule(both["bun"].read_text(), both["hlo"].read_text())
+        for name, both in files.items()
+        if len(both) == 2
+    }
+    for file in folder.iterdir():
+        file.unlink()
+    return found
+
+
+def heaviest(module: hlo.Module, folder: Path, count: int = 10) -> list[dict[str, Any]]:
+    """List a program's heaviest works; a line's instructions of one schedule are one work."""
+    found = schedules(folder)
+    works: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for work, row in zip(hlo_costs.works(module), parts.each(module), strict=True):
+        if (read := found.get(work.instruction.name)) and work.runs:
+            once = {
+                "estimate": work.cycles / work.runs,
+                "bundles": read.cycles,
+                "units": read.units,
+            }
+            about = dict(zip(row._fields[:3], row[:3], strict=True))
+            new = {"work": work.instruction.name, "runs": 0, **about, **once}
+            works.setdefault((*row[:3], read.cycles), new)["runs"] += work.runs
+    if not works:
+        raise ValueError("--bundles: the compiler wrote no schedule of this program's works")
+    return sorted(works.values(), key=lambda work: -work["runs"] * work["bundles"])[:count]
+
+
+def lines(works: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Format the works of `heaviest` as a table."""
+    if works:
+        yield "1000 cycles    bundles  busiest unit  the heaviest works, by estimate and by bundles"
+    for work in works:
+        estimate, bundles = (work["runs"] * work[key] / 1e3 for key in ("estimate", "bundles"))
+        unit, share = max(work["units"].items(), key=lambda unit: unit[1])
+        yield (
+            f"{estimate:11,.0f} {bundles:10,.0f}  {unit:5} {share:6.1%}  {work['part']}, "
+            f"{work['kind']}: {work['line']} ({work['work']}, {work['runs']} runs)"
+        )
+
+
+class Schedule(NamedTuple):
+    """One execution of a work: its cycles, and the share of them in which each unit is busy."""
+
+    cycles: float
+    units: dict[str, float]
+
+
+def schedule(bundles: str, utilization: str) -> Schedule:
+    """Read the compiler's two files of a work."""
+    lines = [line for line in bundles.splitlines() if re.match(r" *(0|0x[0-9a-f]+) ", line)]
+    _, names, capacities, _, *rows = utilization.splitlines()
+    turns = _turns(lines)
+    busy = [0.0] * len(names.split(","))
+    for times, row in zip(turns, rows, strict=True):
+        for unit, slots in enumerate(row.split()):
+            busy[unit] += times * int(slots)
+    cycles = sum(turns)
+    totals = zip(names.split(","), busy, map(int, capacities.split()), strict=True)
+    # Spills and fills are part of the stores and loads.
+    units = {n.strip(): b / c / cycles for n, b, c in totals if ":" not in n}
+    return Schedule(cycles, units)
+
+
+def _turns(lines: Sequence[str]) -> list[int]:
+    """Count the executions of each bundle."""
+    starts: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    values: dict[str, str] = {}
+    branches: list[tuple[int, str, str, str]] = []
+    for index, line in enumerate(lines):
+        for word, region in re.findall(r"(Start|End|Start/End empty) region (\d+)", line):
+            ends[region] = index
+            if word != "End":
+                starts[region] = index
+        unconditional = re.sub(r" \(!?%\w+\),", "", line)
+        values |= re.findall(r"%(\w+) = ([^;}/]*)", unconditional)
+        branch = re.search(r"sbr\.rel \((!?)%(\w+)\) target = \$region(\d+)", line)
+        if branch:
+            branches.append((index, branch[1], branch[2], branch[3]))
+    branches = [branch for branch in branches if branch[3] in starts]  # the file names it
+    # In which turns of the loops around it each bundle runs.
+    turns: list[dict[str, frozenset[int]]] = [{} for _ in lines]
+    loops = [branch for branch in branches if starts[branch[3]] <= branch[0]]
+    for _, _, test, region in loops:
+        counter, count = _loop(values, test)
+        for bundle in turns[starts[region] : ends[region] + 1]:
+            bundle[counter] = frozenset(count)
+    for index, negated, test, region in branches:
+        for counter, steps in turns[index].items():
+            taken = {turn: _value(values, test, {counter: turn}) for turn in steps}
+            if starts[region] > index and None not in taken.values():
+                passed = frozenset(turn for turn in steps if bool(taken[turn]) == bool(negated))
+                for bundle in turns[index + 1 : starts[region]]:
+                    bundle[counter] &= passed
+    return [math.prod(map(len, bundle.values())) for bundle in turns]
+
+
+def _loop(values: dict[str, str], test: str) -> tuple[str, range]:
+    """Return a loop's counter and its values, from the comparison at the loop's end."""
+
+    def copied(name: str) -> str:
+        move = re.match(r"smov %(\w+)", values.get(name, ""))
+        return copied(move[1]) if move else name
+
+    def constant(pattern: str, name: str, default: int) -> int:
+        match = re.match(pattern, values.get(name, ""))
+        return int(match[1]) if match else default
+
+    comparison = re.match(r"scmp\.ge\.s32\.totalorder %(\w+), (\d+)", values.get(test, ""))
+    if not comparison:  # a count that only the run knows
+        return test, range(1)
+    following, stop = comparison[1], int(comparison[2])
+    phis = {counter: re.match(r"sphi %(\w+), %(\w+)", value) for counter, value in values.items()}
+    for counter, phi in phis.items():
+        if phi and copied(phi[2]) == following:
+            start = constant(r"smov (\d+)", phi[1], 0)
+            return counter, range(start, stop, constant(r"sadd\.s32 (\d+),", following, 1))
+    return test, range(stop)
+
+
+def _value(values: dict[str, str], name: str, turn: dict[str, int]) -> int | None:
+    """Compute a number or a condition in a turn of a loop; None: it depends on something else."""
+    if re.fullmatch(r"\d+", name):
+        return int(name) - (int(name) >> 31 << 32)
+    if name in turn:
+        return turn[name]
+    if not re.fullmatch(r"[\w.]+ [%\w, ]+", value := values.get(name, "")):
+        return None
+    function, *arguments = re.findall(r"[\w.]+", value)
+    call = _FUNCTIONS.get(function.removesuffix(".totalorder"))
+    operands = [_value(values, argument, turn) for argument in arguments] if call else [None]
+    return None if call is None or None in operands else call(*operands)
