@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,21 @@ def leading(x: Array) -> tuple[int, ...]:
 def widened(*arrays: Array) -> tuple[Array, ...]:
     """Convert `arrays` to float32, leaving float64 alone."""
     return tuple(a if a.dtype == jnp.float64 else a.astype(jnp.float32) for a in arrays)
+
+
+# Of tanh(x * P(x**2)), which is within 7e-6 of erf(x / sqrt(2)), so the GELU is within 4e-6, where
+# bfloat16 has steps of 8e-3 at 1: 10 vector operations and a tanh instead of about 35.
+_SERIES = (1.18125479e-06, -3.20649087e-05, -1.13682734e-04, 3.64382789e-02, 7.97852337e-01)
+
+
+def error_function(x: Array, exact: bool) -> Array:
+    """Compute erf(x / sqrt(2)), exactly or from the series above."""
+    if exact:
+        return lax.erf(x * 0.5**0.5)
+    square, total = x * x, cast(Array, _SERIES[0])
+    for coefficient in _SERIES[1:]:
+        total = total * square + coefficient
+    return jnp.tanh(x * total)
 
 
 def largest_divisor(number: int, most: int) -> int:

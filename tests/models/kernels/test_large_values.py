@@ -373,6 +373,7 @@ def convolving():
 
 def layer_cases():
     yield "gelu", Case("layers", layers.gelu, gelu, scaled(MAP, C))
+    yield "gelu on TPUs", Case("layers", layers.gelu, gelu, scaled(MAP, C), tpu(layers))
     yield "relu", Case("layers", layers.relu, jax.nn.relu, scaled(MAP))
     yield (
         "scale",
