@@ -2,18 +2,25 @@
 
 A v5e has four matrix units, which take a row of a 128 x 128 tile in a cycle, and as many vector
 operations on registers of 8 x 128 values. What a sum in a docstring leaves out stands next to it.
+Kernels declare these cycles times what the compiler's final schedules say, kernel by kernel.
 """
 
 import contextlib
+import importlib.util
+import json
+import subprocess
+import sys
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from absl.testing import parameterized
+import pytest
+from absl.testing import absltest, parameterized
 
 from jaxrobust.models.kernels.convnext_layers import BlockParameters, HalvingParameters
 from jaxrobust.models.kernels.tpu import (
     batch_stem,
+    calls,
     channel_attention,
     conv_stem,
     convnext_block,
@@ -24,7 +31,8 @@ from jaxrobust.models.kernels.tpu import (
     token_interaction,
     token_norm,
 )
-from tests.support import sweeps
+from tests.support import paths, sweeps
+from tools.generate import refresh_schedules
 
 EPS = {"eps": 1e-6}
 
@@ -112,14 +120,16 @@ class KernelCostsTest(parameterized.TestCase):
         self.assertEqual(cycles, COLUMNS + 28 * (48 + 144 + 24 + 396) + more)
 
     @sweeps.rows(
-        # Six heads of 197 tokens, each product 197 x 2 tiles / 4 units, and a softmax of 150.
-        (token_attention.forward, [shape(1, 197, 1152)], 2, 0),
-        (token_attention.backward, [shape(1, 197, 1152), shape(1, 197, 384)], 5, 25 * 2 * 6 / 4),
+        # Six heads of 197 tokens, each product 197 x 2 tiles / 4 units, or 64 x 4 for columns
+        # of all queries, and a softmax of 150.
+        (token_attention.forward, [shape(1, 197, 1152)], 1, 0),
+        (token_attention.backward, [shape(1, 197, 1152), shape(1, 197, 384)], 4, 25 * 2 * 6 / 4),
     )
     def test_of_attention(self, function, operands, products, more):
         *_, powers, cycles = declared(function, *operands, heads=6, scale=0.1)
         self.assertEqual(powers, 6 * 197 * 197)
-        self.assertEqual(cycles, 6 * (products * 197 * 2 / 4 + 25 * 2 * (8 / 4 + 1) + more))
+        products = products * 197 * 2 / 4 + 64 * 4 / 4
+        self.assertEqual(cycles, 6 * (products + 25 * 2 * (8 / 4 + 1) + more))
 
     def test_of_talking_heads(self):
         """Eight heads of 48 channels meet ten tiles of 128, whose scores are mixed; each product of
@@ -208,3 +218,32 @@ class KernelCostsTest(parameterized.TestCase):
             gradient = token_interaction.gradient
             *_, cycles = declared(gradient, *operands, **how, **EPS, needed=needed)
             self.assertEqual(cycles, REGISTERS * ((3 * 24 + 90 + more) / 4 + 2))
+
+
+class ScheduledTest(parameterized.TestCase):
+    def test_of_a_chip(self):
+        function = lambda qkv: token_attention.forward(qkv, heads=2, scale=0.1)  # noqa: E731
+        cycles = {}
+        for rows, chip in ((5, "TPU v5 lite"), (6, "TPU v9")):  # traced once for each shape
+            with mock.patch.object(calls, "_chip", lambda chip=chip: chip):
+                program = jax.make_jaxpr(function)(shape(rows, 16, 192))
+            (call,) = refresh_schedules.calls(program.jaxpr)
+            cycles[chip] = int(call.params["metadata"]["cycles"])
+        share = calls.SCHEDULED["TPU v5 lite"]["token_attention"]
+        counted = 6 * 2 * (16 / 4 + 32 / 4 + 2 * (8 / 4 + 1))
+        self.assertEqual(cycles, {"TPU v5 lite": int(counted * share * 5 / 6), "TPU v9": counted})
+
+    @pytest.mark.slow
+    @absltest.skipIf(importlib.util.find_spec("libtpu") is None, "pip install '.[test,tpu-aot]'")
+    @parameterized.parameters(*refresh_schedules.CHIPS)
+    def test_within_15_percent_of_the_final_bundles(self, chip):
+        """Compilers of one series differ by a few percent; more asks for a look at the kernel."""
+        tool = paths.ROOT / "tools/generate/refresh_schedules.py"
+        done = subprocess.run(
+            [sys.executable, tool, "--print", chip], capture_output=True, text=True, check=True
+        )
+        ((kind, ratios),) = json.loads(done.stdout).items()
+        self.assertEqual(ratios.keys(), calls.SCHEDULED[kind].keys())
+        for name, ratio in ratios.items():
+            with self.subTest(name):
+                self.assertBetween(ratio, 1 / 1.15, 1.15)

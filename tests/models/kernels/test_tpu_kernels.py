@@ -699,8 +699,13 @@ class KernelsTest(parameterized.TestCase):
             (8, 257, 1, 1),
             (8, 4000, 1, 1),
         ):
-            found = token_attention._images(batch, tokens, period)
-            self.assertEqual(found, expected, (batch, tokens, period))
+            bias = [jax.ShapeDtypeStruct((period, 1, tokens, tokens), "float32")] * (period > 1)
+            qkv = jax.ShapeDtypeStruct((batch, tokens, 96), "bfloat16")
+            attend = functools.partial(token_attention.forward, heads=1, scale=1)
+            with mock.patch.object(token_attention, "over_images") as run:
+                run.return_value = [jnp.zeros(())]
+                jax.eval_shape(attend, qkv, *bias)
+            self.assertEqual(run.call_args[1]["per"], expected, (batch, tokens, period))
 
     def test_cycles_by_hand(self):
         # 197 rows through two tiles of keys, four units: 98.5 cycles.

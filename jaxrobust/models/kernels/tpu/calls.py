@@ -1,8 +1,10 @@
 """What every kernel declares: its blocks of images, and its cost."""
 
 import functools
+import json
 import math
 from collections.abc import Callable, Sequence
+from importlib import resources
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,8 @@ LANES, SUBLANES = 128, 8  # of a vector register, in values of 32 bits
 _UNITS = 4  # matrix units of 128 x 128; also the vector operations per cycle
 SCOPED = 16 * 2**20  # default fast memory of a kernel in bytes; all that a TPU v4 has
 _MORE = 64 * 2**20  # what chips since v5e give a kernel on request
+# Cycles in the compiler's final schedule over counted ones, by chip and kernel.
+SCHEDULED = json.loads(resources.files("jaxrobust.models").joinpath("scheduled.json").read_text())
 _SMALL = ("TPU v2", "TPU v3", "TPU v4")  # chips without more
 
 
@@ -36,11 +40,15 @@ def _say_once(sentence: str) -> None:
         say(sentence)
 
 
-def fast_memory() -> int:
-    """Count the bytes that a kernel may request on the chips that a program is traced for."""
+def _chip() -> str:
+    """Return the kind of the chips that a program is traced for."""
     described = jax.sharding.get_abstract_mesh().abstract_device
-    kind = described.device_kind if described else jax.devices()[0].device_kind
-    return SCOPED if kind in _SMALL else _MORE
+    return described.device_kind if described else jax.devices()[0].device_kind
+
+
+def fast_memory() -> int:
+    """Count the bytes that a kernel may request."""
+    return SCOPED if _chip() in _SMALL else _MORE
 
 
 def widened_to(size: int, tile: int) -> int:
@@ -55,9 +63,14 @@ def tiled(shape: Sequence[int], itemsize: int) -> int:
     return math.prod(outer) * tile_rows * tile_columns * itemsize
 
 
-def lane_groups(channels: int) -> list[slice]:
-    """List the channels of each register."""
-    return [slice(c, min(c + LANES, channels)) for c in range(0, channels, LANES)]
+def lane_groups(channels: int, size: int = LANES) -> list[slice]:
+    """List the channels of each register, or of each group of registers."""
+    return [slice(c, min(c + size, channels)) for c in range(0, channels, size)]
+
+
+def thirds(dim: int, lanes: slice) -> list[slice]:
+    """Locate the queries, keys and values of a group of heads in f[..,3*D]."""
+    return [slice(start + lanes.start, start + lanes.stop) for start in (0, dim, 2 * dim)]
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
@@ -72,7 +85,7 @@ def softmax_gradient(p: Array, to_p: Array, axis: int = -1) -> Array:
 
 
 class KernelCost(NamedTuple):
-    """Operations on one image, and their cycles when run one after another."""
+    """Operations on one image, and their cycles by hand: see `SCHEDULED`."""
 
     flops: float = 0
     powers: float = 0
@@ -156,6 +169,7 @@ def over_images(
     needed += sum(tiled(a.shape, a.dtype.itemsize) for a in fixed) + kernel.value_bytes
     needed += sum(tiled(shape, 4) for shape in kernel.scratch)
     total = kernel.cost * batch
+    share = SCHEDULED.get(_chip(), {}).get(kernel.name, 1)
     run = pl.pallas_call(
         kernel.body,
         out_shape=[*results, *totals],
@@ -174,7 +188,7 @@ def over_images(
             transcendentals=int(total.powers),
             bytes_accessed=sum(a.size * a.dtype.itemsize for a in (*moving, *fixed)),
         ),
-        metadata={"cycles": str(int(total.cycles))},
+        metadata={"cycles": str(int(total.cycles * share))},
     )
     return [*run(*arrays, *repeated, *parameters)]
 

@@ -32,6 +32,7 @@ from jaxrobust.models.kernels.tpu.calls import (
     dot,
     elementwise,
     fast_memory,
+    lane_groups,
     over_images,
     product,
     softmax,
@@ -66,11 +67,6 @@ def _value_bytes(tokens: int, dim: int) -> int:
 
 def _scores(tokens: int, heads: int) -> tuple[int, ...]:
     return heads, widened_to(tokens, SUBLANES), tokens
-
-
-def _parts(qkv: Any) -> list[Array]:
-    dim = qkv.shape[2] // 3
-    return [qkv[0, :, i * dim : (i + 1) * dim] for i in range(3)]
 
 
 def _lanes(head: int, dim: int, heads: int) -> tuple[int, int]:
@@ -118,7 +114,7 @@ def _sum(x: Array, *factors: Array) -> Array:
 
 
 def _forward(qkv, mix, post, bias, out, total, scores) -> None:
-    q, k, v = _parts(qkv)
+    q, k, v = (qkv[0, :, part] for part in lane_groups(qkv.shape[2], out.shape[2]))
     tokens, heads = len(q), len(post)
     total[...] = jnp.broadcast_to(bias[...] * _sum(v), total.shape)
     _products(q, k, heads, scores)
@@ -135,7 +131,8 @@ def _forward(qkv, mix, post, bias, out, total, scores) -> None:
 def _backward(qkv, g, mix, mix_back, pre, post, bias, out, *refs) -> None:
     *sums, to_q, to_k, to_v, scores, to_scores = refs
     heads, dim = pre.shape
-    (q, k, v), to_out = _parts(qkv), g[0]
+    lanes, to_out = lane_groups(3 * dim, dim), g[0]
+    q, k, v = (qkv[0, :, part] for part in lanes)
     tokens = len(q)
     to_v[...] = jnp.broadcast_to(bias[...] * _sum(to_out), to_v.shape)
     to_q[...], to_k[...] = jnp.zeros_like(to_q), jnp.zeros_like(to_k)
@@ -159,8 +156,8 @@ def _backward(qkv, g, mix, mix_back, pre, post, bias, out, *refs) -> None:
 
     for ref in sums:
         ref[0, 2 * heads :] = _sum(to_out) * _sum(v)
-    for i, part in enumerate((to_q, to_k, to_v)):
-        out[0, :, i * dim : (i + 1) * dim] = part[...].astype(out.dtype)
+    for place, part in zip(lanes, (to_q, to_k, to_v), strict=True):
+        out[0, :, place] = part[...].astype(out.dtype)
 
 
 def _weights(mix: Array) -> Array:
