@@ -239,6 +239,22 @@ class CompiledTest(parameterized.TestCase):
         self.assertBetween(ratio, 0.95, 1.05)  # steps of an attack are rounds of one loop
         self.assertGreater(longer["flops_executable"], 2 * result["flops_executable"])
 
+    def test_bundles_of_a_block(self):
+        result = self.figures("--block", "0", "--bundles")
+        for program, kernel in (
+            ("forward", "convnext_block"),
+            ("input_gradient", "convnext_block_gradient"),
+            ("gradients", "convnext_block_sums"),
+        ):
+            works = result[program]["schedules"]
+            self.assertLessEqual(len(works), 10)
+            self.assertContainsSubset({kernel}, {work["work"].split(".")[0] for work in works[:2]})
+            cycles = [work["runs"] * work["bundles"] for work in works]
+            self.assertEqual(cycles, sorted(cycles, reverse=True))
+            shares = [share for work in works for share in work["units"].values()]
+            self.assertBetween(min(shares), 0, 1)
+            self.assertBetween(max(shares), 0.3, 1)
+
     def test_a_step_of_deformable_convolutions(self):
         """Loops over images in every block, and none of them waits for another chip."""
         result = self.figures("--attack-steps", "2", "--scan", text=WINDOWS)
