@@ -28,32 +28,30 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "new": Command(".configure.new", "birds.py --data DIR", "writes a config for your images"),
-    "check": Command(".configure.check", "CONFIG", "says all that is wrong with a config"),
-    "train": Command(".train", "CONFIG", "trains a network, or continues to"),
-    "evaluate": Command(".evaluate", "TARGET", "attacks a network, keeps the record"),
-    "doctor": Command(".doctor", "RUN", "looks for usual faults of a network or config"),
-    "estimate": Command(".estimate", "CONFIG --on v5e:8x8", "says what a run will cost"),
-    "why": Command(".why", "CONFIG", "says where the values of a config come from"),
+    "check": Command(".configure.check", "CONFIG", "lists everything wrong with a config"),
+    "train": Command(".train", "CONFIG", "trains a network, or resumes training"),
+    "evaluate": Command(".evaluate", "TARGET", "attacks a network and records the result"),
+    "doctor": Command(".doctor", "RUN", "checks a network or config for common problems"),
+    "estimate": Command(".estimate", "CONFIG --on v5e:8x8", "estimates what a run will cost"),
+    "why": Command(".why", "CONFIG", "shows where the values of a config come from"),
     "report": Command(".report", "RUN", "shows runs and evaluations as one HTML file"),
-    "select": Command(".select", "RUN", "chooses a run's weights on held-out images"),
-    "compare": Command(".compare", "A B", "tells whether two evaluations really differ"),
+    "select": Command(".select", "RUN", "selects a run's weights on held-out images"),
+    "compare": Command(".compare", "A B", "tests whether two evaluations really differ"),
     "runs": Command(".results.runs", "[FOLDER]", "lists trainings and evaluations, newest first"),
     "verify": Command(".verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
-    "board": Command(
-        ".results.board", "BUNDLES --out SITE", "makes a page of bundles that verified"
-    ),
+    "board": Command(".results.board", "BUNDLES --out SITE", "ranks verified bundles on a page"),
     "models": Command(".models", "", "lists architectures and checkpoints that load"),
     "import": Command(
         *(".conversion.import_weights", "SOURCE --out DIR"),
-        "takes weights of files, URLs, hub or timm",
+        "imports weights from files, URLs, the Hub or timm",
     ),
     "export": Command(
-        ".conversion.export_weights", "TARGET", "writes weights for us, PyTorch, RobustBench"
+        ".conversion.export_weights", "TARGET", "exports weights for PyTorch, the Hub, RobustBench"
     ),
     "certificate": Command(
         ".conversion.certificate", "--model M", "compares a network with its reference"
     ),
-    "prepare": Command(".prepare", "cifar10 --out DIR", "writes data sets as training reads them"),
+    "prepare": Command(".prepare", "cifar10 --out DIR", "prepares data sets for training"),
 }
 COMMANDS |= {name: Command(*row) for name, row in rooms.entries("COMMANDS").items()}
 # Of absl: they run as `__main__`, whose document and flags its --help shows.
@@ -127,7 +125,8 @@ def _overview() -> str:
     return (
         f"jaxrobust {__version__}, adversarially robust image classifiers in JAX\n\n"
         f"jaxrobust COMMAND ..., where COMMAND is one of\n\n{rows}\n\n"
-        "Each command says more with --help; README.md shows them in the order of use."
+        "For details, run jaxrobust COMMAND --help. README.md shows the commands in the order of "
+        "use."
     )
 
 

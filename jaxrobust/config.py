@@ -7,15 +7,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, Protocol, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, get_args, get_origin, get_type_hints
 
-import jax
 from ml_collections import ConfigDict, config_dict
 
-from jaxrobust import models
 from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text.spelling import meant
-from jaxrobust.types import Classifier
+
+if TYPE_CHECKING:  # a config is read before JAX is imported
+    from jaxrobust.types import Classifier
 
 VERSION = 1  # of the keys, in a run's config.json; increases when old values change meaning
 # What a phase may override, in addition to the keys of its own section.
@@ -414,15 +414,17 @@ class NetworkSpec:
         """Return the sizes of its images and classes."""
         return {key: getattr(self, key) for key in ("num_classes", "image_size", "in_channels")}
 
-    def create(self, *, dtype: str, remat: bool = False) -> Classifier:
+    def create(self, *, dtype: str, remat: bool = False) -> "Classifier":
         """Make the network's functions, computing in `dtype`."""
+        from jaxrobust import models
+
         fields = self.sizes() | {"dtype": dtype, "remat": remat}
         if twice := sorted(fields.keys() & self.options.keys()):
             raise ValueError(f"model.options.{twice[0]} is not an option; set model.{twice[0]}")
         return models.create(self.name, **fields, **self.options)
 
 
-def network_of(config: Config, *, dtype: str | None = None) -> Classifier:
+def network_of(config: Config, *, dtype: str | None = None) -> "Classifier":
     """Make the config's network; `dtype` overrides its compute type."""
     model = config.model
     return NetworkSpec.of_config(config).create(dtype=dtype or model.dtype, remat=model.remat)
@@ -470,6 +472,8 @@ def decoders(data: DataSection) -> int:
     """
     if data.workers is not None:
         return data.workers
+    import jax
+
     return 0 if jax.default_backend() == "cpu" else max(launch.own_cores() - SPARED, 0)
 
 

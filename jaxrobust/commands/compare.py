@@ -37,7 +37,9 @@ class CompareFlags:
         word=True,
         required=True,
     )
-    threat: str | None = flag("Only evaluations under it: NORM:RADIUS, as linf:4/255, or clean.")
+    threat: str | None = flag(
+        "Only evaluations under this threat: NORM:RADIUS, such as linf:4/255, or clean."
+    )
     out: Path | None = flag(f"Folder for {NAME}.md, {NAME}.json and {NAME}.png.")
     json: bool = shared("json", False)
 

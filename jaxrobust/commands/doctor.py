@@ -35,7 +35,7 @@ class DoctorFlags(SubjectFlags):
     n: int = flag("Number of images, drawn from the whole split; 32 to 1000.", 200)
     seed: int = shared("seed", 0)
     devices: int | None = flag(
-        "Number of devices to train a config on; default: those that are here."
+        "Number of devices to train a config on; default: those of this machine."
     )
     json: bool = flag("Whether to print one JSON object instead.", False)
 

@@ -22,6 +22,7 @@ from absl import flags
 
 from jaxrobust.commands.flags import evaluation_help
 from jaxrobust.commands.flags.evaluation import EvaluateFlags
+from jaxrobust.evaluation.questions import mistakes, stated
 from jaxrobust.runtime.commandline import fields, functions, targets
 from jaxrobust.runtime.commandline.arguments import quiet_libraries, run, stop, unable
 from jaxrobust.runtime.commandline.ending import Ending, define_host_flags, hosts
@@ -88,10 +89,14 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
             "name a network, as the first word: a run, imported weights, an id such as "
             "Salman2020Do_R18, my_net.py:logits_fn, torch:my_models.py:build, or quickstart"
         )
+    asked = stated.GivenFlags(**values)
+    mistakes.check(asked, sizes, *threats_and_growth)
     with patience.of(patience.LOADING, here=pod is None):
+        if not (mistakes.has_users(asked) or asked.worst_case):
+            mistakes.check_attack(asked)
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX
 
-    return command.answer(command.GivenFlags(**values), sizes, *threats_and_growth)
+    return command.answer(asked, sizes, *threats_and_growth)
 
 
 if __name__ == "__main__":

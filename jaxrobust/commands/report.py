@@ -28,7 +28,7 @@ class ReportFlags:
     paths: tuple[Path, ...] = flag(
         "Run, records, folder.", word=True, required=True, metavar="PATH"
     )
-    out: Path | None = flag("File; default: report.html in the first PATH; for quickstart, here.")
+    out: Path | None = flag("File; default: report.html in the first PATH, or here for quickstart.")
     watch: bool = flag("Serve the page and keep it up to date.", False)
     host: str = flag("Address of --watch; default: only this machine reaches it.", "127.0.0.1")
     port: int = flag("Port of --watch; default: 8017.", 8017)
@@ -50,13 +50,13 @@ def _kept(path: Path) -> Path:
 
 def run(flags: ReportFlags) -> dict[str, Any] | None:
     """Write the page and return its facts, or serve it until Ctrl-C."""
+    if flags.watch and (flags.out or flags.json):
+        raise ValueError("--watch serves the page and writes no file; leave --out, --json out")
     with patience.of("loading the package"):
         from jaxrobust.report import gathered, page, watching
         from jaxrobust.report.parts import examples  # --help needs no JAX
 
     if flags.watch:
-        if flags.out or flags.json:
-            raise ValueError("--watch serves the page and writes no file; leave --out, --json out")
         watching.serve(
             tuple(map(_kept, flags.paths)), host=flags.host, port=flags.port, every=flags.every
         )

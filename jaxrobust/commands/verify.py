@@ -53,9 +53,9 @@ class VerifyFlags:
     )
     write_adversarial: Path | None = flag(
         "File .pt for the images after the attack, a PyTorch tensor f32[N,C,H,W] in [0, 1]. "
-        "Needs no weights; with them, if all is confirmed and belongs to a leaderboard of "
-        'RobustBench, a file .issue.md next to it gets the text of its issue "New external '
-        'evaluation".'
+        "Needs no weights; with weights, if everything is confirmed and RobustBench has a "
+        'leaderboard for it, a file .issue.md next to it gets the text of a "New external '
+        'evaluation" issue.'
     )
     json: bool = shared("json", False)
 
@@ -114,6 +114,6 @@ def _write_adversarial(settings: Any, file: Path, *, confirmed: bool) -> dict[st
     text.write_text(issue)
     print(
         f"{text} is the issue for RobustBench; {issue.count(robustbench_entry.BY_HAND)} places "
-        "are to be filled in by hand"
+        f"must be filled in by hand"
     )
     return written | {"issue": str(text)}

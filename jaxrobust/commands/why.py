@@ -40,11 +40,11 @@ def main() -> None:
         words,
         usage="%(prog)s CONFIG [KEY] [--config.key=value ...] [flags]",
     )
+    config = changes.configured(flags.config, changed)
     with patience.of(patience.LOADING):
         from jaxrobust.results import key_sources
 
     names = [word.partition("=")[0].lstrip("-").partition(".")[2] for word in changed]
-    config = changes.configured(flags.config, changed)
     with ending("the same command starts again"):
         sources = key_sources.of_recipe(flags.config)
         keys = key_sources.of_config(config, sources, [name for name in names if name])

@@ -5,17 +5,17 @@ COMMANDS = {
     "figure": (
         "jaxrobust.papers.commands.figure",
         "A B --out F.pdf",
-        "draws records as papers show them",
+        "draws records as figures for papers",
     ),
     "scaling": (
         "jaxrobust.papers.commands.scaling",
         "5e9",
-        "chooses depths and widths of a network",
+        "chooses a network's depths and widths",
     ),
     "analyse": (
         "jaxrobust.papers.commands.analyse",
         "ANALYSIS --workdir RUN",
-        "draws what a network has learnt",
+        "visualises what a network has learnt",
     ),
     "landscape": (
         "jaxrobust.papers.commands.landscape",

@@ -34,7 +34,7 @@ from jaxrobust.training.update.memory import remembering
 from jaxrobust.training.update.step import averaged, init_state
 from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
-from jaxrobust.weights.store import certificates, checkpoint
+from jaxrobust.weights.store import certificates
 from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.trained import kept, runs
 
@@ -217,6 +217,8 @@ def _latest(config, workdir: Path, phase: str | None, weights_kind: str):
     tx = optim.adamw(lambda step: 0.0, weight_decay=0.0, decay_mask=mask)
     init = partial(init_state, network_of(config), remembering(tx))
     shapes = jax.eval_shape(init, jax.random.key(0))
+    from jaxrobust.weights.store import checkpoint  # Orbax
+
     step, state, _ = checkpoint.read(workdir / done[0] / "latest", shapes)
     weights = averaged(state) if weights_kind == "ema" else (state.params, state.stats)
     return f"{done[0]}, step {step}, {weights_kind}, latest checkpoint", weights

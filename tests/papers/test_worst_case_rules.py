@@ -8,7 +8,7 @@ from absl.testing import parameterized
 from jaxrobust.evaluation.engine.outcome import Cost
 from jaxrobust.evaluation.engine.result import AutoAttackResult
 from jaxrobust.evaluation.network import checks
-from jaxrobust.evaluation.questions import corrupted
+from jaxrobust.evaluation.questions import corrupted, mistakes
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.papers import three_norms
@@ -69,17 +69,17 @@ class CorruptedTest(parameterized.TestCase):
              "--frost=f has no effect on the files"),
         ):  # fmt: skip
             with self.subTest(row=(changes, words)), self.assertRaisesRegex(ValueError, words):
-                corrupted.settled(GivenFlags(**changes))
+                mistakes.of_corruptions(GivenFlags(**changes))
 
     def test_settled(self):
         for given in (
             GivenFlags(),
             GivenFlags(corruptions="frost", attack="clean", frost="f", dataset="cifar10"),
         ):
-            self.assertEqual(corrupted.settled(given), given)
+            self.assertEqual(mistakes.of_corruptions(given), given)
         given = GivenFlags(corruptions="all", attack="clean", dataset="cifar10-c:x")
-        found = corrupted.settled(given)
-        first = corrupted.wanted(given)[0]
+        found = mistakes.of_corruptions(given)
+        first = mistakes.corruptions_of(given)[0]
         self.assertEqual(found, given._replace(split=str(first)))
 
 

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "jaxrobust"
 
 # Who stands further down may be imported; those of one line do not know each other.
 ROOMS = (
+    {"threats"},
     {"types"},
     {"runtime"},
     {"data"},

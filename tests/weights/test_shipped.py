@@ -11,7 +11,7 @@ from jaxrobust.commands import report
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.questions import command, flags
+from jaxrobust.evaluation.questions import command, flags, stated
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.types import Weights
@@ -71,15 +71,15 @@ class FlagsTest(parameterized.TestCase):
 
     @sweeps.rows((None, "quickstart"), ("pretrain", "quickstart:pretrain"))
     def test_the_word_stands_for_flags(self, phase, weights):
-        found = flags.of_shipped(GivenFlags(shipped="quickstart", phase=phase, n=8))
+        found = stated.of_shipped(GivenFlags(shipped="quickstart", phase=phase, n=8))
         out = f"runs/evaluation-{weights.replace(':', '-')}"
         expected = GivenFlags(shipped=weights, weights=weights, dataset="digits", out=out, n=8)
         self.assertEqual(found, expected)
         plain = GivenFlags(weights="a.pt")
-        self.assertEqual(flags.of_shipped(plain), plain)
+        self.assertEqual(stated.of_shipped(plain), plain)
 
     def test_what_is_given_stays(self):
-        found = flags.of_shipped(GivenFlags(shipped="quickstart", dataset="npz:a", out="b"))
+        found = stated.of_shipped(GivenFlags(shipped="quickstart", dataset="npz:a", out="b"))
         self.assertEqual((found.dataset, found.out), ("npz:a", "b"))
 
     def test_a_wrong_flag_is_refused_before_the_first_figure(self):
@@ -91,7 +91,7 @@ class FlagsTest(parameterized.TestCase):
 
     def test_the_first_figure_says_what_follows(self):
         given = flags.placed(
-            flags.of_shipped(GivenFlags(shipped="quickstart", attack="apgd-ce", n=8))
+            stated.of_shipped(GivenFlags(shipped="quickstart", attack="apgd-ce", n=8))
         )
         _, subject, source = flags.settled(given)
         measured = absltest.mock.patch.object(command.accuracy, "clean_share", return_value=0.985)
@@ -107,14 +107,14 @@ class FlagsTest(parameterized.TestCase):
     def test_another_network_beside_it(self):
         given = GivenFlags(shipped="quickstart", workdir="runs/1", function="a.py:f")
         with self.assertRaisesRegex(ValueError, "so does --workdir and --function; leave one out"):
-            flags.of_shipped(given)
+            stated.of_shipped(given)
 
     def test_a_path_of_that_name(self):
         Path("quickstart").mkdir()
         with self.assertRaisesRegex(
             ValueError, "and a path here has that name; write ./quickstart for"
         ):
-            flags.of_shipped(GivenFlags(shipped="quickstart"))
+            stated.of_shipped(GivenFlags(shipped="quickstart"))
 
     def test_a_report_of_the_kept_run_goes_where_we_are(self):
         made = report.run(report.ReportFlags(paths=(Path("quickstart"),)))

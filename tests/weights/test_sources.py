@@ -1,5 +1,6 @@
 """What stands for weights, and what is said where nothing does."""
 
+import contextlib
 import json
 from pathlib import Path
 from unittest import mock
@@ -56,6 +57,14 @@ class ParseTest(parameterized.TestCase):
         for name in ("convnext_tiny.fb_in1k", "Salman2020Do_R18"):
             path = self.file(name)
             self.assertEqual(sources.parse(str(path)).kind, "file")
+
+    def test_a_folder_that_has_a_networks_name_is_suggested_once(self):
+        folder = Path(self.create_tempdir())
+        for name in ("quickstart", "__init__.py"):
+            (folder / name).mkdir()
+        self.enter_context(contextlib.chdir(folder))
+        with self.assertRaisesRegex(ValueError, r"nothing is there; did you mean quickstart\?$"):
+            sources.parse("quickstat")
 
     @sweeps.rows(
         ("nowhere.pth", "no such file; give one of .safetensors, .* or an imported folder, .*"

@@ -26,7 +26,7 @@ class CheckFlags:
 
     config: str = flag("Config, such as configs/quickstart.py.", word=True)
     devices: int | None = flag(
-        "Number of devices to train on; default: those that are here.", least=1
+        "Number of devices to train on; default: those of this machine.", least=1
     )
     json: bool = shared("json", False)
 
@@ -37,12 +37,12 @@ def main() -> None:
     words, changed = changes.divided(sys.argv[1:])
     usage = "%(prog)s CONFIG [--config.key=value ...] [flags]"
     flags = fields.read(CheckFlags, __doc__, words, usage=usage)
+    config = changes.configured(flags.config, changed)
     with patience.of(patience.LOADING):
         import jax
 
         from jaxrobust.results.configs import refusals
 
-    config = changes.configured(flags.config, changed)
     with arguments.ending("the same command starts again"), patience.of("looking at the config"):
         review = refusals.review(config, flags.devices or jax.device_count())
     counts = [counted(len(review.refused), "refusal"), counted(len(review.warned), "warning")]

@@ -26,8 +26,8 @@ class CertificateFlags:
     """The weights, the reference weights, and the images on which they are compared."""
 
     model: str | None = flag(
-        "Network: a name of models.available(), or a RobustBench id; an imported folder says it "
-        "itself.",
+        "Network: a name of models.available(), or a RobustBench id; an imported folder already "
+        "says it.",
         reads=READS["model"],
     )
     weights: Path = flag(

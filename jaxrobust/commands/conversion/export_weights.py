@@ -46,7 +46,7 @@ class ExportFlags:
     )
     workdir: Path | None = flag("Run whose best weights are exported.")
     phase: str | None = shared("phase")
-    weights: str | None = flag(f"Weights instead of a run's best: {shipped.KINDS}.")
+    weights: str | None = flag(f"Weights to export instead of a run: {shipped.KINDS}.")
     model: str | None = shared("model")
     image_size: int | None = flag("Side of the images in pixels, of a file; default: 224.")
     options: dict[str, Any] | None = shared("options")
@@ -65,8 +65,8 @@ class ExportFlags:
         "Records of evaluations, results.jsonl, for the model card, the docstring or config.json, "
         "and with --id for RobustBench's entry."
     )
-    evaluation: str | None = flag("Id of the record; default: the last one of these weights.")
-    id: str | None = flag("Id of the entry of a new network; default: that of the layout.")
+    evaluation: str | None = flag("Id of the record; default: the latest record of these weights.")
+    id: str | None = flag("RobustBench id for a new network; default: that of the layout.")
     confirm: int | None = flag(
         "Number of the record's images to attack with pyautoattack in PyTorch too; the issue "
         "says whether the verdicts agree.",
@@ -88,11 +88,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _exported(flags: ExportFlags) -> dict[str, Any]:
-    with patience.of(patience.LOADING):
-        from jaxrobust.publish import export_torch
-        from jaxrobust.runtime.devices import compilation
-
-    compilation.use_persistent_cache()
     values = asdict(flags)
     del values["json"]
     if target := values.pop("target"):
@@ -101,4 +96,9 @@ def _exported(flags: ExportFlags) -> dict[str, Any]:
             raise ValueError(f"{target} is a function; name a run or weights to export")
         run = values["workdir"]
         values["workdir"] = run and buckets.opened("workdir", str(run), light=True)
+    with patience.of(patience.LOADING):
+        from jaxrobust.publish import export_torch
+        from jaxrobust.runtime.devices import compilation
+
+    compilation.use_persistent_cache()
     return export_torch.export(export_torch.ExportSettings(**values))

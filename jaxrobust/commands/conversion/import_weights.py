@@ -38,24 +38,21 @@ class ImportFlags:
         "or 224."
     )
     num_classes: int | None = flag(
-        "Number of classes; the head is newly initialised if the file has another number."
+        "Number of classes; if the file has a different number, the head is newly initialised."
     )
-    options: dict[str, Any] | None = flag(
-        "Other fields of the network's row, as a dict.", reads=mapping
-    )
+    options: dict[str, Any] | None = flag("Other options of the network, as a dict.", reads=mapping)
     init_stem: bool = flag("Keep the body and initialise a new stem.", False)
     which: str | None = flag(
-        "Averaged or raw weights, if the file says which its weights are; default: the averaged "
-        "ones if it has them, else those it has.",
+        "Averaged or raw weights, if the file distinguishes them; default: averaged if available.",
         choices=["ema", "raw"],
     )
     normalize: str = flag(
-        "Normalisation of weights that hold no mean and std; default: auto, which is what the hub "
-        "or RobustBench says.",
+        "Normalisation of weights without a mean and std; default: auto, as the hub or "
+        "RobustBench says.",
         "auto",
         choices=["auto", "none", "imagenet"],
     )
-    sha256: str | None = flag("Hash that SOURCE must have.")
+    sha256: str | None = flag("Expected SHA-256 of SOURCE.")
     cast: bool = flag("Round arrays of other types to float32.", False)
     seed: int = flag("Seed of random draws; default: 0.", 0)
     nocertificate: bool = shared("nocertificate", False)

@@ -15,7 +15,7 @@ class EvaluateFlags(SubjectFlags):
         "Side of the images in pixels, one record each; default: that of the run or data set.", ()
     )
     attack: str = flag(
-        "Attack: clean, autoattack, attacks of it such as apgd-ce or apgd-ce,apgd-t, one of K "
+        "Attack: clean, autoattack, parts of it such as apgd-ce or apgd-ce,apgd-t, one with K "
         "steps such as pgd-20, or your own my_attack.py:attack (logits_fn, key, images, labels).",
         "autoattack",
     )
@@ -27,7 +27,7 @@ class EvaluateFlags(SubjectFlags):
         "result is not AutoAttack's.",
         "standard",
     )
-    finish: bool = flag("Whether to complete an evaluation by --version=fast to standard.", False)
+    finish: bool = flag("Whether to complete a --version=fast evaluation to standard.", False)
     rule: str | None = flag(
         "How --version=rand judges the draws of an image: majority (more than half are right; "
         "the default), mean (of their softmax probabilities), or one-draw, as in auto-attack; "
@@ -37,17 +37,17 @@ class EvaluateFlags(SubjectFlags):
         "Number of draws per image for --version=rand or --certify; default: 20 or 100,000."
     )
     threat: tuple[str, ...] = flag(
-        "Norm and radius, such as linf:4/255; several get a record each, and one of all.", ()
+        "Norm and radius, such as linf:4/255; several get a record each, and one for the union.", ()
     )
     radius_at: int | None = flag(
-        "Image size of --threat: at others l2 grows with the side, l1 and l0 with its square."
+        "Image size of --threat; at others, l2 scales with the side, l1 and l0 with its square."
     )
     ladder: str | None = flag(
         "Radii that share adversarial images, such as linf:0:16/255:9, the smallest first."
     )
     union_only: bool = flag(
-        "Whether to attack in each --threat, or part of --worst_case, only the images that survive "
-        "the ones before it: cheaper, but only the union or worst case is then known.",
+        "Whether each --threat, or part of --worst_case, only attacks images that survived the "
+        "previous ones: cheaper, but only the union or worst case is then known.",
         False,
     )
     worst_case: bool = flag(
@@ -63,23 +63,23 @@ class EvaluateFlags(SubjectFlags):
         "Length of a step of an attack of K steps, in epsilon / K; default: its own.", reads=number
     )
     step: float | None = flag(
-        "Length of a step of these instead, such as 0.8/255, in units of the radius.", reads=number
+        "Length of a step instead, such as 0.8/255, in the same units as the radius.", reads=number
     )
     start: str | None = flag(
-        "Where these start: image, random (AutoAttack's, or of --l1_rule art ART's), uniform (in "
-        "the ball of linf or l2, not brought into [0, 1] before the first gradient) or "
-        "uniform-boxed (foolbox's); default: the attack's own."
+        "Where these attacks start: image, random (as in AutoAttack, or ART with --l1_rule art), "
+        "uniform (in the linf or l2 ball, not clipped to [0, 1] before the first gradient) or "
+        "uniform-boxed (as in foolbox); default: the attack's own."
     )
     l1_rule: str | None = flag(
-        "How these step and project on l1: sparse, as APGD does (the default), or art, as ART 1.10 "
-        "does: along the whole gradient, and scaled back."
+        "How these attacks step and project in l1: sparse (the default), as APGD does, or art, as "
+        "ART 1.10 does, along the full gradient and scaled back."
     )
     search_dtype: str = flag(
-        "Type to search in: float32, or bfloat16, which is faster; float32 judges.", "float32"
+        "Type to search in: float32, or bfloat16, which is faster; verdicts use float32.", "float32"
     )
     corruptions: str | None = flag(
-        "Common corruptions to evaluate under in place of an attack: all, or kinds such as "
-        "fog,snow, or with a severity fog-3."
+        "Common corruptions to evaluate instead of an attack: all, kinds such as fog,snow, or a "
+        "kind with a severity such as fog-3."
     )
     frost: str | None = flag("Folder of the photographs of frost, frost1.png to frost5.jpg.")
     certify: float | None = flag(
@@ -97,13 +97,13 @@ class EvaluateFlags(SubjectFlags):
         "Points, such as 2.0: stop once the robust accuracy's interval is narrower.", reads=number
     )
     alpha: float | None = flag(
-        "Probability of an error of --against and --until_width, over all looks together; "
-        "default: 0.05; or that a certificate of --certify is wrong; default: 0.001.",
+        "Error probability of --against and --until_width, over all looks together (default: "
+        "0.05), or of a --certify certificate (default: 0.001).",
         reads=number,
     )
     n: int = flag("Number of images, spread over the classes, or all.", "all", reads=how_many)
     batch: int | None = flag(
-        "Number of images at a time, for AutoAttack per process; verdicts do not depend on it."
+        "Images at a time, for AutoAttack per process; verdicts do not depend on it."
     )
     seed: int = shared("seed", 0)
     replay: tuple[str, ...] = flag(

@@ -45,7 +45,7 @@ class BoardFlags:
     batch: int | None = flag("Images at a time.", least=1)
     sample: int = flag("Number of standing images of each bundle to attack.", 60, least=1)
     seed: int | None = flag(
-        "Seed of these samples and attacks; default: a random one for each bundle.", least=0
+        "Seed of these samples and attacks; default: random for each bundle.", least=0
     )
     json: bool = shared("json", False)
 

@@ -25,12 +25,12 @@ class EstimateSettings:
         "Config, as for training: its file, or FILE:ARGUMENTS.", word=True, required=True
     )
     on: str = flag(
-        "Devices: cpu, gpu or tpu for those that are here, or chips such as v5e:8x8 or h100:8.",
+        "Devices: cpu, gpu or tpu for those of this machine, or chips such as v5e:8x8 or h100:8.",
         required=True,
         metavar="DEVICES",
     )
     num_slices: int = flag(
-        "Number of TPU slices that train together, each as --on says; default: 1.", 1
+        "Number of TPU slices that train together, each as given by --on; default: 1.", 1
     )
     price: float | None = flag("Price of one chip for one hour, in any currency.", reads=number)
     utilisation: float | None = flag(
@@ -40,15 +40,13 @@ class EstimateSettings:
     )
     batch: int | None = flag("Images per chip and step; default: the config's.")
     fsdp: int | None = flag("Number of devices that share the state; 0: all.")
-    seconds: float = flag(
-        "Seconds for which each step and each attack is measured; default: 3.", 3.0
-    )
-    robust: float = flag("Share of images that is assumed to be robust.", "0.5", reads=number)
+    seconds: float = flag("Seconds to measure each step and each attack; default: 3.", 3.0)
+    robust: float = flag("Assumed share of robust images.", "0.5", reads=number)
     images: int | None = flag("Number of images of AutoAttack; 0: leave it out.")
-    fast: bool = flag("Do not compile for TPUs that are not here.", False)
+    fast: bool = flag("Do not compile for TPUs that this machine lacks.", False)
     target: float | None = flag(
-        "AutoAttack accuracy in percent, in place of a config: what reaches it, by a scaling law "
-        "of others' published runs.",
+        "AutoAttack accuracy in percent, instead of a config: estimates what reaches it, by a "
+        "scaling law fitted to published runs.",
         reads=number,
     )
     dataset: str | None = flag("Data set of --target; the law is for cifar10 only.")
@@ -93,7 +91,7 @@ def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict
     if settings.utilisation and target.here:
         raise ValueError(
             f"--utilisation is assumed for chips that are not here, and --on {settings.on} is "
-            "measured; leave it out"
+            f"measured; leave it out"
         )
     compiles = target.compiles and not target.here and not settings.fast
     with patience.of("loading the package"):

@@ -15,8 +15,8 @@ import numpy as np
 from jaxrobust.evaluation.engine import engine, smoothing
 from jaxrobust.evaluation.engine.smoothing import Certificate, Smoothing
 from jaxrobust.evaluation.network import label_checks
-from jaxrobust.evaluation.questions.flags import GivenFlags, written
 from jaxrobust.evaluation.questions.recording import Evaluation
+from jaxrobust.evaluation.questions.stated import GivenFlags
 from jaxrobust.evaluation.records.record import AccuracyRecord, AttackCost, CertifiedAccuracies
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
@@ -28,36 +28,16 @@ _STEPS = 8  # radii per sigma at which the record lists the accuracy
 Certificates = dict[int, Certificate]  # by the place of the image
 
 
-def settled(flags: GivenFlags) -> GivenFlags:
-    """Raise if flags contradict `--certify`."""
-    if flags.certify is None:
-        return flags
-    try:
-        smoothing.check(settings(flags))
-    except ValueError as error:
-        raise ValueError(f"--certify={flags.certify:g}: {error}") from error
-    if flags.norm not in (None, "l2"):
-        raise ValueError(
-            f"--certify gives radii in l2, for which its noise is made; leave --norm={flags.norm} "
-            "out"
-        )
-    if flags.epsilon is not None:
-        raise ValueError("--certify finds the radius of each image itself; leave --epsilon out")
-    if flags.attack != "clean":
-        raise ValueError(f"--certify attacks nothing; leave --attack={flags.attack} out")
-    others = ("corruptions", "bundle", "worst_case", "union_only", "replay", "noreplay", "rule")
-    for flag in written(flags, *others):
-        raise ValueError(f"{flag} has no effect on --certify; leave it out")
-    if flags.version != "standard":
-        raise ValueError(f"--certify is of networks without draws; leave --version={flags.version}")
-    return flags
-
-
 def settings(flags: GivenFlags) -> Smoothing:
-    """Read the settings of the certification."""
+    """Read the settings of the certification; `ValueError`: they cannot certify any image."""
     more: dict[str, Any] = {"draws": flags.draws, "alpha": flags.alpha}
     more = {key: value for key, value in more.items() if value is not None}
-    return Smoothing(sigma=float(flags.certify or 0), **more)
+    wanted = Smoothing(sigma=float(flags.certify or 0), **more)
+    try:
+        smoothing.check(wanted)
+    except ValueError as error:
+        raise ValueError(f"--certify={flags.certify:g}: {error}") from error
+    return wanted
 
 
 def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:

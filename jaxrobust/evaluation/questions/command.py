@@ -24,16 +24,18 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.questions import (
     certified,
     corrupted,
+    mistakes,
     questions,
     recording,
     several,
+    stated,
     stops,
 )
 from jaxrobust.evaluation.questions import flags as flag_rules
 from jaxrobust.evaluation.questions import target as subjects
-from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.questions.recording import Evaluation
 from jaxrobust.evaluation.questions.several import ThreatMember
+from jaxrobust.evaluation.questions.stated import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -73,59 +75,51 @@ def evaluated(
     """
     words = [str(part) for part in (flags, sizes, threats, ladder, radius_at)]
     lock = f"command-{records.number_of({'command': words})}.lock"
-    flags, stated = _checked(flags, sizes, threats, ladder)
-    if radius_at is not None and not (radius_at > 0 and sizes and threats):
-        raise ValueError(
-            f"--radius_at={radius_at} must be a side in pixels, with --threat, the radius at it, "
-            "and --image_size, the sizes that it grows with"
-        )
+    flags, balls = _checked(flags, sizes, threats, ladder, radius_at)
     run, out = (Path(place) if place else None for place in (flags.workdir, flags.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
     written: list[AccuracyRecord] = []
     for size in sizes or (flags.image_size,):
-        of_size, balls = flags._replace(image_size=size), stated
+        grown, of_size = balls, flags._replace(image_size=size)
         if radius_at and size:
-            balls = [threat_flags.grown(ball, size / radius_at) for ball in stated]
-        place, more = _of_size(of_size, balls, bool(ladder), run=run, out=out, lock=lock)
+            grown = [threat_flags.grown(ball, size / radius_at) for ball in balls]
+        place, more = _of_size(of_size, grown, bool(ladder), run=run, out=out, lock=lock)
         written += more
     return written, place
 
 
 def _checked(
-    flags: GivenFlags, sizes: Sequence[int | None], threats: Sequence[str], ladder: str | None
+    flags: GivenFlags,
+    sizes: Sequence[int | None],
+    threats: Sequence[str],
+    ladder: str | None,
+    radius_at: int | None,
 ) -> tuple[GivenFlags, list[Threat]]:
     """Raise if flags contradict each other; return the completed flags and the threats."""
-    flags = flag_rules.placed(flag_rules.of_shipped(flags))
+    flags = flag_rules.placed(stated.of_shipped(flags))
     flag_rules.check(flags)
-    many = {"--image_size": len(sizes) > 1, "--threat": len(threats) > 1, "--ladder": bool(ladder)}
-    several_of = [name for name, is_given in many.items() if is_given]
+    several_of = stated.several_of(sizes, threats, ladder)
     flags = flag_rules.of_users(flags, several_of)
-    flag_rules.check_fast(flags, several_of)
-    stops.check_flags(flags, several_of)
+    mistakes.check_fast(flags, several_of)
+    mistakes.check_stop(flags, several_of)
     if flags.finish:
         flags = flags._replace(version="standard")
     if flags.worst_case:
         _three_norms().check(flags, ladder)
-    flags = certified.settled(corrupted.settled(flags))
-    if flags.certify is not None and (threats or ladder):
-        flag = "ladder" if ladder else "threat"
-        raise ValueError(f"--certify finds the radius of each image itself; leave --{flag} out")
+    flags = mistakes.of_corruptions(flags)
+    if flags.certify is not None:
+        certified.settings(flags)
+        mistakes.check_certify(flags)
+    mistakes.check_many(flags, sizes, threats, ladder, radius_at)
     if flags.worst_case:
         balls = _three_norms().balls(threats)
     else:
-        balls = _rungs(flags, threats, ladder) if ladder else _balls(flags, threats)
-    if len(set(sizes)) < len(sizes):
-        listed = ", ".join(map(str, sizes))
-        raise ValueError(f"--image_size={listed} repeats a size; give each once")
-    if flags.corruptions and len(sizes) > 1:
-        raise ValueError("--corruptions takes one --image_size; give it once")
-    if flags.bundle and flags.version == "rand":
-        raise ValueError("--bundle needs a deterministic network, not --version=rand")
+        balls = _rungs(flags, ladder) if ladder else _balls(flags, threats)
     if flags.bundle and "l0" in (flags.norm, *(ball.norm for ball in balls)):
         raise ValueError("--bundle has no form for l0; leave it out, or take linf, l2 or l1")
     bundle.check(flags, max(len(sizes), 1) * max(len(balls), 1))
     fast = "--finish" if flags.finish else "--version=fast" * (flags.version == "fast")
-    one = fast or stops.flag(flags)
+    one = fast or stated.stop_of(flags)
     if one and len(balls) > 1 and not (threats or ladder or flags.worst_case):
         names = [f"{ball.norm}:{fraction(ball.epsilon)}" for ball in balls]
         raise ValueError(
@@ -142,13 +136,11 @@ def _three_norms() -> Any:
 
 def _balls(flags: GivenFlags, threats: Sequence[str]) -> list[Threat]:
     balls = [threat_flags.parse(text) for text in threats] or flag_rules.own_balls(flags)
-    if balls and (flags.norm or flags.epsilon is not None):
-        raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")
     if len(set(balls)) < len(balls):
         raise ValueError(f"--threat={', '.join(threats)} repeats a threat; give each once")
     if balls and flags.attack == "clean":
         raise ValueError("--threat has no effect on --attack=clean; leave it out")
-    if flags.attack == "clean" and (unused := flag_rules.written(flags, "norm", "epsilon")):
+    if flags.attack == "clean" and (unused := stated.written(flags, "norm", "epsilon")):
         verb = "has" if len(unused) == 1 else "have"
         say(f"{' and '.join(unused)} {verb} no effect without an attack")
     if flags.union_only and (len(balls) < 2):
@@ -156,9 +148,7 @@ def _balls(flags: GivenFlags, threats: Sequence[str]) -> list[Threat]:
     return balls
 
 
-def _rungs(flags: GivenFlags, threats: Sequence[str], ladder: str) -> list[Threat]:
-    if threats or flags.norm or flags.epsilon is not None:
-        raise ValueError("--ladder says norm and radii; leave --threat, --norm and --epsilon out")
+def _rungs(flags: GivenFlags, ladder: str) -> list[Threat]:
     if flags.union_only or flags.noreplay:
         flag = "union_only" if flags.union_only else "noreplay"
         raise ValueError(f"--{flag} contradicts --ladder, whose radii share what they find")

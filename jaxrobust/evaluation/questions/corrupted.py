@@ -16,16 +16,14 @@ import numpy as np
 from jaxrobust.data import Prepared, Source
 from jaxrobust.data.sources import cifar_c
 from jaxrobust.data.stream import corrupted_images, pipeline
-from jaxrobust.data.transforms import corruptions
-from jaxrobust.data.transforms.corruptions import Corruption as Asked
 from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.bundles.contradictions import CLEAN
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse, label_checks, reliability
 from jaxrobust.evaluation.network.images import ImageSet
-from jaxrobust.evaluation.questions import measuring
-from jaxrobust.evaluation.questions.flags import GivenFlags
+from jaxrobust.evaluation.questions import measuring, mistakes
 from jaxrobust.evaluation.questions.recording import Evaluation
+from jaxrobust.evaluation.questions.stated import GivenFlags
 from jaxrobust.evaluation.records import checked
 from jaxrobust.evaluation.records.record import AccuracyRecord, CorruptionAccuracies
 from jaxrobust.runtime.devices import sharding
@@ -34,37 +32,6 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 
 METHOD = "corruptions"
-
-
-def settled(flags: GivenFlags) -> GivenFlags:
-    """Complete the flags of an evaluation with `--corruptions`; raise if some contradict it."""
-    if flags.corruptions is None:
-        if flags.frost is not None:
-            raise ValueError(f"--frost={flags.frost} has no effect without --corruptions")
-        return flags
-    wished = wanted(flags)
-    if flags.attack != "clean":
-        raise ValueError(
-            f"--corruptions is measured without an attack; leave --attack={flags.attack} out"
-        )
-    if flags.frost is not None and all(corruption.kind != "frost" for corruption in wished):
-        raise ValueError(f"--frost={flags.frost} has no effect without the corruption frost")
-    if not (flags.dataset or "").startswith(cifar_c.PREFIX):
-        return flags
-    for flag, value in (("split", flags.split), ("frost", flags.frost)):
-        if value is not None:
-            raise ValueError(
-                f"--{flag}={value} has no effect on the files of {flags.dataset}; leave it out"
-            )
-    return flags._replace(split=str(wished[0]))
-
-
-def wanted(flags: GivenFlags) -> list[Asked]:
-    """Parse the corruptions of the flag."""
-    try:
-        return corruptions.chosen(str(flags.corruptions))
-    except ValueError as error:
-        raise ValueError(f"--corruptions={flags.corruptions}: {error}") from error
 
 
 def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
@@ -76,7 +43,7 @@ def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
     frost_sha256 = frost.sha256 if frost else None
     sources = corrupted_images.each(
         source,
-        wanted(flags),
+        mistakes.corruptions_of(flags),
         image_size=size,
         preprocessing=str(question.preprocessing),
         seed=question.seed,

@@ -8,62 +8,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.attacks.ensembles import FAST
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import user_attacks
-from jaxrobust.evaluation.questions import questions
+from jaxrobust.evaluation.questions import mistakes, questions
 from jaxrobust.evaluation.questions import target as subjects
-from jaxrobust.evaluation.questions.questions import GivenFlags
+from jaxrobust.evaluation.questions.stated import FAST, STOPS, GivenFlags, written
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import pytorch
 from jaxrobust.runtime.files import buckets
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import norm
-from jaxrobust.types import THREAT_NORMS, Threat, Weights, threats
+from jaxrobust.types import Threat, Weights, threats
 from jaxrobust.weights import imports
-from jaxrobust.weights.fetch import shipped
 from jaxrobust.weights.fetch import sources as weights_sources
 from jaxrobust.weights.trained import history, kept, runs
-
-_STOPS = ("against", "until_width")
-
-
-def of_shipped(flags: GivenFlags) -> GivenFlags:
-    """Expand the name of a packaged run into flags; flags that are set stay.
-
-    Raises:
-      ValueError: another network is named too, or a phase that the run lacks.
-    """
-    if flags.shipped is None:
-        return flags
-    if networks := written(flags, "workdir", "model", "weights", "function", "torch"):
-        raise ValueError(
-            f"{flags.shipped} names a network, and so does {' and '.join(networks)}; leave one out"
-        )
-    weights = f"{flags.shipped}:{flags.phase}" if flags.phase else flags.shipped
-    shipped.weights(weights)  # raises if there is no such phase
-    if Path(weights).exists():
-        raise ValueError(
-            f"{weights} is a network of the package, and a path here has that name; write "
-            f"./{weights} for the path, or run the command in another folder"
-        )
-    out = flags.out or f"runs/evaluation-{weights.replace(':', '-')}"
-    dataset = flags.dataset or shipped.RUNS[flags.shipped].dataset
-    return flags._replace(weights=weights, shipped=weights, phase=None, out=out, dataset=dataset)
-
-
-def written(flags: GivenFlags, *names: str) -> list[str]:
-    """List the flags among `names` that are set, as on the command line."""
-    values = {name: getattr(flags, name) for name in names}
-    valued = ("attack", "version", "search_dtype")
-    return [
-        f"--{name}={value}" if name in valued else f"--{name}"
-        for name, value in values.items()
-        if value != GivenFlags._field_defaults[name]
-    ]
 
 
 def of_users(flags: GivenFlags, several: Sequence[str]) -> GivenFlags:
@@ -72,7 +33,7 @@ def of_users(flags: GivenFlags, several: Sequence[str]) -> GivenFlags:
     if not users:
         return flags
     version = ["version"] if flags.version in (FAST, "rand") else []
-    names = ("corruptions", "certify", *version, "finish", *_STOPS, "worst_case", "union_only")
+    names = ("corruptions", "certify", *version, "finish", *STOPS, "worst_case", "union_only")
     if others := [*written(flags, *names), *several]:
         raise ValueError(
             f"{users[0].flag} is tried on the images that one evaluation of one threat leaves; "
@@ -94,7 +55,8 @@ def placed(flags: GivenFlags) -> GivenFlags:
     if remote and jax.process_count() > 1:
         raise ValueError(
             f"--{remote[0]} in a bucket goes with one host, since the hosts of an evaluation read "
-            "each other's files; mount the bucket with gcsfuse on each host and give that path"
+            f"each other's files; mount the bucket with gcsfuse on each host and "
+            f"give that path"
         )
     if not flags.selected:
         return flags
@@ -123,65 +85,8 @@ def _with_weights(flags: GivenFlags) -> GivenFlags:
 
 
 def check(flags: GivenFlags) -> None:
-    """Raise `ValueError` if flags contradict each other or name nothing to evaluate."""
-    if flags.norm not in (None, *THREAT_NORMS):
-        raise ValueError(f"--norm={flags.norm} is unknown; one of {', '.join(THREAT_NORMS)}")
-    networks = written(flags, "workdir", "function", "torch")
-    if flags.model or _folder(flags):
-        networks.append("--model" if flags.model else "--weights")
-    if len(networks) != 1:
-        several = f"{' and '.join(networks)} name a network each, and records go to --out DIR; "
-        raise ValueError(
-            (several if networks else "")
-            + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
-            "PATH is a folder that jaxrobust import wrote, or a name such as "
-            "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME, or --torch "
-            "my_models.py:build --dataset NAME"
-        )
-    if flags.model and not flags.weights:
-        raise ValueError("--model needs --weights PATH, its weights")
-    extra = written(flags, "weights", "num_classes", "options")
-    if flags.workdir and extra:
-        raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
-    if flags.weights and flags.phase:
-        raise ValueError("--phase belongs to a --workdir; --weights has only one")
-    if (flags.function or flags.torch) and (extra := [*extra, *written(flags, "phase")]):
-        flag = "--torch" if flags.torch else "--function"
-        verb, them = ("has", "it") if len(extra) == 1 else ("have", "them")
-        raise ValueError(f"{' and '.join(extra)} {verb} no effect on a {flag}; leave {them} out")
-    if flags.function and flags.search_dtype == "bfloat16":
-        raise ValueError(
-            "--search_dtype=bfloat16 needs a network whose compute type can be set; leave it out, "
-            "or pass evaluation.autoattack a search_fn"
-        )
-    if not flags.torch and (needless := written(flags, "torch_args", "torch_output")):
-        raise ValueError(f"{' and '.join(needless)} belongs to --torch; leave it out")
-
-
-def check_fast(flags: GivenFlags, several: Sequence[str]) -> None:
-    """Raise if flags contradict --version=fast or --finish; `several` ask for more than one."""
-    if flags.version != FAST and not flags.finish:
-        return
-    asked = "--finish" if flags.finish else f"--version={FAST}"
-    if flags.finish and flags.version not in ("standard", FAST):
-        raise ValueError(
-            f"--finish makes an evaluation of the standard version; leave --version={flags.version}"
-            " out"
-        )
-    others = written(flags, "corruptions", "certify") or written(flags, "attack")
-    again = ["again"] if flags.finish else []
-    others += written(flags, *_STOPS, "search_dtype", "worst_case", "union_only", *again)
-    if others := [*others, *several]:
-        verb = "continues with" if flags.finish else "is"
-        raise ValueError(
-            f"{asked} {verb} one evaluation, whose attacks are all of AutoAttack's standard "
-            f"version or a part of them; leave {' and '.join(others)} out, or leave {asked} out"
-        )
-    if flags.bundle and not flags.finish:
-        raise ValueError(
-            f"--bundle needs all of AutoAttack, not --version={FAST}; "
-            "leave it out, and give it with --finish"
-        )
+    """Raise if flags, whose weights are here, contradict each other or name no network."""
+    mistakes.check_network(flags, of_weights=_folder(flags) is not None)
 
 
 def _folder(flags: GivenFlags) -> Path | None:

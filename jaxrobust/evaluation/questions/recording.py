@@ -23,7 +23,7 @@ from jaxrobust.evaluation.network import fingerprint, reliability, tracing
 from jaxrobust.evaluation.network.images import Subset
 from jaxrobust.evaluation.network.user_attacks import ALONE
 from jaxrobust.evaluation.questions import earlier, measuring, stops
-from jaxrobust.evaluation.questions.questions import GivenFlags
+from jaxrobust.evaluation.questions.stated import GivenFlags, stop_of
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import checked, of_weights, records, verdicts
 from jaxrobust.evaluation.records.record import (
@@ -96,7 +96,7 @@ class Evaluation:
         """Record one threat, unless recorded before; the first process writes the record."""
         question, rule = self.question, None
         about: dict[str, Any] = {}
-        if stops.flag(question):
+        if stop_of(question):
             images = self.images.content_sha256()
             rule, about = stops.rule(question, subject, self.source, images, self.hashed)
         elif question.finish:
@@ -143,8 +143,8 @@ class Evaluation:
         records_there = records.read(self.out)
         if not hosts.first(any(r.evaluation == number and r.fast for r in records_there)):
             raise ValueError(
-                f"--finish completes an evaluation by --version=fast, and {self.out} "
-                "has none of this network with these images, norm, radius and seed; run "
+                f"--finish completes an evaluation by --version=fast, and {self.out} has none of "
+                f"this network with these images, norm, radius and seed; run "
                 "--version=fast first, or leave --finish out"
             )
 

@@ -1,13 +1,12 @@
 """Stopping rules: --against a record, until one is ahead, or --until_width of an interval."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.attacks import ensembles, fixed_steps
+from jaxrobust.attacks import ensembles
 from jaxrobust.data.sources import registry
-from jaxrobust.evaluation.questions.flags import GivenFlags, written
+from jaxrobust.evaluation.questions.stated import GivenFlags
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import checked, records, stopping
 from jaxrobust.evaluation.records.record import AccuracyRecord, check
@@ -25,57 +24,6 @@ class RecordFound(NamedTuple):
 
     record: AccuracyRecord
     file: Path
-
-
-def check_flags(flags: GivenFlags, several: Sequence[str]) -> None:
-    """Raise if flags of a stop contradict others; `several` names flags of many evaluations."""
-    stop = flag(flags)
-    for name in ("alpha", "tie") if stop is None else ():
-        value = getattr(flags, name)
-        if value is not None and not (name == "alpha" and flags.certify is not None):
-            of = "--against, --until_width or --certify" if name == "alpha" else "--against"
-            raise ValueError(f"--{name}={value:g} belongs to {of}; give that, or leave it out")
-    if stop is None:
-        return
-    if flags.certify is not None:
-        raise ValueError(f"{stop} stops attacks, and --certify has none; leave one of them out")
-    if flags.against and flags.until_width is not None:
-        raise ValueError("--against and --until_width each say when to stop; give one of them")
-    if flags.alpha is not None and not 0 < flags.alpha < 1:
-        raise ValueError(
-            f"--alpha={flags.alpha:g} is the probability of a false alarm; give one between 0 and "
-            "1, such as 0.05"
-        )
-    if flags.tie is not None and not flags.against:
-        raise ValueError(f"--tie={flags.tie:g} belongs to --against; give that, or leave it out")
-    for name in ("tie", "until_width"):
-        points = getattr(flags, name)
-        if points is not None and not 0 < points < 100:
-            raise ValueError(f"--{name}={points:g} must be above 0 and below 100 points")
-    _check_others(flags, stop, several)
-
-
-def flag(flags: GivenFlags) -> str | None:
-    """Return the flag that stops an evaluation, or None."""
-    if flags.against:
-        return "--against"
-    return None if flags.until_width is None else "--until_width"
-
-
-def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
-    if not fixed_steps.is_cascade(flags.attack):
-        raise ValueError(
-            f"{stop} needs attacks that continue image by image, such as --attack=autoattack; "
-            f"leave {flags.attack} out"
-        )
-    if flags.version == "rand":
-        raise ValueError(f"{stop} needs a deterministic network, not --version=rand")
-    names = ("search_dtype", "replay", "worst_case", "union_only", "corruptions", "bundle")
-    if others := [*written(flags, *names), *several]:
-        raise ValueError(
-            f"{stop} stops one plain evaluation in float32; leave {' and '.join(others)} out, or "
-            f"leave {stop} out"
-        )
 
 
 def check_images(question: GivenFlags, images: int) -> None:
@@ -108,7 +56,7 @@ def rule(
     if count := int(checked.replayed(other_verdicts).sum()):
         raise ValueError(
             f"--against={place}: replayed points decided {count} of its images, which might have "
-            "survived the attacks alone; evaluate it again with --noreplay"
+            f"survived the attacks alone; evaluate it again with --noreplay"
         )
     if hashed is not None:
         both = (record, here, other_verdicts.images, hashed)
@@ -119,7 +67,7 @@ def rule(
         if not checked.same_images_shown(*both):
             say(
                 f"WARNING: only the images' names show that --against={place} is of the same "
-                "images: hashes of each image, which older versions did not note, are missing"
+                f"images: hashes of each image, which older versions did not note, are missing"
             )
     tie = None if question.tie is None else question.tie / 100
     about = {"evaluation": record.evaluation, "model": (record.model or {}).get("name")}

@@ -35,7 +35,7 @@ class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
     )
     steps: tuple[int, ...] = flag("Attack steps; some analyses take several.", ())
     seed: int = shared("seed", 0, least=0)
-    batch: int = flag("Images at a time; no number depends on it.", 64, least=1)
+    batch: int = flag("Images at a time; results do not depend on it.", 64, least=1)
     out: Path | None = shared("out")
     sign: str | None = _own(
         "sign",

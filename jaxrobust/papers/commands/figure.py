@@ -37,7 +37,7 @@ class FigureFlags:
         required=True,
     )
     kind: str | None = flag(
-        f"What is drawn: {', '.join(KINDS[:-1])} or {KINDS[-1]}; default: attacks of one "
+        f"What to draw: {', '.join(KINDS[:-1])} or {KINDS[-1]}; default: attacks of one "
         "evaluation, compare of several.",
         choices=KINDS,
     )
@@ -46,7 +46,9 @@ class FigureFlags:
         Path("figure.pdf"),
     )
     names: tuple[str, ...] = flag("Names of the networks, in order.", ())
-    threat: str | None = flag("Only evaluations under it: NORM:RADIUS, as linf:4/255.")
+    threat: str | None = flag(
+        "Only evaluations under this threat: NORM:RADIUS, such as linf:4/255."
+    )
     json: bool = shared("json", False)
 
 

@@ -32,20 +32,20 @@ class PlanFlags:
 
     paper: str = flag(f"Paper: {', '.join(tables.PAPERS)}.", word=True, required=True)
     records: tuple[Path, ...] = flag(
-        "More records, as for jaxrobust reproduce, in addition to those in runs/.",
+        "Further records, as for jaxrobust reproduce, in addition to those in runs/.",
         (),
         word=True,
         nargs="*",
     )
     on: str = flag("Chips, such as v5e:8x8 or h100:8.", required=True, metavar="DEVICES")
     table: str | None = flag(
-        "Only one table of the paper: its number, an id such as text_1, or figures: what no table "
-        "has."
+        "Only one table of the paper: its number, an id such as text_1, or figures: everything "
+        "outside tables."
     )
     row: str | None = flag("Only one row of --table, by its number or name.")
-    budget: float | None = flag("Hours that may be spent; default: no end.", reads=number)
+    budget: float | None = flag("Hours that may be spent; default: unlimited.", reads=number)
     utilisation: float = flag("Assumed share of the chips' peak.", str(UTILISATION), reads=number)
-    write: Path | None = flag("Folder for the scripts of what is left.")
+    write: Path | None = flag("Folder for the scripts of the remaining runs.")
     estimates: Path = flag(
         "File that remembers estimates; default: runs/estimates.jsonl.",
         Path("runs/estimates.jsonl"),

@@ -30,17 +30,17 @@ class ReproduceFlags:
     )
     paper: str | None = flag(f"Only one: {', '.join(tables.PAPERS)}; default: all.")
     table: str | None = flag(
-        "Only one table of --paper: its number, an id such as text_1, or figures: what no table "
-        "has, with --commands."
+        "Only one table of --paper: its number, an id such as text_1, or figures, everything "
+        "outside tables, with --commands."
     )
     row: str | None = flag("Only one row of --table, by its number or name; with --commands.")
     out: Path | None = flag(
         "Folder for one Markdown file per paper, with pictures; default: stdout."
     )
     commands: bool = flag(
-        "Print the commands that measure each row instead, or why there are none.", False
+        "Print the commands that measure each row instead, or why there is no command.", False
     )
-    alike: bool = flag("Also show records of another training or other images, in italics.", False)
+    alike: bool = flag("Also show records of other trainings or images, in italics.", False)
 
 
 def main(argv: list[str] | None = None) -> None:

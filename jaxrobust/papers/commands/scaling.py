@@ -49,13 +49,13 @@ class ScalingFlags:
 
 def run(flags: ScalingFlags) -> dict[str, Any]:
     """Print the networks, and return them."""
+    if flags.capacity and not flags.study:
+        raise ValueError(f"--capacity={flags.capacity} is of a study; name it with --study")
     with patience.of(patience.LOADING):
         from jaxrobust.models.families.robust_resnets import robust_resnet
         from jaxrobust.papers import scaling, studies
 
     sizes: dict[str, Any] = {"block": scaling.known(flags.block), "image_size": flags.image_size}
-    if flags.capacity and not flags.study:
-        raise ValueError(f"--capacity={flags.capacity} is of a study; name it with --study")
     if flags.study:
         cost = {"multiply_adds": flags.multiply_adds} | sizes
         networks = studies.study(flags.study, capacity=flags.capacity, **cost)

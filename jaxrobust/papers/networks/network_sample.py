@@ -14,7 +14,8 @@ from jaxrobust.evaluation.questions import flags
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.types import Array, LogitsFn, Params, Threat, Weights
-from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
+from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state
+from jaxrobust.weights.store.steps import steps
 from jaxrobust.weights.trained import runs
 
 _NONE: dict[str, Any] = dict.fromkeys(flags.GivenFlags._fields)

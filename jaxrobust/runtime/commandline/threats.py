@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.text.spelling import norm as spelled
-from jaxrobust.types import THREAT_NORMS, Threat
+from jaxrobust.threats import THREAT_NORMS, Threat
 
 
 def parse(text: str, flag: str = "threat") -> Threat:

@@ -25,7 +25,8 @@ from jaxrobust.training.update import alarm, objectives
 from jaxrobust.training.update.step import TrainState, averaged
 from jaxrobust.training.update.value_checks import must_be, one_of
 from jaxrobust.types import Weights, check_length, threats
-from jaxrobust.weights.store.checkpoint import Checkpoints, steps
+from jaxrobust.weights.store.checkpoint import Checkpoints
+from jaxrobust.weights.store.steps import steps
 
 
 def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:

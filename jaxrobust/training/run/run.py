@@ -44,7 +44,8 @@ from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.store.artifact import Network
-from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
+from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state
+from jaxrobust.weights.store.steps import steps
 from jaxrobust.weights.trained import history, runs
 
 # What may differ between two runs of the same command in one workdir without making it another run;

@@ -9,7 +9,7 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training.run import stopping
 from jaxrobust.weights import start as start_weights
-from jaxrobust.weights.store.checkpoint import steps
+from jaxrobust.weights.store.steps import steps
 from jaxrobust.weights.trained import start_run
 from jaxrobust.weights.trained.start_run import ABSENT, BEGUN, FINISHED, StartRun
 

@@ -13,7 +13,7 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training.run.metrics import Ahead
 from jaxrobust.training.run.phase import PhaseRun
-from jaxrobust.weights.store.checkpoint import steps
+from jaxrobust.weights.store.steps import steps
 
 _DATA = 64  # reason for a host to stop, in place of a signal number
 

@@ -114,8 +114,9 @@ def _unknown(text: str, timm: re.Match | None) -> str:
         return _refusal(key)
     if (published_id := own_id(text)) in PUBLISHED and PUBLISHED[published_id].file == f"{text}.pt":
         return f"nothing is there; RobustBench's network of that table is {published_id} alone"
-    here = map(str, Path(text).parent.glob("*"))
-    if near := difflib.get_close_matches(text, [*shipped.RUNS, *PUBLISHED, *here], n=3, cutoff=0.7):
+    here = (str(path) for path in Path(text).parent.glob("[!_.]*"))
+    names = {*shipped.RUNS, *PUBLISHED, *here}  # each once: a folder may have a network's name
+    if near := difflib.get_close_matches(text, sorted(names), n=3, cutoff=0.7):
         return f"nothing is there; did you mean {', '.join(near)}?"
     near = difflib.get_close_matches(timm[1], timm_names(), n=2, cutoff=0.7) if timm else []
     if timm and near:

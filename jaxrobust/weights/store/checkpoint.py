@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -35,10 +34,9 @@ from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.weights.store import blocks, hashes
+from jaxrobust.weights.store.steps import MARKER, UNFINISHED, place_of, steps
 
 _ARRAYS, _SEAL = "arrays_sha256", "meta_sha256"  # in the JSON: of each array, of all other keys
-_MARKER = ocp.path.atomicity.COMMIT_SUCCESS_FILE
-_UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a folder on disk, of a note in a bucket
 
 
 class _MetaHandler(ocp.JsonCheckpointHandler):
@@ -79,7 +77,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False, keep_all: bool = False) -> None:
-        self._files, self.directory = directory, _place(directory)
+        self._files, self.directory = directory, place_of(directory)
         self._in_bucket = buckets.address(directory) is not None
         self._size = 0  # bytes written
         self._last: int | None = None  # the last complete step
@@ -115,7 +113,7 @@ class Checkpoints:
         folder, there = self.directory / str(step), f"step {last}" if last else "the start"
         if self._in_bucket and (folder / "arrays").is_dir() and (folder / "meta").is_dir():
             return (
-                f"{folder} has no {_MARKER}, so it may be unfinished: if it was complete where it "
+                f"{folder} has no {MARKER}, so it may be unfinished: if it was complete where it "
                 f"comes from, add such a file, else move it away, and the same command continues "
                 f"at {there}"
             )
@@ -125,13 +123,13 @@ class Checkpoints:
         )
 
     def _note(self, step: int) -> Any:
-        return self.directory / f"{step}{_UNFINISHED}"
+        return self.directory / f"{step}{UNFINISHED}"
 
     def _end_unfinished(self) -> None:
         """Remove steps in a bucket that a kill left unfinished or half removed."""
-        for note in self.directory.glob(f"*{_UNFINISHED}"):
-            step = self.directory / note.name.removesuffix(_UNFINISHED)
-            if not (step / _MARKER).exists():
+        for note in self.directory.glob(f"*{UNFINISHED}"):
+            step = self.directory / note.name.removesuffix(UNFINISHED)
+            if not (step / MARKER).exists():
                 step.rmtree(missing_ok=True)
             note.unlink()
 
@@ -144,7 +142,7 @@ class Checkpoints:
 
     def _whole(self, step: int) -> bool:
         folder = self.directory / str(step)
-        has_marker = not self._in_bucket or (folder / _MARKER).exists()
+        has_marker = not self._in_bucket or (folder / MARKER).exists()
         return has_marker and all((folder / item).is_dir() for item in ("arrays", "meta"))
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
@@ -221,7 +219,7 @@ class Checkpoints:
         folder, note = epath.Path(self.directory / str(step)), epath.Path(self._note(step))
         if self._in_bucket:  # what remains after a kill is removed at the next start
             note.write_text("")
-            (folder / _MARKER).unlink(missing_ok=True)
+            (folder / MARKER).unlink(missing_ok=True)
             folder.rmtree()
             note.unlink()
         else:
@@ -309,7 +307,7 @@ class Checkpoints:
             if not disk_full(error):
                 raise
             if jax.process_index() == 0:  # on a full disk every byte counts
-                for half in self.directory.glob(f"*{_UNFINISHED}"):
+                for half in self.directory.glob(f"*{UNFINISHED}"):
                     epath.Path(half).rmtree(missing_ok=True)
             last = max(steps(self._files), default=None)
             there = f"The last good one is step {last}"
@@ -373,27 +371,6 @@ def read(directory: Path, abstract: Any, step: int | None = None) -> tuple[int, 
         assert step is not None
         arrays = checkpoints.restore(step, abstract_state(abstract, everywhere))
         return step, arrays, checkpoints.meta(step)
-
-
-def _place(directory: Path) -> Any:
-    """Return the absolute path of checkpoints, in the bucket if the directory follows one."""
-    if not isinstance(directory, Path):
-        return directory
-    address = buckets.address(directory)
-    return epath.Path(address) if address else directory.absolute()  # Orbax refuses relative ones
-
-
-def steps(directory: Path) -> list[int]:
-    """List the steps in a checkpoint directory, in order, without unfinished ones."""
-    place = _place(directory)
-    names = {path.name for path in place.glob("*")}
-    numbers = [name for name in names if re.fullmatch("0|[1-9][0-9]*", name)]
-    return sorted(
-        int(name)
-        for name in numbers
-        if (place / name).is_dir()
-        and (name + _UNFINISHED not in names or (place / name / _MARKER).exists())
-    )
 
 
 def abstract_state(state: Any, place: jax.sharding.Sharding) -> Any:

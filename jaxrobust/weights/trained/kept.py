@@ -9,8 +9,8 @@ import jax
 
 from jaxrobust.config import network_of
 from jaxrobust.types import Params, Weights
-from jaxrobust.weights.store import checkpoint, hashes
-from jaxrobust.weights.store.checkpoint import Checkpoints, steps
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.steps import steps
 from jaxrobust.weights.trained import runs
 
 FOLDER = "kept"  # in a phase
@@ -57,6 +57,8 @@ def steps_of(workdir: Path, phase: str) -> list[int]:
 
 def keep(workdir: Path, phase: str, step: int, both: Kept, *, steps_per_epoch: int) -> None:
     """Store both weights after `step`, unless already stored. All hosts must call this."""
+    from jaxrobust.weights.store.checkpoint import Checkpoints  # Orbax
+
     with contextlib.closing(Checkpoints(workdir / phase / FOLDER, keep_all=True)) as files:
         files.save(step, both, {"steps_per_epoch": steps_per_epoch})
         files.wait()
@@ -64,6 +66,8 @@ def keep(workdir: Path, phase: str, step: int, both: Kept, *, steps_per_epoch: i
 
 def read(workdir: Path, phase: str, step: int) -> tuple[float, Kept]:
     """Read both weights after a step, and the epoch that ended there; `ValueError` if not kept."""
+    from jaxrobust.weights.store import checkpoint
+
     if step not in steps_of(workdir, phase):
         raise ValueError(f"{workdir / phase / FOLDER} has no step {step} (any more)")
     shapes = jax.eval_shape(network_of(runs.run_config(workdir, phase)).init, jax.random.key(0))

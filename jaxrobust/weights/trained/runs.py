@@ -23,7 +23,8 @@ from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import folders, jsonl
 from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.store import checkpoint, hashes
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.steps import steps
 
 FUNCTION = "function.json"  # in a run: the network's `models.origin` at the start
 CLASSES = "classes.txt"  # in a run: class names, one per line in the order of labels
@@ -40,7 +41,7 @@ def phase_of(workdir: Path, phase: str | None = None, config: Config | None = No
     names = (config or _config(workdir)).phases
     if phase not in (None, *names):
         raise ValueError(f"--phase={phase} is unknown; one of {', '.join(names)}")
-    done = [name for name in names if checkpoint.steps(workdir / name / "best")]
+    done = [name for name in names if steps(workdir / name / "best")]
     return phase or (done or names)[-1]
 
 
@@ -144,13 +145,15 @@ def run_weights(
 ) -> tuple[str, Weights]:
     """Read the best weights of a phase (default: the last that has some), and their name."""
     config, name = run_config(workdir, phase), phase_of(workdir, phase)
-    if not checkpoint.steps(workdir / name / "best"):
+    if not steps(workdir / name / "best"):
         either = " or ".join([phase] if phase else reversed(config.phases))
         raise ValueError(
             f"{workdir} has no best checkpoint of {either}; train until it has one (the training "
             "command continues)"
         )
     shapes = Weights(*jax.eval_shape(network_of(config).init, jax.random.key(0)))
+    from jaxrobust.weights.store import checkpoint  # Orbax
+
     number, weights, _ = checkpoint.read(workdir / name / "best", shapes)
     words = f"{name}, step {number}, {config.evaluation.weights}"
     rows = jsonl.read(workdir / "results.jsonl")

@@ -12,7 +12,7 @@ from jaxrobust.config import Config, completed, phases, plain
 from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.files import buckets, jsonl
 from jaxrobust.weights.store import weights_folder
-from jaxrobust.weights.store.checkpoint import steps
+from jaxrobust.weights.store.steps import steps
 from jaxrobust.weights.trained import runs
 
 PREFIX = "run:"

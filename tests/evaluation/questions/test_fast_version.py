@@ -14,7 +14,7 @@ from absl.testing import parameterized
 from jaxrobust.attacks import ensembles
 from jaxrobust.evaluation.bundles import bundle
 from jaxrobust.evaluation.engine import turns
-from jaxrobust.evaluation.questions import command, flags
+from jaxrobust.evaluation.questions import command, mistakes
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.records import stopping, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -213,7 +213,7 @@ class FlagsTest(parameterized.TestCase):
     )
     def test_flags_that_contradict_the_version(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
-            flags.check_fast(GivenFlags(version="fast", **changes), [])
+            mistakes.check_fast(GivenFlags(version="fast", **changes), [])
 
     @sweeps.rows(
         ({"version": "plus"}, "--finish makes an evaluation of the standard version; leave --ver"),
@@ -228,7 +228,7 @@ class FlagsTest(parameterized.TestCase):
     )
     def test_flags_that_contradict_finish(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
-            flags.check_fast(GivenFlags(finish=True, **changes), [])
+            mistakes.check_fast(GivenFlags(finish=True, **changes), [])
 
     def test_several_evaluations(self):
         for own in ({"version": "fast"}, {"finish": True}):
@@ -243,7 +243,7 @@ class FlagsTest(parameterized.TestCase):
             command.questions._check_choices(GivenFlags(version="fast", steps=5), None)
 
     def test_flags_that_do_not(self):
-        flags.check_fast(GivenFlags(attack="pgd-20", bundle="b"), ["--ladder"])
-        flags.check_fast(GivenFlags(version="fast", replay=("a",), again=True, seed=3), [])
-        flags.check_fast(GivenFlags(finish=True, version="fast", bundle="b", noreplay=True), [])
+        mistakes.check_fast(GivenFlags(attack="pgd-20", bundle="b"), ["--ladder"])
+        mistakes.check_fast(GivenFlags(version="fast", replay=("a",), again=True, seed=3), [])
+        mistakes.check_fast(GivenFlags(finish=True, version="fast", bundle="b", noreplay=True), [])
         self.assertEqual(GivenFlags(version="fast").method, stopping.FAST_METHOD)

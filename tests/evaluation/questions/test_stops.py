@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation.questions import command, stops
+from jaxrobust.evaluation.questions import command, mistakes, stated, stops
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.evaluation.records import comparisons, records, sequences, verdicts
 from jaxrobust.evaluation.records.record import AccuracyRecord
@@ -270,11 +270,11 @@ class FlagsTest(parameterized.TestCase):
     )
     def test_flags_that_contradict(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
-            stops.check_flags(GivenFlags(**changes), [])
+            mistakes.check_stop(GivenFlags(**changes), [])
 
     def test_several_evaluations(self):
         with self.assertRaisesRegex(ValueError, "leave --threat and --ladder out"):
-            stops.check_flags(GivenFlags(against="a"), ["--threat", "--ladder"])
+            mistakes.check_stop(GivenFlags(against="a"), ["--threat", "--ladder"])
         many = {"sizes": (8, 12)}, {"threats": ("linf:0.1", "l2:1")}, {"ladder": "linf:0:0.1:3"}
         flags = GivenFlags(function="nets.py:f", dataset="digits", until_width=2.0)
         for more, name in zip(many, ("image_size", "threat", "ladder"), strict=True):
@@ -282,11 +282,11 @@ class FlagsTest(parameterized.TestCase):
                 command.evaluated(flags, **more)
 
     def test_flags_that_do_not(self):
-        stops.check_flags(GivenFlags(), ["--threat"])
-        stops.check_flags(GivenFlags(against="a", tie=1.0, alpha=0.1), [])
-        stops.check_flags(GivenFlags(until_width=0.1, attack="apgd-ce", noreplay=True), [])
-        self.assertEqual(stops.flag(GivenFlags(against="a")), "--against")
-        self.assertIsNone(stops.flag(GivenFlags()))
+        mistakes.check_stop(GivenFlags(), ["--threat"])
+        mistakes.check_stop(GivenFlags(against="a", tie=1.0, alpha=0.1), [])
+        mistakes.check_stop(GivenFlags(until_width=0.1, attack="apgd-ce", noreplay=True), [])
+        self.assertEqual(stated.stop_of(GivenFlags(against="a")), "--against")
+        self.assertIsNone(stated.stop_of(GivenFlags()))
 
     def test_a_width_that_images_cannot_give(self):
         stops.check_images(GivenFlags(until_width=2.0), 51)
