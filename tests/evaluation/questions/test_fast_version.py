@@ -240,7 +240,7 @@ class FlagsTest(parameterized.TestCase):
 
     def test_settings_of_an_attack_have_no_effect(self):
         with self.assertRaisesRegex(ValueError, "--steps=5 has no effect on --attack=autoattack"):
-            command.questions._check_choices(GivenFlags(version="fast", steps=5), None)
+            mistakes.check_attack(GivenFlags(version="fast", steps=5))
 
     def test_flags_that_do_not(self):
         mistakes.check_fast(GivenFlags(attack="pgd-20", bundle="b"), ["--ladder"])
