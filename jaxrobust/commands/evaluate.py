@@ -92,7 +92,7 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
     asked = stated.GivenFlags(**values)
     mistakes.check(asked, sizes, *threats_and_growth)
     with patience.of(patience.LOADING, here=pod is None):
-        if not (mistakes.has_users(asked) or asked.worst_case):
+        if not (mistakes.has_users(asked) or asked.worst_case or asked.certify is not None):
             mistakes.check_attack(asked)
         from jaxrobust.evaluation.questions import command  # after the flags: --help needs no JAX
 

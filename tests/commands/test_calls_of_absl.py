@@ -343,8 +343,10 @@ class EvaluateTest(parameterized.TestCase):
         values = {"workdir": "w", "epsilon": "4/255", "n": "9", "seed": 3, "again": True}
         values |= {"replay": ["a", "b"], "threat": ["linf:1/255", "l2:1"], "ladder": "linf:0:1:2"}
         values |= {"radius_at": 48}
-        found = self.ended(image_size=[32, 64], **values)
+        with mock.patch.object(evaluate.mistakes, "check") as check:  # some contradict others
+            found = self.ended(image_size=[32, 64], **values)
         self.assertEqual((found.code, found.out), (0, "a table\n"))
+        self.assertEqual(check.call_args, self.answer.call_args)
         self.quiet.assert_called_once_with()
         given, *rest = self.answer.call_args.args
         self.assertEqual(rest, [(32, 64), ("linf:1/255", "l2:1"), "linf:0:1:2", 48])
@@ -366,8 +368,10 @@ class EvaluateTest(parameterized.TestCase):
         with mock.patch.object(type(attack), "using_default_value", False, create=True):
             attack.using_default_value = False
             self.addCleanup(setattr, attack, "using_default_value", True)
-            self.ended(corruptions="fog")
-        self.assertEqual(self.answer.call_args.args[0].attack, "autoattack")  # to be refused
+            found = self.ended(corruptions="fog")
+        self.assertEqual(found.code, 2)
+        self.assertIn("leave --attack=autoattack out", found.error)
+        self.answer.assert_called_once()
 
     def test_the_first_process_prints(self):
         self.answer.return_value = ("", False)
