@@ -67,7 +67,7 @@ class SeedsTest(parameterized.TestCase):
         self.folder = Path(self.create_tempdir())
         photographs(self.folder / "photographs")
 
-    def train_words(self, config: str, weights: str | None) -> list[str]:
+    def train_words(self, config: str, weights: str | None, epochs: int = EPOCHS) -> list[str]:
         """Write the command that trains a paper's config, a few images per step."""
         name, _, arguments = config.partition(":")
         folder = self.folder / "photographs"
@@ -77,11 +77,11 @@ class SeedsTest(parameterized.TestCase):
             "model": {"image_size": SIZE, "dtype": "float32"},
             "data": data | {"train_split": f"train@{folder}/few.txt"},
             "init": {"weights": weights} if weights else {"weights": None, "stem": "keep"},
-            "pretrain": SHORT | {"epochs": EPOCHS if weights else 0},
-            "train": SHORT | {"epochs": EPOCHS},
-            "evaluation": {"batch_size": IMAGES, "steps": 1, "every_epochs": EPOCHS},
+            "pretrain": SHORT | {"epochs": epochs if weights else 0},
+            "train": SHORT | {"epochs": epochs},
+            "evaluation": {"batch_size": IMAGES, "steps": 1, "every_epochs": epochs},
             "test": {"batch_size": IMAGES, "steps": 2},
-            "checkpoint": {"every_epochs": EPOCHS},
+            "checkpoint": {"every_epochs": epochs},
         }
         config = f"{paths.ROOT}/configs/{name}.py" + (arguments and f":{arguments}")
         flags = [f"--config.{s}.{k}={v}" for s, part in changes.items() for k, v in part.items()]
@@ -149,8 +149,7 @@ class SeedsTest(parameterized.TestCase):
     def losses(self, number: int, devices: int, *flags: str, killed: bool = False) -> list[float]:
         """Train in so many processes, kill the second one on request, and start all again."""
         weights = self.timm_file("vit_small_patch16_224")
-        words = self.train_words("vit_s_cvst", weights)
-        words += ["--config.pretrain.epochs=4", "--config.train.epochs=4"]
+        words = self.train_words("vit_s_cvst", weights, epochs=4)
         words += ["--config.log.every_steps=1", *flags, *["--multihost"] * (number > 1)]
         words[words.index("run")] = str(self.folder / "run")
         if killed:

@@ -72,7 +72,7 @@ class HostsTest(RunCase):
         folder, changes = Path(self.create_tempdir()), {"mesh__fsdp": 2, "test__steps": 1}
         command = [*processes.written(folder, **changes), "--multihost"]
         disk, config = folder / "run", one_phase(**changes)
-        codes, said = processes.wait(processes.start(2, 1, [*command, f"--workdir={disk}"]))
+        codes, said = processes.wait(processes.start(2, 1, [*command, f"--workdir={disk}"]), 600)
         self.assertEqual(codes, [0, 0], said)
         command += [f"--workdir={self.address}"]
         pod = processes.start(2, 1, command)
@@ -80,9 +80,9 @@ class HostsTest(RunCase):
             if text.startswith("train 9/12"):
                 break
         pod[1].kill()
-        codes, _ = processes.wait(pod)
+        codes, _ = processes.wait(pod, 600)
         self.assertEqual(codes, [75, -9])
-        codes, said = processes.wait(processes.start(2, 1, command))
+        codes, said = processes.wait(processes.start(2, 1, command), 600)
         self.assertEqual(codes, [0, 0], said)
         self.assertRegex(said[0], "train: step [48] of 12")
         self.assert_same(self.opened(), disk, config)
