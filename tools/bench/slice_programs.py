@@ -186,7 +186,9 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
     images = config.train.batch_size // len(chips)
     net, side = network_of(config), config.model.image_size
     shape = jax.ShapeDtypeStruct((images, side, side, config.model.in_channels), jnp.float32)
-    stem, *found = blocks(net, shape)
+    mesh = Mesh(np.array(chips[:1]), ("chip",))
+    with jax.set_mesh(mesh):  # kernels query the chip that they are traced for
+        stem, *found = blocks(net, shape)
     if not found:
         raise ValueError(
             f"--block: {config.model.name} is not cut into blocks; networks that are: vit_s, "
@@ -199,7 +201,7 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
         )
     name, call, variables, features = [stem, *found][names.index(args.block)]
     params, rest = nnx.split_state(variables, nnx.Param, ...)
-    sharding = NamedSharding(Mesh(np.array(chips[:1]), ("chip",)), PartitionSpec())
+    sharding = NamedSharding(mesh, PartitionSpec())
 
     def placed(arrays: Any) -> Any:
         return jax.tree.map(

@@ -23,6 +23,7 @@ from jaxrobust.models.interface.family import (
 )
 from jaxrobust.models.interface.renaming import Naming, Renaming, keys, row, table
 from jaxrobust.models.kernels import attention, layers
+from jaxrobust.models.kernels.cuda import fused_attention, hopper
 from jaxrobust.models.kernels.primitives import add_bias, spread
 from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize, residual
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
@@ -59,13 +60,20 @@ VARIANTS = {
 
 
 class Attention(nnx.Module):
-    """Attention of all tokens to all tokens; one linear map computes query, key and value."""
+    """Attention of all tokens to all tokens; one linear map computes query, key and value.
 
-    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
+    `tokens` is how many there are, if a network may pad them.
+    """
+
+    def __init__(self, dim: int, heads: int, rngs: Draws, tokens: int = 0) -> None:
         self.qkv, self.proj = Linear(dim, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
-        self.heads = heads
+        self.heads, self.tokens = heads, tokens
 
     def __call__(self, x: Array) -> Array:
+        if self.tokens and hopper.takes_tokens(x, self.heads):
+            qkv = self.qkv.kernel[...], self.qkv.bias[...]
+            out = fused_attention.of_tokens(x, *qkv, self.heads, tokens=self.tokens)
+            return self.proj(out)
         return self.proj(attention.self_attention(self.qkv(x), self.heads))
 
 
@@ -82,9 +90,9 @@ class LayerScale(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each normalised before and, with LayerScale, scaled after."""
 
-    def __init__(self, v: Variant, rngs: Draws) -> None:
+    def __init__(self, v: Variant, tokens: int, rngs: Draws) -> None:
         self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)
-        self.attn = Attention(v.dim, v.heads, rngs)
+        self.attn = Attention(v.dim, v.heads, rngs, tokens)
         self.mlp = Mlp(v.dim, rngs)
         self.ls1 = None if v.gamma_init is None else LayerScale(v.dim, v.gamma_init)
         self.ls2 = None if v.gamma_init is None else LayerScale(v.dim, v.gamma_init)
@@ -125,7 +133,7 @@ class VisionTransformer(nnx.Module):
         tokens = grid * grid + v.class_position
         self.pos_embed = nnx.Param(normal_02(rngs.params(), (1, tokens, v.dim)))
         self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, 1, v.dim)))
-        self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
+        self.blocks = nnx.List([Block(v, grid * grid + 1, rngs) for _ in range(v.depth)])
         self.norm = LayerNorm(v.dim)
         self.head = Linear(v.dim, num_classes, rngs=rngs)
         self.variant, self.grid = v, grid
@@ -139,6 +147,8 @@ class VisionTransformer(nnx.Module):
         else:
             token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
             x = jnp.concatenate([token, add_bias(x, self.pos_embed[...])], axis=1)
+        if hopper.takes_tokens(x, v.heads):  # once, as cuDNN has gradients of even numbers only
+            x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0)))
         x = run_blocks(self.blocks, x, **of_one_stage(v, train, key))
         return self.head(self.norm(x[:, 0]))
 

@@ -16,7 +16,13 @@ from jax import lax
 
 from jaxrobust.models.kernels import tpu
 from jaxrobust.models.kernels.cuda import fused_attention
-from jaxrobust.models.kernels.primitives import per_platform, rounded, widened, with_gradient
+from jaxrobust.models.kernels.primitives import (
+    per_platform,
+    rounded,
+    takes_xla,
+    widened,
+    with_gradient,
+)
 
 Array = jax.Array
 
@@ -243,6 +249,6 @@ def self_attention(
     scale = (dim // heads) ** -0.5 if scale is None else scale
     reason = tpu.token_attention.refused(qkv.shape[1], dim, heads, qkv.dtype)
     bias = bias if bias is None else _four_axes(bias, qkv)
-    if tpu.calls.plain("attention", reason):
+    if takes_xla("attention", reason):
         return join(_attend(*split(qkv, heads), bias, scale))
     return _attend_product((heads, scale), qkv, () if bias is None else (bias,))

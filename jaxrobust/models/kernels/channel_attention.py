@@ -17,7 +17,13 @@ from jaxrobust.models.kernels.attention import (
     swap,
     wide_dtype,
 )
-from jaxrobust.models.kernels.primitives import per_platform, rounded, widened, with_gradient
+from jaxrobust.models.kernels.primitives import (
+    per_platform,
+    rounded,
+    takes_xla,
+    widened,
+    with_gradient,
+)
 
 Array = jax.Array
 
@@ -136,6 +142,6 @@ def self_cross_covariance(qkv: Array, temperature: Array) -> Array:
     """
     heads = len(temperature)
     reason = tpu.channel_attention.refused(qkv.shape[1], qkv.shape[2] // 3, heads, qkv.dtype)
-    if tpu.calls.plain("attention of channels", reason):
+    if takes_xla("attention of channels", reason):
         return join(_cross(*split(qkv, heads), temperature))
     return _cross_product((), qkv, temperature)

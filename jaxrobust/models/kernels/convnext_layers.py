@@ -14,7 +14,7 @@ from jaxrobust.models.kernels import cuda, layers, tpu
 from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.layers import Path
-from jaxrobust.models.kernels.primitives import with_gradient
+from jaxrobust.models.kernels.primitives import takes_xla, with_gradient
 
 Array = jax.Array
 
@@ -42,9 +42,8 @@ class BlockParameters(NamedTuple):
 
     def mlp(self, y: Array) -> Array:
         """Apply the MLP without its last bias, which `residual` adds."""
-        return layers.linear(
-            layers.gelu(layers.linear(y, self.first), self.first_bias), self.second
-        )
+        hidden = layers.product_gelu(layers.linear(y, self.first), self.first_bias)
+        return layers.linear(hidden, self.second)
 
     def residual(self, x: Array, y: Array, path: Path | None) -> Array:
         """Compute `x + path(gamma * (y + bias))`."""
@@ -126,7 +125,7 @@ def depthwise_norm(
     """
     parameters = taps, bias, scale, shift
     refused = tpu.depthwise_norm.refused(x, taps)
-    if tpu.calls.plain("a depthwise convolution with its norm", refused):
+    if takes_xla("a depthwise convolution with its norm", refused):
         return _plain_norm(x, *parameters, eps=eps)[0], x
     return _depthwise_norm(eps, x, parameters)
 
@@ -201,7 +200,7 @@ def convnext_block(
 
 
 def _block_elsewhere(x: Array, p: BlockParameters, path: Path | None, eps: float) -> Array:
-    if tpu.calls.plain("a block of ConvNeXt", tpu.convnext_block.refused(x, p)):
+    if takes_xla("a block of ConvNeXt", tpu.convnext_block.refused(x, p)):
         y, x = depthwise_norm(x, p.taps, p.bias, p.scale, p.shift, eps=eps)
         return p.residual(x, p.mlp(y), path)
     share, p = _share(x, path), _with_gamma(x, p)
@@ -236,7 +235,7 @@ def norm_halving(x: Array, p: HalvingParameters, *, stride: int, eps: float = 1e
     """Normalise f[B,H,W,C] over channels and convolve without padding."""
     plain = functools.partial(_plain_halving, stride=stride, eps=eps)
     refused = tpu.norm_halving.refused(x, p, stride)
-    if tpu.calls.plain("the norm and convolution between stages", refused):
+    if takes_xla("the norm and convolution between stages", refused):
         return plain(x, *p)
 
     def kernel(x, *parameters):

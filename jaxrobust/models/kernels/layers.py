@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxrobust.models.kernels import tpu
+from jaxrobust.models.kernels import cuda, tpu
 from jaxrobust.models.kernels.primitives import (
     add_bias,
     along,
@@ -28,6 +28,7 @@ from jaxrobust.models.kernels.primitives import (
     matmul,
     rounded,
     rows,
+    takes_xla,
     widened,
     with_gradient,
 )
@@ -133,7 +134,7 @@ def norm_and_tokens(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> t
 
     On TPUs the kernel of the gradient then sums the gradients of both.
     """
-    plain = tpu.calls.plain("a LayerNorm of tokens", tpu.token_norm.refused(x))
+    plain = takes_xla("a LayerNorm of tokens", tpu.token_norm.refused(x))
     y, x = _norm_of(x, scale, bias, eps, plain=plain, with_tokens=True)
     return y, x
 
@@ -187,6 +188,31 @@ def gelu(x: Array, bias: Array | None = None) -> Array:
     """Compute the exact (erf) GELU of `x + bias`; including the bias saves a pass over `x`."""
     bias = jnp.zeros(x.shape[-1:], x.dtype) if bias is None else bias
     return _gelu(x, bias)
+
+
+@jax.custom_vjp
+def _gelu_with_slopes(x: Array, bias: Array) -> Array:
+    return _gelu_forward(x, bias)
+
+
+def _store_slopes(x, bias):
+    slopes = _gelu_input_gradient(x, bias, jnp.ones((), x.dtype))
+    # Without the barrier, XLA would compute them where they are multiplied, in a kernel of its own.
+    return _gelu_forward(x, bias), (lax.optimization_barrier(slopes), bias)
+
+
+def _slopes_backward(residuals, g):
+    slopes, bias = residuals
+    dx = g * slopes
+    return dx, rounded(column_sum(dx), bias.dtype)
+
+
+_gelu_with_slopes.defvjp(_store_slopes, _slopes_backward)
+
+
+def product_gelu(x: Array, bias: Array) -> Array:
+    """Compute `gelu(x + bias)` between two products, in float32 inside."""
+    return (_gelu_with_slopes if cuda.hopper.stores_slopes(x) else _gelu)(x, bias)
 
 
 def relu(x: Array) -> Array:

@@ -21,7 +21,7 @@ from jaxrobust.models.kernels.batch_norms import (
 )
 from jaxrobust.models.kernels.depthwise import depthwise_conv
 from jaxrobust.models.kernels.layers import Path, gelu, layer_norm, residual
-from jaxrobust.models.kernels.primitives import widened, with_gradient
+from jaxrobust.models.kernels.primitives import takes_xla, widened, with_gradient
 
 Array = jax.Array
 EPS_LAYER = 1e-6
@@ -163,7 +163,7 @@ def local_interaction(
         check_group(len(x), group)
     plain: Callable[..., Any] = functools.partial(_plain, path=path, width=width, group=group)
     reason = tpu.token_interaction.refused(x, parameters.taps1, width)
-    if tpu.calls.plain("the exchange between neighbours", reason):
+    if takes_xla("the exchange between neighbours", reason):
         return plain(x, parameters, statistics)
     factors = None if path is None else path(jnp.ones((len(x), 1), jnp.float32))
 

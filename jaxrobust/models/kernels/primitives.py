@@ -13,9 +13,29 @@ from jax.custom_derivatives import SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxrobust.runtime.devices import cpus
+from jaxrobust.runtime.text.progress import say
 
 Array = jax.Array
 Out = TypeVar("Out")  # an array, or a list or tuple of them
+
+
+def device_kind() -> str:
+    """Return the kind of chips that a program is traced for."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return described.device_kind if described else jax.devices()[0].device_kind
+
+
+def takes_xla(layer: str, reason: str | None, platform: str = "tpu") -> bool:
+    """Choose XLA's path if no kernel accepts `layer`, and say so once on the kernel's platform."""
+    if reason:
+        _say_once(f"{layer} takes XLA's path: {reason}", platform)
+    return reason is not None
+
+
+@functools.cache
+def _say_once(sentence: str, platform: str) -> None:
+    if jax.default_backend() == platform:
+        say(sentence)
 
 
 def static_jit(function: Callable[..., Out], **options: Any) -> Callable[..., Out]:

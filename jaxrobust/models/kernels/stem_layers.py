@@ -24,7 +24,7 @@ from jaxrobust.models.kernels.batch_norms import (
 )
 from jaxrobust.models.kernels.convolutions import conv
 from jaxrobust.models.kernels.layers import gelu, layer_norm
-from jaxrobust.models.kernels.primitives import widened, with_gradient
+from jaxrobust.models.kernels.primitives import takes_xla, widened, with_gradient
 
 Array = jax.Array
 LAYERS, EACH = 2, 4  # parameters: kernel and bias of the convolution, scale and shift of the norm
@@ -68,7 +68,7 @@ def stem_layers(x: Array, *parameters: Array) -> Array:
       *parameters: per layer, the kernel f[3,3,in,out] and bias of the convolution, with stride 2
         and padding 1, and the norm's scale and shift; an exact GELU follows.
     """
-    if tpu.calls.plain("a ConvStem", tpu.conv_stem.refused(x, *parameters)):
+    if takes_xla("a ConvStem", tpu.conv_stem.refused(x, *parameters)):
         return _plain(x, *parameters)
 
     def kernel(x, *parameters):
@@ -174,7 +174,7 @@ def batch_stem_layers(
         check_group(len(x), group)
     plain: Callable[..., Any] = functools.partial(_plain_batch, group=group)
     one, two = layers
-    if tpu.calls.plain("XCiT's stem", tpu.batch_stem.refused(x, *one, one.shift, two.kernel)):
+    if takes_xla("XCiT's stem", tpu.batch_stem.refused(x, *one, one.shift, two.kernel)):
         return plain(x, layers, statistics)
 
     def kernel(x, layers, statistics):

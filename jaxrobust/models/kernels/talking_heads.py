@@ -21,7 +21,7 @@ from jaxrobust.models.kernels.attention import (
     swap,
     wide_dtype,
 )
-from jaxrobust.models.kernels.primitives import per_platform, widened, with_gradient
+from jaxrobust.models.kernels.primitives import per_platform, takes_xla, widened, with_gradient
 
 Array = jax.Array
 Mix = tuple[Array, Array]
@@ -102,4 +102,4 @@ def talking_heads(qkv: Array, pre: Mix, post: Mix) -> Array:
       parity: tests/models/kernels/test_attention.py against torch.
     """
     reason = tpu.talking_heads.refused(qkv.shape[1], qkv.shape[2] // 3, len(pre[1]), qkv.dtype)
-    return _talk(tpu.calls.plain("attention with talking heads", reason), qkv, (pre, post))
+    return _talk(takes_xla("attention with talking heads", reason), qkv, (pre, post))

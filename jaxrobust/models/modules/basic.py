@@ -128,7 +128,7 @@ class Mlp(nnx.Module):
 
     def inner(self, x: Array) -> Array:
         """Compute the input of the second linear map."""
-        return layers.gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
+        return layers.product_gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
 
     def hidden(self, x: Array) -> Array:
         """Return the output without its last bias, which is fused later to save a pass."""

@@ -225,7 +225,7 @@ class ScheduledTest(parameterized.TestCase):
         function = lambda qkv: token_attention.forward(qkv, heads=2, scale=0.1)  # noqa: E731
         cycles = {}
         for rows, chip in ((5, "TPU v5 lite"), (6, "TPU v9")):  # traced once for each shape
-            with mock.patch.object(calls, "_chip", lambda chip=chip: chip):
+            with mock.patch.object(calls, "device_kind", lambda chip=chip: chip):
                 program = jax.make_jaxpr(function)(shape(rows, 16, 192))
             (call,) = refresh_schedules.calls(program.jaxpr)
             cycles[chip] = int(call.params["metadata"]["cycles"])

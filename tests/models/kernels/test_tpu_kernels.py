@@ -22,6 +22,7 @@ from jaxrobust.models.kernels import (
     convolutions,
     layers,
     local_interaction,
+    primitives,
     stem_layers,
 )
 from jaxrobust.models.kernels import talking_heads as heads_path
@@ -677,10 +678,10 @@ class KernelsTest(parameterized.TestCase):
 
     def test_what_takes_the_plain_path_is_said_once_on_a_tpu(self):
         x = normal(0, 1, 5, 3 * 40)
-        calls._say_once.cache_clear()
+        primitives._say_once.cache_clear()
         with (
-            mock.patch.object(calls.jax, "default_backend", lambda: "tpu"),
-            mock.patch.object(calls, "say") as say,
+            mock.patch.object(primitives.jax, "default_backend", lambda: "tpu"),
+            mock.patch.object(primitives, "say") as say,
         ):
             for _ in range(2):
                 attention.self_attention(x, 1)

@@ -11,16 +11,26 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.models.kernels.layers import linear
 
 Array = jax.Array
 WIDTH = 128  # maximum width of a head
 
 
+def refused(dtype: jnp.dtype, width: int) -> str | None:
+    """Say why cuDNN does not support heads of this type and width; None: it does."""
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"{dtype} is neither bfloat16 nor float16"
+    if width % 8 or width > WIDTH:
+        return f"heads of width {width} are not a multiple of 8 up to {WIDTH}"
+    return None
+
+
 def applies(qkv: Array, heads: int) -> bool:
     """Return whether cuDNN is available and accepts this attention."""
-    width = qkv.shape[2] // 3 // heads
-    short = qkv.dtype in (jnp.bfloat16, jnp.float16)
-    return short and width % 8 == 0 and width <= WIDTH and _on_nvidia()
+    return refused(qkv.dtype, qkv.shape[2] // 3 // heads) is None and _on_nvidia()
 
 
 @functools.cache
@@ -52,3 +62,40 @@ def backward(qkv: Array, g: Array, heads: int, *, scale: float, by: str = "cudnn
     """Compute the gradient of `forward` for f[B,N,3*h*d] from its result's gradient."""
     value = functools.partial(forward, heads=heads, scale=scale, by=by)
     return jax.vjp(value, qkv)[1](g)[0]
+
+
+@jax.custom_vjp
+def _thirds(x: Array, kernel: Array, bias: Array) -> list[tuple[Array, Array, Array]]:
+    """Repeat `x` for three products with a third of the kernel and of the bias each.
+
+    Behind a barrier, XLA does not merge the products and cut the result again, and computes each
+    with its bias as one kernel.
+    """
+    copies, biases = lax.optimization_barrier(([x, x, x], jnp.split(bias, 3)))
+    return [*zip(copies, jnp.split(kernel, 3, 1), biases, strict=True)]
+
+
+def _thirds_backward(_, gradients):
+    to_x, to_kernel, to_bias = zip(*gradients, strict=True)
+    return sum(to_x[1:], to_x[0]), jnp.concatenate(to_kernel, 1), jnp.concatenate(to_bias)
+
+
+_thirds.defvjp(lambda *operands: (_thirds(*operands), None), _thirds_backward)
+
+
+def of_tokens(x: Array, kernel: Array, bias: Array, heads: int, *, tokens: int) -> Array:
+    """Compute the self-attention of the first `tokens` of f[B,N,D] as f[B,N,D].
+
+    `kernel` f[D,3*D] and `bias` make queries, keys and values, as three products: then nothing is
+    cut, padded or joined around cuDNN's calls, and the backward pass reads the statistics that the
+    forward pass has stored.
+    """
+    lengths = jnp.full(len(x), tokens, jnp.int32) if tokens < x.shape[1] else None
+    products = (linear(*operands) for operands in _thirds(x, kernel, bias))
+    out = jax.nn.dot_product_attention(
+        *(part.reshape(*x.shape[:2], heads, -1) for part in products),
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn" if _on_nvidia() else "xla",
+    )
+    return out.reshape(x.shape)

@@ -1,6 +1,5 @@
 """Which blocks take kernels for NVIDIA's Hopper GPUs; off by default, as no GPU has run them."""
 
-import functools
 import os
 import re
 from typing import Any
@@ -8,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.runtime.text.progress import say
+from jaxrobust.models.kernels import cuda
+from jaxrobust.models.kernels.primitives import device_kind, takes_xla
 
 FLAG = "JAXROBUST_HOPPER_KERNELS"
-NOTE = f"{FLAG}=1 turns on kernels that are compiled and simulated, but have not run on a GPU"
+NOTE = f"{FLAG}=1 turns on kernels and layouts that are compiled, but have not run on a GPU"
 WIDTHS = (96, 128, 192)  # streaming larger weights takes longer than moving the hidden layer
 TILE = 128  # pixels, and hidden channels, that a kernel processes at a time
+_HOPPER = r"\bG?H\d+"  # in the names of chips
 _OLDEST = (0, 12)  # JAX whose interpreter tests the kernels
 
 
@@ -26,16 +27,36 @@ def takes(x: jax.Array, channels: int, hidden: int) -> bool:
     """Return whether a block's MLP is a kernel; if requested but refused, say why once on a GPU."""
     if not requested():
         return False
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    kind = described.device_kind if described else jax.devices()[0].device_kind
-    if reason := refused(x, channels, hidden, kind):
-        _say_once(f"a block of ConvNeXt takes XLA's path: {reason}")
-    return reason is None
+    reason = refused(x, channels, hidden, device_kind())
+    return not takes_xla("a block of ConvNeXt", reason, "gpu")
+
+
+def stores_slopes(x: jax.Array) -> bool:
+    """Return whether the GELU of a product stores its slopes, so that no other kernel has to
+    compute them: XLA multiplies them in the kernel of the product that makes the gradient.
+    """
+    hopper = requested() and re.search(_HOPPER, device_kind()) is not None
+    return hopper and x.dtype == jnp.bfloat16
+
+
+def takes_tokens(x: jax.Array, heads: int) -> bool:
+    """Return whether a network pads its tokens f[B,N,D] once for attention by cuDNN."""
+    if not requested():
+        return False
+    reason = refused_tokens(x, heads, device_kind())
+    return not takes_xla("attention without copies", reason, "gpu")
+
+
+def refused_tokens(x: Any, heads: int, kind: str) -> str | None:
+    """Say why `fused_attention.of_tokens` does not support these tokens; None: it does."""
+    if not re.search(_HOPPER, kind):
+        return f"{kind} is not a Hopper GPU"
+    return cuda.fused_attention.refused(x.dtype, x.shape[2] // heads)
 
 
 def refused(x: Any, channels: int, hidden: int, kind: str) -> str | None:
     """Say why the kernel does not support this block on this kind of device; None: it does."""
-    if not re.search(r"\bG?H\d+", kind):
+    if not re.search(_HOPPER, kind):
         return f"{kind} is not a Hopper GPU"
     if x.dtype != jnp.bfloat16:
         return f"{x.dtype} is not bfloat16"
@@ -48,9 +69,3 @@ def refused(x: Any, channels: int, hidden: int, kind: str) -> str | None:
     if jax.__version_info__[:2] < _OLDEST:
         return f"JAX {jax.__version__} is older than {'.'.join(map(str, _OLDEST))}"
     return None
-
-
-@functools.cache
-def _say_once(sentence: str) -> None:
-    if jax.default_backend() == "gpu":
-        say(sentence)

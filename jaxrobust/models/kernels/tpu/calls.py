@@ -1,6 +1,5 @@
 """What every kernel declares: its blocks of images, and its cost."""
 
-import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxrobust.models.kernels import tpu
-from jaxrobust.runtime.text.progress import say
+from jaxrobust.models.kernels.primitives import device_kind
 
 Array = jax.Array
 LANES, SUBLANES = 128, 8  # of a vector register, in values of 32 bits
@@ -27,28 +26,9 @@ SCHEDULED = json.loads(resources.files("jaxrobust.models").joinpath("scheduled.j
 _SMALL = ("TPU v2", "TPU v3", "TPU v4")  # chips without more
 
 
-def plain(layer: str, reason: str | None) -> bool:
-    """Choose XLA's path if no kernel accepts `layer`, and say so once on a TPU."""
-    if reason:
-        _say_once(f"{layer} takes XLA's path: {reason}")
-    return reason is not None
-
-
-@functools.cache
-def _say_once(sentence: str) -> None:
-    if jax.default_backend() == "tpu":
-        say(sentence)
-
-
-def _chip() -> str:
-    """Return the kind of the chips that a program is traced for."""
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return described.device_kind if described else jax.devices()[0].device_kind
-
-
 def fast_memory() -> int:
-    """Count the bytes that a kernel may request."""
-    return SCOPED if _chip() in _SMALL else _MORE
+    """Count the bytes that a kernel may request on the chips that a program is traced for."""
+    return SCOPED if device_kind() in _SMALL else _MORE
 
 
 def widened_to(size: int, tile: int) -> int:
@@ -169,7 +149,7 @@ def over_images(
     needed += sum(tiled(a.shape, a.dtype.itemsize) for a in fixed) + kernel.value_bytes
     needed += sum(tiled(shape, 4) for shape in kernel.scratch)
     total = kernel.cost * batch
-    share = SCHEDULED.get(_chip(), {}).get(kernel.name, 1)
+    share = SCHEDULED.get(device_kind(), {}).get(kernel.name, 1)
     run = pl.pallas_call(
         kernel.body,
         out_shape=[*results, *totals],
