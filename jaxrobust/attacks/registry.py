@@ -107,8 +107,8 @@ def add(facts: MachineFacts, *rows: NamedAttack) -> None:
             raise ValueError(f"there is an attack {row.name} already; choose another name")
         if row.searches and (other := numbers.get(row.searches.number)):
             raise ValueError(
-                f"attack {row.name}: number {row.searches.number} is {other}'s, whose draws derive "
-                f"from it; choose another, such as {max(numbers) + 1}"
+                f"attack {row.name}: number {row.searches.number} already belongs to {other}, "
+                f"whose random draws derive from it; choose another, such as {max(numbers) + 1}"
             )
         if (row.trains or row.fixed) and row.make is None:
             raise ValueError(f"attack {row.name} trains or takes steps, so it needs `make`")

@@ -94,7 +94,8 @@ def _ours(ledger: Path, record: AccuracyRecord, places: np.ndarray) -> np.ndarra
     if round((record.robust or 0) * len(every)) != robust.sum():
         raise ValueError(
             f"{ledger} has {robust.sum():,} robust images of {len(every):,}, and its record says "
-            f"{record.robust:.2%}: another evaluation's; evaluate again into a new --out"
+            f"{record.robust:.2%}: it belongs to another evaluation; evaluate again with a new "
+            f"--out"
         )
     return np.isin(places, standing)
 

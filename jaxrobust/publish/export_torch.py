@@ -67,7 +67,7 @@ def _check(settings: ExportSettings) -> None:
     if settings.workdir:
         weights_keys = ("model", "image_size", "options")
         if extra := [k for k in weights_keys if getattr(settings, k) is not None]:
-            raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
+            raise ValueError(f"--{extra[0]} belongs to --weights; a run stores its own")
     elif settings.phase:
         raise ValueError("--phase belongs to a --workdir; --weights has only one")
     flags = [key for key in ("weights", "phase", "which") if getattr(settings, key) is not None]
@@ -167,7 +167,7 @@ def _known(settings: ExportSettings, account: Account, sha256: str) -> Account:
     if settings.record and settings.layout == "jaxrobust" and not of_these:
         raise ValueError(
             f"--record {settings.record} has no record of these weights (weights_sha256 "
-            f"{sha256[:12]}...); name the results.jsonl of an evaluation of exactly them"
+            f"{sha256[:12]}...); name the results.jsonl of an evaluation of exactly these weights"
         )
     return network_account.with_records(account, settings.record, sha256)._replace(
         license=settings.license or account.license

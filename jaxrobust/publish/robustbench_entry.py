@@ -78,7 +78,7 @@ def check_id(robustbench_id: str) -> str:
     if not _ID.fullmatch(robustbench_id):
         raise ValueError(
             f"--id {robustbench_id} is not an id of RobustBench: the first author's name, the year "
-            "and the title's first word, as Singh2023Revisiting, and perhaps _ARCHITECTURE"
+            "and the title's first word, such as Singh2023Revisiting, optionally with _ARCHITECTURE"
         )
     return robustbench_id
 
@@ -109,8 +109,8 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRec
         others = sorted({str(r.weights_sha256)[:12] for r in rows})
         raise ValueError(
             f"{path} has no record of these weights (sha256 {weights_sha256[:12]}), only of "
-            f"{', '.join(others) or 'none'}; evaluate what you export, or choose it with --phase "
-            "and --which"
+            f"{', '.join(others) or 'none'}; evaluate the weights that you export, or choose them "
+            f"with --phase and --which"
         )
     if absent := [key for key in _KEYS if key not in candidates[-1].to_json()]:
         raise ValueError(f"{path}: its record of these weights has no {absent[0]}; evaluate again")

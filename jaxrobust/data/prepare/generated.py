@@ -83,7 +83,7 @@ def described(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayP
                 "shape in a folder by itself"
             )
     if len({pair.path.resolve() for pair in pairs}) < len(pairs):
-        raise ValueError("a file is given twice, whose images would count twice; give it once")
+        raise ValueError("a file is given twice, so its images would count twice; give it once")
     return pairs
 
 
@@ -144,7 +144,7 @@ def blocks(pair: ArrayPair, *, classes: int) -> Iterator[np.ndarray]:
 def _exactly(file: IO[bytes], count: int) -> np.ndarray:
     data = file.read(count)
     if len(data) != count:
-        raise EOFError(f"an array ends {count - len(data)} bytes before its header says")
+        raise EOFError(f"an array is {count - len(data)} bytes shorter than its header says")
     return np.frombuffer(data, np.uint8)
 
 
@@ -213,7 +213,7 @@ def _compare(path: Path, rows: int, last: bytes) -> None:
         record = RecordPlaces.of(len(last)).read(file.fileno(), rows - 1)
     if record != last:
         raise OSError(
-            f"{path} is laid out otherwise than ArrayRecord 0.8 does; install array_record>=0.8"
+            f"{path} does not have the layout of ArrayRecord 0.8; install array_record>=0.8"
         )
 
 

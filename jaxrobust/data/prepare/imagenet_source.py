@@ -214,7 +214,7 @@ def _members(
         file.seek(position)
         if position + tarfile.BLOCKSIZE > end or any(file.read(tarfile.BLOCKSIZE)):
             raise ValueError(
-                f"{where} is truncated or damaged: no whole file or end at byte "
+                f"{where} is truncated or damaged: no complete file or end marker at byte "
                 f"{position - start:,} of {end - start:,}; copy it again"
             )
 

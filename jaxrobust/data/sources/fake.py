@@ -25,7 +25,7 @@ def open_fake(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     shape = (height, width, channels)
     parsed, _ = grammar.find(name, split, _SPLITS)
     if parsed.ids:
-        raise DataError(f"data set {name!r} is synthetic: it has no files that ids could choose")
+        raise DataError(f"data set {name!r} is synthetic: it has no files that ids could select")
     where = f"data set {name!r}, split {parsed.name!r}"
     rows = grammar.rows(parsed.part, _SPLITS[parsed.name], where)
     first = (list(_SPLITS).index(parsed.name) << 32) + rows.start

@@ -162,7 +162,7 @@ def _load(name: str, address: _Address) -> dict[str, Any]:
     except exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"{name}: {_first(error)}; check the name and the revision, or log in with `hf auth "
-            "login` where its authors ask for that"
+            f"login` if the data set is gated"
         ) from error
     except ConnectionError as error:
         raise ConnectionError(

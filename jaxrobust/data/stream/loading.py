@@ -98,7 +98,7 @@ def decoded(source: Source, data: bytes) -> np.ndarray:
     """Decode a record of `source` to uint8[H,W,C]; a `ValueError` describes any damage."""
     image = decoding.decode(data, channels=source.channels, clips=False)
     if source.image_shape not in (None, image.shape):
-        raise ValueError(f"its shape is {image.shape}, not {source.image_shape} as the others'")
+        raise ValueError(f"its shape is {image.shape}, not {source.image_shape} like the others")
     return image
 
 

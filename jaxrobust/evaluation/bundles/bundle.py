@@ -66,8 +66,8 @@ def check(flags: Any, count: int) -> None:
         )
     if flags.attack != ALONE and not is_cascade(flags.attack) and flags.corruptions is None:
         raise ValueError(
-            f"--bundle needs adversarial images, which --attack={flags.attack} does not keep; "
-            "take --attack=apgd-ce or autoattack"
+            f"--bundle needs adversarial images, which --attack={flags.attack} does not keep; use "
+            f"--attack=apgd-ce or autoattack"
         )
     place = Path(flags.bundle)
     if place.exists() and not (place / claims.SUMS).is_file() and not _empty(place):

@@ -255,7 +255,9 @@ def _plan(
 ) -> list[Setting]:
     """List the attacks to run; the list may be empty if the user brings some."""
     if users and (stop is not None or version in ("rand", ensembles.FAST)):
-        raise ValueError("users go with neither stop nor version 'rand' or 'fast'; leave them out")
+        raise ValueError(
+            "users cannot be combined with stop, or with version 'rand' or 'fast'; leave them out"
+        )
     if users and attacks is not None and not len(attacks):
         return []
     return ensembles.plan(norm, version, attacks, overrides)

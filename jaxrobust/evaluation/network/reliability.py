@@ -181,7 +181,7 @@ def check_answers(
     if finite.size and not finite.any():
         raise ValueError(
             f"the {of} of all {finite.size} images are NaN or infinite before any attack, so no "
-            f"number says anything about this network; {_BROKEN[of]}"
+            f"accuracy of this network is meaningful; {_BROKEN[of]}"
         )
     flags = _unanswered(finite, of)
     hit = ~np.isin(fooled_by, ("", "clean")) & (np.asarray(reached) < 0)

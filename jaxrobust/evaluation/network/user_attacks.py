@@ -133,8 +133,8 @@ def _check_range(flag: str, points: np.ndarray, ids: np.ndarray) -> None:
     bad = ~np.isfinite(flat).all(axis=1)
     if bad.any():
         raise ValueError(
-            f"{flag}: {bad.sum()} of {len(points)} images have NaN or infinite pixels, as image "
-            f"{ids[bad][0]}; leave them out"
+            f"{flag}: {bad.sum()} of {len(points)} images have NaN or infinite pixels, such as "
+            f"image {ids[bad][0]}; leave them out"
         )
     by = np.maximum(-flat.min(axis=1, initial=0), flat.max(axis=1, initial=1) - 1)
     if not (by > 0).any():

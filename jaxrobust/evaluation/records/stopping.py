@@ -51,7 +51,7 @@ class StopRule(NamedTuple):
             return
         common, *at = np.intersect1d(self.against.image_ids, ids, return_indices=True)
         if not len(common):
-            raise ValueError("the verdicts to compare with are of none of these images")
+            raise ValueError("the verdicts to compare with cover none of these images")
         if wrong := int((self.against.labels[at[0]] != labels[at[1]]).sum()):
             raise ValueError(
                 f"the verdicts to compare with have other labels on {wrong} of {len(common)} images"

@@ -297,7 +297,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if image_size < math.prod(strides):
         raise ValueError(
             f"image_size={image_size} is smaller than a patch of {math.prod(strides)} px; use a "
-            "larger image_size, smaller stem_strides, or the v with _p4"
+            "larger image_size, smaller stem_strides, or the variant with _p4"
         )
     return lambda rngs: Xcit(v, num_classes, rngs)
 

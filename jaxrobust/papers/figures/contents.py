@@ -222,7 +222,7 @@ def compare(
 ) -> FigureContent:
     """Show the robust accuracy of several networks, and which pairs differ significantly."""
     if len(places) > MOST_ROWS:
-        raise ValueError(f"a figure shows at most {MOST_ROWS} networks; name fewer places")
+        raise ValueError(f"a figure shows at most {MOST_ROWS} networks; name fewer records")
     loaded = evaluations.load(places, threat)
     records = [FigureRecord(one.place, one.ours, one.verdicts) for one in loaded]
     figure_records.check_together(records)

@@ -178,13 +178,13 @@ def check_resolutions(shown: Sequence[Sequence[FigureRecord]]) -> None:
             raise ValueError(
                 f"at {same[0].record.image_size} px these have other preprocessings: "
                 f"{', '.join(sorted(preprocessings))}; evaluate all networks with the same one, "
-                "or make a figure of each"
+                f"or draw a figure of each"
             )
     for one in every:
         if _images_of(one)[:3] != _images_of(every[0])[:3]:
             raise ValueError(
                 f"{one.place} and {every[0].place} were evaluated on different images; evaluate "
-                "both on the same ones, or make a figure of each"
+                "both on the same ones, or draw a figure of each"
             )
 
 
@@ -302,7 +302,7 @@ def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> 
         raise ValueError(
             f"these do not belong into one figure with {first.place} (there): {'; '.join(wrong)}; "
             "evaluate all of them on the same images, with the same preprocessing and attack, or "
-            "make a figure of each"
+            "draw a figure of each"
         )
 
 

@@ -79,7 +79,9 @@ def read(path: Path) -> dict[str, dict[str, str]]:
         raise ValueError(f"{path} is not TOML ({error}); correct it") from error
     for folder, values in networks.items():
         if not isinstance(values, dict):
-            raise ValueError(f"{path}: {folder} is not a section; write [FOLDER] of the bundle")
+            raise ValueError(
+                f"{path}: {folder} is not a section; write [FOLDER], the folder of the bundle"
+            )
         for key, value in values.items():
             if key not in (*FLAGS, *WORDS):
                 near = meant(key, (*FLAGS, *WORDS))

@@ -82,7 +82,7 @@ def selection(
     chosen_by = {"image_choice": choice} if choice == spread.HASH else {}
     older = [row for row in jsonl.read(run.file("selection.jsonl")) if "image_choice" not in row]
     if chosen_by and hosts.first(bool(older)):  # to compare weights on the same images
-        say(f"{name}: the choice continues with the first {len(images)} images, as it began")
+        say(f"{name}: selection continues with the first {len(images)} images, as it began")
         images, chosen_by = replace(images, places=tuple(range(len(images)))), {}
     evaluate = counter(config, phase.mesh)
     attacked = objectives.named(config[name].objective).attacks

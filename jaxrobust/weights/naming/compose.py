@@ -202,8 +202,8 @@ def normalized(network: Network, name: str) -> Network:
         )
     if mean is None:
         raise ValueError(
-            f"init.normalize={name}: the network has no layer of ours that normalises; normalise "
-            "in your function, and set init.normalize=keep"
+            f"init.normalize={name}: the network has no normalisation layer of this package; "
+            f"normalise in your function, and set init.normalize=keep"
         )
     if len(NORMALIZATIONS[name][0]) not in (1, *mean.shape):
         raise ValueError(

@@ -170,8 +170,8 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
     except Exception as error:  # EOFError, RuntimeError, ...: anything the bytes cause
         if "TorchScript" in str(error):
             raise ValueError(
-                f"{path} is a TorchScript program, and reading it would run code; where you trust "
-                "it, save its weights with torch.save(torch.jit.load(FILE).state_dict(), ...)"
+                f"{path} is a TorchScript program, and reading it would run code; if you trust "
+                f"it, save its weights with torch.save(torch.jit.load(FILE).state_dict(), ...)"
             ) from error
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error

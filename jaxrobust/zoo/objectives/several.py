@@ -57,7 +57,7 @@ def _check_norms(attack: AttackSection) -> None:
     if MIXES[mix].steepest and attack.name != STEEPEST:
         raise ValueError(
             f"attack.mix={mix!r} takes every norm's step of attack.name={STEEPEST!r} from the same "
-            f"point, and attack.name={attack.name!r} steps otherwise; set it to {STEEPEST!r}"
+            f"point, and attack.name={attack.name!r} steps differently; set it to {STEEPEST!r}"
         )
 
 

@@ -179,7 +179,7 @@ def check(v: Any, planes: Sequence[int]) -> None:
         raise ValueError(f"kernel_size={v.kernel_size} has no middle pixel; give an odd number")
     if v.first_conv == "raw" and not (middle and v.preact):
         raise ValueError(
-            "first_conv='raw' is of preactivated blocks that begin with a 1x1 convolution; give "
+            "first_conv='raw' needs preactivated blocks that begin with a 1x1 convolution; give "
             "first_conv='activated'"
         )
     if v.se == "conv3x3" and middle in ("", "parts"):
