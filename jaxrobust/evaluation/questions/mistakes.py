@@ -50,7 +50,9 @@ def check(
 
 def has_users(flags: GivenFlags) -> bool:
     """Tell whether attacks or adversarial images of the user's are tried."""
-    return bool(flags.points) or any(map(functions.is_name, flags.attack.split(",")))
+    names = flags.attack.split(",")
+    is_own = [functions.is_name(name) or name.endswith(".py") for name in names]
+    return bool(flags.points) or any(is_own)
 
 
 def check_certify(flags: GivenFlags) -> None:
