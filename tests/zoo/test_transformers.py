@@ -79,6 +79,7 @@ MESSAGES = (
     ("cifar_mixer", {"patch": 12}, "patch=12 does not divide images of 32 px .* patch=8 or 16"),
     ("cifar_mixer", {"token_hidden": 0}, "token_hidden=0 must be at least 1"),
     ("cifar_poolformer", {"patch": 35}, "patch=35 leaves no window in images .* smaller patch, or"),
+    ("cifar_poolformer", {"patch": 35}, "patch=35 leaves no window in images of 32 px; take a"),
     (
         "cifar_poolformer",
         {"patch": 2, "stride": 4},

@@ -353,6 +353,12 @@ class VersionsTest(parameterized.TestCase):
             quick(n=4, version="rand", overrides=None)
         with self.assertRaisesRegex(ValueError, "must take images only"):
             evaluate(lambda x, k: x, IMAGES[:4], LABELS[:4], norm="linf", epsilon=0.1)
+        with self.assertRaisesRegex(ValueError, "version='rand' has no search_fn; leave it out"):
+            evaluate(
+                lambda x, keys: NETS["lin"](x) + jax.vmap(jax.random.normal)(keys)[:, None],
+                *(IMAGES[:4], LABELS[:4]),
+                **{"norm": "linf", "epsilon": 0.1, "version": "rand", "search_fn": NETS["lin"]},
+            )
 
 
 class SearchTest(parameterized.TestCase):
