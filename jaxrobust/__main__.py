@@ -115,7 +115,7 @@ def main() -> None:
         if error.errno != errno.ENOSPC or error.filename:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        arguments.stop("the output cannot be written: no space is left where it goes", 3)
+        arguments.stop("cannot write the output: no space left on the device", 3)
 
 
 def _overview() -> str:

@@ -82,7 +82,9 @@ def plan(
         raise ValueError(f"version={version!r} {unknown}; choose one of {', '.join(choice)}")
     if version == FAST and (names is not None or overrides):
         option = "attacks" if names is not None else "overrides"
-        raise ValueError(f"version={FAST!r} says which attacks run, and how; leave {option} out")
+        raise ValueError(
+            f"version={FAST!r} already fixes the attacks and their settings; leave {option} out"
+        )
     choices = "choose from " + ", ".join(choice[version])
     if names is None:
         if version == CUSTOM:
@@ -94,9 +96,11 @@ def plan(
         if name not in choice[version]:
             raise ValueError(f"attack {name!r} is not in version {version!r}; {choices}")
     if unused := [name for name in overrides or {} if name not in names]:
-        raise ValueError(f"overrides of {unused}, which do not run; these do: {[*names]}")
+        raise ValueError(
+            f"overrides of {unused}, which do not run; the attacks of this version are {[*names]}"
+        )
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"attacks={tuple(names)} is empty or has repetitions; {choices}")
+        raise ValueError(f"attacks={tuple(names)} is empty or repeats an attack; {choices}")
     changes = _CHANGES[version] | _CHANGES.get(f"{version}, {norm}", {})
     settings = []
     for name in names:

@@ -213,7 +213,9 @@ def _check_ranges(**settings: float) -> None:
     for name, value in settings.items():
         least, most = _RANGES[name]
         if not least <= t.check_number(name, value) <= most:
-            raise ValueError(f"{name}={value} is outside [{least}, {most}]; pass a number in it")
+            raise ValueError(
+                f"{name}={value} is outside [{least}, {most}]; pass a number in this range"
+            )
 
 
 def fab(

@@ -61,8 +61,8 @@ def check_no_targets(goal: Goal) -> None:
     """Reject the targeted loss where targets cannot be given."""
     if goal.aims:
         raise ValueError(
-            "loss='dlr-targeted' needs a target class per image, which this attack has no place "
-            "for; use apgd_run(..., targets=...) or loss='dlr'"
+            "loss='dlr-targeted' needs a target class per image, which this attack does not "
+            "accept; use apgd_run(..., targets=...) or loss='dlr'"
         )
 
 
@@ -99,7 +99,7 @@ def check_inputs(images: Any, labels: Any, *, logits: bool = True) -> tuple[t.Po
         with jax.ensure_compile_time_eval():
             is_finite = bool(jnp.isfinite(images).all())
         if not is_finite:
-            raise ValueError("images have NaN or infinite pixels; leave these images out")
+            raise ValueError("images contain NaN or infinite pixels; remove these images")
     if not logits:
         return images, jax.tree.map(partial(_target, count=len(images)), labels)
     check_array("labels", labels)
@@ -124,15 +124,15 @@ def _target(leaf: t.Array, *, count: int) -> t.Array:
     if leaf.shape[:1] != (count,):
         raise ValueError(
             f"targets of shape {leaf.shape} do not fit {count} images; their first axis is the "
-            "image: give one target for each, or close over what all images share"
+            f"batch: pass one target per image, or close over values that all images share"
         )
     return leaf
 
 
 def check_search(attack: str, images: t.Points, start: Any) -> None:
-    """Reject images without pixels, and another start than the random one."""
+    """Reject images without pixels, and any start other than the random one."""
     if not (isinstance(start, str) and start == "random"):
-        raise ValueError(f"{attack} has one start; pass start='random' and keys [B]")
+        raise ValueError(f"{attack} only has a random start; pass start='random' and keys [B]")
     if images.ndim != 4:
         raise ValueError(f"{attack} needs images f[B, H, W, C], got shape {images.shape}")
 
@@ -200,13 +200,13 @@ def check_noise(noise: bool | Noise, norm: str) -> None:
         return
     if noise.normal and not 0 < t.check_number("std", noise.std) < math.inf:
         raise ValueError(
-            f"a start with noise of std={noise.std} is the image; pass a number of pixels above 0, "
-            "such as 0.001"
+            f"a start with noise of std={noise.std} is the image itself; pass a std above 0, such "
+            f"as 0.001"
         )
     t.check_length("std", noise.std)
     if not noise.normal and not GEOMETRIES[norm].fill:
         raise ValueError(
-            f"a uniform start is of {filled()}, not of {norm}; start at random or with gauss"
+            f"a uniform start needs {filled()}, not {norm}; use a random or Gaussian start"
         )
 
 

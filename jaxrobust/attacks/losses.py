@@ -230,7 +230,7 @@ def goal_of(loss: str | Callable[..., Array] | Goal) -> Goal:
                 _check_takes("Goal.done", loss.done, "score")
         return loss
     if isinstance(getattr(loss, "goal", None), Goal):
-        raise ValueError("loss is a task, and attacks take its goal; pass loss=task.goal")
+        raise ValueError("loss is a task; pass its goal instead: loss=task.goal")
     if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(
             f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}, or pass a function "

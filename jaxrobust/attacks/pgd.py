@@ -53,7 +53,7 @@ def fgsm(
     """
     if step_size is None:
         if isinstance(epsilon, Array):
-            raise ValueError("a radius for each image needs a step; pass step_size")
+            raise ValueError("with one radius per image, pass step_size too")
         step_size = epsilon or None  # a radius of 0 leaves no room for steps
     settings: dict[str, Any] = {"loss": loss, "kept_fraction": kept_fraction, "l1_rule": l1_rule}
     settings |= {"step_size": step_size, "random_start": random_start, "info": info}

@@ -104,7 +104,7 @@ def add(facts: MachineFacts, *rows: NamedAttack) -> None:
     numbers = {row.searches.number: row.name for row in ROWS.values() if row.searches}
     for row in rows:
         if row.name in names:
-            raise ValueError(f"there is an attack {row.name} already; choose another name")
+            raise ValueError(f"an attack named {row.name} already exists; choose another name")
         if row.searches and (other := numbers.get(row.searches.number)):
             raise ValueError(
                 f"attack {row.name}: number {row.searches.number} already belongs to {other}, "

@@ -69,7 +69,7 @@ def run(flags: ReportFlags) -> dict[str, Any] | None:
     with patience.of(f"reading {', '.join(map(str, flags.paths))}"):
         records = gathered.gather(paths)
     if not out.parent.is_dir():
-        raise ValueError(f"--out={out}: the folder {out.parent} is not there; make it first")
+        raise ValueError(f"--out={out}: the folder {out.parent} does not exist; create it first")
     text = page.page(records, pictures=examples.Album().part)
     try:
         with whole.writing(out, len(text.encode())) as part:

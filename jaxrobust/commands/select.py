@@ -62,7 +62,7 @@ def _selected(flags: SelectFlags) -> dict[str, Any]:
     settings = asdict(flags)
     del settings["json"]
     if flags.attack == "autoattack" and flags.steps is not None:
-        raise ValueError("--steps are those of APGD-CE; leave it out of --attack autoattack")
+        raise ValueError("--steps only applies to APGD-CE; leave it out with --attack autoattack")
     if flags.attack != "autoattack" and flags.steps is None:
         del settings["steps"]
     with patience.of(patience.LOADING):

@@ -111,7 +111,7 @@ def _use(cores: int | None) -> None:
     if cores and not reason:
         jax.config.update("jax_num_cpu_devices", cores)
     elif cores and cores > 1 and jax.default_backend() == "cpu":
-        say(f"one CPU device for all {cores} cores, not one for each: {reason}")
+        say(f"using one CPU device for all {cores} cores instead of one per core: {reason}")
 
 
 if __name__ == "__main__":

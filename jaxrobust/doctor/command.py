@@ -143,7 +143,9 @@ def answer(
       devices: number of devices; None: those present, where a CPU counts as one.
     """
     if devices is not None and devices < 1:
-        raise ValueError(f"--devices={devices} must be at least 1; leave it out for those here")
+        raise ValueError(
+            f"--devices={devices} must be at least 1; leave it out to use those of this machine"
+        )
     devices = devices or (1 if jax.default_backend() == "cpu" else jax.device_count())
     named_by = {key: value for key, value in values.items() if key not in ("n", "seed")}
     names_network = place is not None or any(value is not None for value in named_by.values())

@@ -269,11 +269,11 @@ def known(name: str) -> str:
     name = spelling.network(name)
     if functions.is_name(name):
         raise ValueError(
-            f"{name} is a function of yours, and this needs one of the package's networks; "
-            "`jaxrobust models` lists them"
+            f"{name} is your own function, but this needs one of the package's networks; "
+            f"`jaxrobust models` lists them"
         )
     if name.endswith(".py"):
-        raise ValueError(f"unknown model {name!r}; name a function of the file too: {name}:make")
+        raise ValueError(f"unknown model {name!r}; name a function in the file too: {name}:make")
     if name not in _entries():
         near = difflib.get_close_matches(name, available(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "`jaxrobust models` lists them"

@@ -84,7 +84,7 @@ class TargetSettings:
 
     target: float = flag("AutoAttack accuracy, in percent.", required=True, reads=number)
     dataset: str = flag(
-        f"Data set; the law is of {DATASET} alone.",
+        f"Data set; the law only covers {DATASET}.",
         DATASET,
         reads=lambda _, text: spelling.dataset(text),
     )
@@ -156,7 +156,7 @@ def cheapest(target: float) -> LawPoint:
     if not LEAST <= target < limit():
         raise ValueError(
             f"--target {target:g}: the law of the published runs goes from {LEAST:g} to "
-            f"{limit():.1f}%, where it ends with images of FID {FID:g}; ask for one in between"
+            f"{limit():.1f}%, with images of FID {FID:g}; choose a target in this range"
         )
     value = ((target - calibration()[0]) / 100 - INTERCEPT) / SLOPE
     b, e = _terms(FID)
@@ -167,7 +167,7 @@ def cheapest(target: float) -> LawPoint:
     if data_loss <= 0:
         raise ValueError(
             f"--target {target:g} takes more than the {params:,} parameters of WRN-{near[0]}-"
-            f"{near[1]} by the law of the published runs; ask for less"
+            f"{near[1]} by the law of the published runs; choose a lower target"
         )
     images = (b / data_loss) ** (1 / BETA)
     return LawPoint(*near, params, images, SCALE * params * images)
@@ -192,8 +192,8 @@ def answer(settings: TargetSettings) -> dict[str, Any]:
         target = targets.target(settings.on)
     if target.here or target.chip is None:
         raise ValueError(
-            f"--on {settings.on}: the law counts operations, which are told for chips by name; "
-            "write some such as h100:8"
+            f"--on {settings.on}: the law counts operations, so it needs the name of a chip; "
+            f"write one such as h100:8"
         )
     speed = target.chip.flops * settings.utilisation * 3600
     _, half = calibration()
@@ -221,8 +221,8 @@ def check(settings: TargetSettings) -> None:
     """Refuse settings that the law does not cover."""
     if settings.dataset != DATASET:
         raise ValueError(
-            f"--dataset {settings.dataset}: a law of published runs is known for {DATASET} under "
-            f"Linf 8/255 alone; write --dataset {DATASET}, or estimate a config"
+            f"--dataset {settings.dataset}: the law of published runs only covers {DATASET} under "
+            f"Linf 8/255; write --dataset {DATASET}, or estimate a config"
         )
     used, price = settings.utilisation, settings.price
     must_be("--utilisation", used, 0 < used <= 1, "above 0 and at most 1, such as 0.4")

@@ -152,8 +152,8 @@ def robust_scaling(
     low = max(1.0, 1 / _of_width(1, ratio)[0][-1])
     if not multiply_adds >= needed(low):
         raise ValueError(
-            f"multiply_adds={multiply_adds:g} is below {needed(low):.3g}, what the smallest "
-            f"network of the rule costs at {image_size} px with {block} blocks; give at least that"
+            f"multiply_adds={multiply_adds:g} is below {needed(low):.3g}, the cost of the rule's "
+            f"smallest network at {image_size} px with {block} blocks; give at least that"
         )
     high = 2 * low
     while needed(high) < multiply_adds:

@@ -128,11 +128,11 @@ def study(
         raise ValueError(f"study={name!r} is unknown; {', '.join(STUDIES)}")
     if capacity and name not in _OF_BLOCKS:
         raise ValueError(
-            f"study={name!r} is at one capacity; leave capacity={capacity!r} out, or take one of "
+            f"study={name!r} has one capacity; leave capacity={capacity!r} out, or use one of "
             f"{', '.join(_OF_BLOCKS)}"
         )
     if capacity not in (None, *CAPACITIES):
-        raise ValueError(f"capacity={capacity!r} is unknown; one of {', '.join(CAPACITIES)}")
+        raise ValueError(f"capacity={capacity!r} is unknown; choose one of {', '.join(CAPACITIES)}")
     if name in _GRIDS:
         varied, values, fixed = _GRIDS[name]
         grid = itertools.product(values, repeat=3)

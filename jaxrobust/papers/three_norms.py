@@ -75,8 +75,8 @@ def balls(texts: Sequence[str]) -> list[Threat]:
         threat = threats.parse(text)
         if threat.norm in by_norm:
             raise ValueError(
-                f"--threat={text}: --worst_case has one radius of each norm, and {threat.norm} has "
-                "one already; give it once"
+                f"--threat={text}: --worst_case takes one radius per norm, and {threat.norm} "
+                f"already has one; give it once"
             )
         by_norm[threat.norm] = threat
     return list(by_norm.values())
@@ -97,17 +97,18 @@ def check(values: Any, ladder: str | None) -> None:
     needless = [f"--{name}" for name, none in _SAID.items() if getattr(values, name) != none]
     if balls_in := [flag for flag in needless if flag in ("--norm", "--epsilon")]:
         raise ValueError(
-            f"--worst_case is of three norms, so leave {' and '.join(balls_in)} out; give --threat "
-            "NORM:RADIUS for each radius that is not the study's"
+            f"--worst_case covers three norms, so leave {' and '.join(balls_in)} out; give "
+            f"--threat "
+            "NORM:RADIUS for each radius that differs from the study's"
         )
     if needless:
         raise ValueError(
-            f"--worst_case says which attacks; leave {', '.join(needless)} out, or ask for one "
+            f"--worst_case fixes the attacks; leave {', '.join(needless)} out, or ask for one "
             "attack without it"
         )
     if values.bundle:
         raise ValueError(
-            "--bundle is of one attack under one threat, not of --worst_case; take --attack="
+            "--bundle covers one attack under one threat, not --worst_case; use --attack="
             "autoattack --norm=linf and its radius, from the same --out"
         )
 

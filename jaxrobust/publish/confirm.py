@@ -85,8 +85,8 @@ def _ours(ledger: Path, record: AccuracyRecord, places: np.ndarray) -> np.ndarra
     rows = [row for file in files for row in jsonl.read(file) if "image" in row]
     if not rows:
         raise ValueError(
-            f"{ledger} is not there, or empty: --confirm compares with the verdicts that an "
-            "evaluation writes next to its records; give the results.jsonl in its folder"
+            f"{ledger} is missing or empty: --confirm compares with the verdicts that an "
+            f"evaluation writes next to its records; give the results.jsonl in its folder"
         )
     last, every = record.attacks[-1]["name"], _places(record)
     standing = [r["image"] for r in rows if r["attack"] == last and not r["fooled"]]

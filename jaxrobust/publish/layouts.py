@@ -90,8 +90,8 @@ def _same_function(network: Network, other: str, options: dict[str, Any], layout
             f"{key}={value!r} instead of {expected!r}" for key, (value, expected) in changed.items()
         )
         raise ValueError(
-            f"this {network.name} has {changes}: {layout} is another network, so its name would be "
-            f"wrong for these weights; {_MODULE}"
+            f"this {network.name} has {changes}: {layout} is a different network, so its name "
+            f"would be wrong for these weights; {_MODULE}"
         )
 
 
@@ -109,7 +109,7 @@ def save_pt(path: Path, state: dict[str, np.ndarray] | np.ndarray) -> None:
         reason = str(error).splitlines()[0]
         takes = whole.amount(sum(array.nbytes for array in arrays.values()))
         raise OSError(
-            f"cannot write {path}, which takes {takes}; the disk may be full ({reason}): free some "
+            f"cannot write {path}, which needs {takes}; the disk may be full ({reason}): free some "
             "space, or write elsewhere"
         ) from error
 

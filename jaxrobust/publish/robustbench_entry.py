@@ -177,7 +177,7 @@ def _other_data(record: AccuracyRecord, p: Protocol) -> list[str]:
 def percent(fraction: float | None) -> str:
     """Write a fraction as a percentage with two decimals, as RobustBench does."""
     if fraction is None:
-        raise TypeError("an accuracy is not known")
+        raise TypeError("an accuracy is unknown")
     return f"{100 * fraction:.2f}"
 
 
@@ -273,7 +273,7 @@ def external_evaluation(record: AccuracyRecord, file: str, sha256: str) -> str:
     p = protocol_of(record)
     unlisted = [] if p.listed else [f"it has none of {p.dataset}, {p.norm}"]
     if differs := [*other_question(record), *unlisted]:
-        raise ValueError(f"RobustBench has no leaderboard of this record: {'; '.join(differs)}")
+        raise ValueError(f"RobustBench has no leaderboard for this record: {'; '.join(differs)}")
     fields = entry(record)
     lines = [
         "Title: [New evaluation] <identifier>",

@@ -350,8 +350,9 @@ class Graph:
             return RULES.get(op.name, _no_rule)(self, params, *inputs)
         except NotImplementedError as error:
             raise NoRule(
-                f"{self.network} has the operation {op.name!r} ({op.line}), for which there is no "
-                "rule in PyTorch; write that line with others, or export --layout jaxrobust"
+                f"{self.network} has the operation {op.name!r} ({op.line}), which cannot be "
+                f"translated to PyTorch; write that line with other operations, or export with "
+                f"--layout jaxrobust"
             ) from error
 
     def full(self, x: Any, shape: Any, dtype: Any) -> Any:

@@ -119,8 +119,8 @@ def _check_again(errors: tuple[float, float], draws: bool) -> None:
             "two passes of PyTorch's module on the same images differ"
             f"{' in what they draw' if draws else ''}: logits by {errors[0]:.1e} "
             f"of the largest, input gradients by {errors[1]:.1e}. It draws random numbers that "
-            "torch.export does not see (NumPy's, or Python's), or keeps something from pass to "
-            "pass; draw with PyTorch (torch.randn_like) and give --version=rand if the draws are "
+            "torch.export does not see (NumPy's, or Python's), or keeps state between passes; "
+            "draw with PyTorch (torch.randn_like) and give --version=rand if the draws are "
             "the defence, else make it a function of the images"
         )
 
@@ -135,7 +135,8 @@ def _check_alone(
     errors = _apart([part[:some] for part in few], [part[:some] for part in batch])
     if not _within(errors, bars):
         raise ValueError(
-            f"what PyTorch's module gives for an image depends on the other images of its batch: "
+            f"the output of the PyTorch module for an image depends on the other images of its "
+            f"batch: "
             f"with {len(images)} and with {len(other)} images, logits of the same image differ by "
             f"{errors[0]:.1e} of the largest, and input gradients by {errors[1]:.1e}. Attacks use "
             "other batches than defenders; compute each image by itself"

@@ -53,8 +53,8 @@ def built(
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError as error:
         raise ValueError(
-            f"{flag} needs PyTorch: pip install 'jaxrobust[torch]', before "
-            "which, without a GPU, its smaller build for CPUs (the README says how)"
+            f"{flag} needs PyTorch: pip install 'jaxrobust[torch]'; without a GPU, first install "
+            f"its smaller CPU build"
         ) from error
     record = {"torch": version, "arguments": dict(arguments or {}), "output": output}
     if path.suffix == ".pt2" or is_torchscript:

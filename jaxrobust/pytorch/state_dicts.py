@@ -44,8 +44,8 @@ def stored(spec: NetworkSpec, arrays: Mapping[str, np.ndarray], head: str) -> St
         same = np.array_equal(unwrapped[name], network.integers[name])
         if not (same or name.endswith(_COUNTER)):
             raise ValueError(
-                f"{name} holds other integers than the module, and they affect what it computes; "
-                "set model.options to those of the saved module"
+                f"{name} has different integers from the module, which affect its output; set "
+                f"model.options to those of the saved module"
             )
     identity = row(r"(?P<name>.+)", r"\g<name>")
     matched = tuple((key, identity, [key]) for key in completed)
@@ -91,8 +91,8 @@ def _parts(spec: NetworkSpec, network: Trainable, head: str) -> tuple[str, ...]:
     some = f"; its parts with num_classes outputs are {', '.join(ends[:_SHOWN])}" if ends else ""
     if not parts:
         raise ValueError(
-            f"init.head={head}: which weights of {spec.name} are its head is not known; name the "
-            f"part, as init.head=fresh:{(*ends, 'fc')[0]}{some}"
+            f"init.head={head}: the head of {spec.name} is unknown; name it, as in "
+            f"init.head=fresh:{(*ends, 'fc')[0]}{some}"
         )
     for part in parts:
         if not any(re.fullmatch(_pattern([part]), name) for name in network.params):
@@ -138,7 +138,8 @@ def _untied(arrays: Arrays, network: Trainable, head: str) -> Arrays:
             continue
         if not np.array_equal(unique.setdefault(first, second), second):
             raise ValueError(
-                f"{name} and {first} are one tensor of the module and differ there; save the state "
+                f"{name} and {first} are the same tensor in the module but differ in the file; "
+                f"save the state "
                 "dict of a module in which they are tied"
             )
     fixed = network.integers.keys() - network.stats.keys()
@@ -152,7 +153,7 @@ def _float32(arrays: Arrays, network: Trainable) -> Arrays:
         singles[name] = array.astype(np.float32) if same or name.endswith(_COUNTER) else array
         if singles[name].dtype != np.float32:
             raise ValueError(
-                f"{name} is {array.dtype} there, expected float32; where rounding is meant, save "
+                f"{name} is {array.dtype} there, expected float32; if you want to round, save "
                 "the state dict of module.float()"
             )
     return singles
@@ -203,4 +204,4 @@ def _check(spec: NetworkSpec, network: Trainable, head: str, arrays: Arrays) -> 
     if parts and ends.issuperset(parts) and not (missing or unexpected):
         fresh = FRESH if {*parts} == {*network.head} else f"{FRESH}:{','.join(parts)}"
         remedy = f"for a head of other classes set init.head={fresh}"
-    raise ValueError(f"of the module's weights {', '.join(faults)}; {remedy}")
+    raise ValueError(f"the module's weights do not match: {', '.join(faults)}; {remedy}")

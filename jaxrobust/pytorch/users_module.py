@@ -60,7 +60,7 @@ def check(network: Network) -> None:
     name, layout = network.name, "--layout robustbench: "
     if network.options.get(torch_modules.OUTPUT):
         raise ValueError(
-            f"{layout}{name} has several results, and RobustBench takes logits alone; choose "
+            f"{layout}{name} has several results, but RobustBench needs logits only; choose "
             "--layout state-dict, and return the logits in your own loader"
         )
     first: dict[str, str] = {}
@@ -70,8 +70,8 @@ def check(network: Network) -> None:
         cut = name_in_zoo(key)
         if (other := first.setdefault(cut, key)) != key:
             raise ValueError(
-                f"{layout}RobustBench's loader cuts the names {other} and {key} to the same {cut}, "
-                "and one of both weights is lost; call the part of the module otherwise, without "
+                f"{layout}RobustBench's loader shortens the names {other} and {key} to the same "
+                f"{cut}, so one of the weights is lost; rename that part of the module, without "
                 "'model.' and 'module.', or choose --layout state-dict"
             )
     now = torch_modules.origin(name)
@@ -81,8 +81,8 @@ def check(network: Network) -> None:
         return
     if now["sha256"] is None:
         raise ValueError(
-            f"{layout}{now['file'] or name} is not there; run the command where the module's file "
-            "lies, or choose --layout jaxrobust, which needs no module"
+            f"{layout}{now['file'] or name} does not exist; run the command in the folder of the "
+            f"module's file, or choose --layout jaxrobust, which needs no module"
         )
     file = Path(now["file"])
     if _place(name).endswith(".py") and (neighbours := _neighbours(file)):
@@ -99,7 +99,7 @@ def check_source(network: Network) -> None:
     now = torch_modules.origin(network.name)
     if began["sha256"] != now["sha256"]:
         raise ValueError(
-            f"--layout robustbench: {now['file']} is another file than the run began with (sha256 "
+            f"--layout robustbench: {now['file']} has changed since the run began (sha256 "
             f"{str(began['sha256'])[:12]} then, {str(now['sha256'])[:12]} now); bring back that "
             "version of it"
         )

@@ -19,7 +19,9 @@ def serve(
 ) -> None:
     """Serve the page for these places until Ctrl-C, rebuilt for each request."""
     if missing := [str(place) for place in places if not place.exists()]:
-        raise ValueError(f"{missing[0]} is not there; name a run that has begun, or such a folder")
+        raise ValueError(
+            f"{missing[0]} does not exist; name a run that has begun, or a folder of runs"
+        )
     if every < 1:
         raise ValueError(f"--every={every:g} is too often; give 1 second or more")
     with server(places, host=host, port=port, every=every) as serving:

@@ -71,7 +71,7 @@ def find(folder: Path) -> Listing:
     """
     again = "name a folder of runs; jaxrobust train --config quickstart makes the first"
     if not folder.exists():
-        raise ValueError(f"{folder} is not there; {again}")
+        raise ValueError(f"{folder} does not exist; {again}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; {again}")
     notes: list[str] = []

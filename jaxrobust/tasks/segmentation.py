@@ -52,7 +52,7 @@ def segmentation(*, least: float = 0.5, ignore: int = 255) -> Task:
         empty = (masks == ignore).reshape(len(masks), -1).all(axis=1)
         if empty.any():
             raise ValueError(
-                f"{empty.sum()} of {len(masks)} masks have no pixel that counts, the first at "
+                f"{empty.sum()} of {len(masks)} masks have no pixel to count, the first at "
                 f"{empty.argmax()}; leave these images out"
             )
         classes, present = logits.shape[-1], np.unique(masks)

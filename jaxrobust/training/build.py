@@ -134,8 +134,8 @@ def check_phase(config: Config, name: str) -> None:
         )
     if row.displaces and config.model.dtype == "bfloat16":
         raise ValueError(
-            f"{name}.objective={p.objective!r} moves weights by less than bfloat16 can represent; "
-            "set model.dtype='float32'"
+            f"{name}.objective={p.objective!r} moves weights by less than bfloat16 can resolve; "
+            f"set model.dtype='float32'"
         )
 
 
@@ -152,8 +152,8 @@ def check_batch(config: Config, name: str, examples: int, mesh: jax.sharding.Mes
     group = config.model.options.get("bn_group", 0)
     if group and images // p.microbatches % group:
         raise ValueError(
-            f"model.options.bn_group={group} does not divide the {images // p.microbatches} images "
-            f"that a device takes at a time; change it, {name}.batch_size or {name}.microbatches"
+            f"model.options.bn_group={group} does not divide the {images // p.microbatches} "
+            f"images per device; change it, {name}.batch_size or {name}.microbatches"
         )
     if examples < p.batch_size:
         raise ValueError(

@@ -89,8 +89,8 @@ def imported(source: WeightSource, request: Request) -> Network:
         changes = {k for k, v in request._asdict().items() if v != Request._field_defaults[k]}
         if extra := sorted(changes - {"image_size", "keep_head", "model"}):
             raise ValueError(
-                f"--{extra[0]} is for weights of others; a run's are taken as "
-                "they are (init.stem and init.head of a config initialise new ones)"
+                f"--{extra[0]} is for foreign weights; those of a run are used as they are "
+                f"(init.stem and init.head of a config initialise new ones)"
             )
     published_source = source._replace(published=_id(source, request.model))
     artifact = reading.artifact_of(published_source, weights_kind=request.which, cast=request.cast)
@@ -124,7 +124,7 @@ def published(model: str | None, path: Path) -> str | None:
         of_folder = [key for key, net in candidates.items() if here.endswith(f"/{net.file}")]
         if len(of_folder) != 1:
             raise ValueError(
-                f"{path.name} is what RobustBench calls the files of {', '.join(candidates)}; run "
+                f"{path.name} is RobustBench's file name for {', '.join(candidates)}; run "
                 f"`jaxrobust import {path} --model ID --out FOLDER`, or keep it in RobustBench's "
                 f"folders, as in {next(iter(candidates.values())).file}"
             )

@@ -70,7 +70,7 @@ def _folder(source: WeightSource, weights_kind: str | None, cast: bool) -> Artif
     record = weights_folder.about(source.path)
     if record is None:
         raise ValueError(
-            f"{source.path} is as the hub has it; import it first: "
+            f"{source.path} is in the hub's format; import it first: "
             f"jaxrobust import {source.path} --out FOLDER"
         )
     stored_kind = record.get("which")

@@ -177,7 +177,7 @@ def _belongs(facts: WeightFacts, stored: StoredNames, config: Config, init: Star
         assert facts.model is not None and facts.options is not None
         raise ValueError(
             f"they are those of {models.words(facts.model, facts.options)}, and the config has "
-            f"{models.words(model.name, model.options)}; set model.options to theirs"
+            f"{models.words(model.name, model.options)}; set model.options to match"
         )
     width, channels = convert.head_width(stored), convert.in_channels(stored)
     if init.head == "keep" and width not in (None, model.num_classes):

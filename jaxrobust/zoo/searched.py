@@ -82,13 +82,13 @@ class Searched(nnx.Module):
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     if v.cell not in CELLS:
-        raise ValueError(f"cell={v.cell!r} is unknown; one of {', '.join(CELLS)}")
+        raise ValueError(f"cell={v.cell!r} is unknown; choose one of {', '.join(CELLS)}")
     architecture_checks.check_least(v, channels=1, cells=3, in_channels=1, bn_group=0)
     if not 0 < v.bn_momentum <= 1:
         raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
     if image_size < 4 or image_size % 4:
         raise ValueError(
-            f"image_size={image_size}: two cells halve the map, so take a multiple of 4"
+            f"image_size={image_size}: two cells halve the map, so use a multiple of 4"
         )
     return lambda rngs: Searched(v, num_classes, rngs)
 

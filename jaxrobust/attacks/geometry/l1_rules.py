@@ -59,5 +59,7 @@ def geometry_of(norm: str, l1_rule: str) -> Geometry:
     if norm == "l1":
         return L1_RULES[l1_rule]
     if l1_rule != "sparse":
-        raise ValueError(f"l1_rule={l1_rule!r} is of norm='l1', not of {norm!r}; leave it out")
+        raise ValueError(
+            f"l1_rule={l1_rule!r} is only for norm='l1', not for {norm!r}; leave it out"
+        )
     return GEOMETRIES[norm]

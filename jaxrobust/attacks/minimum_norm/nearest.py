@@ -39,7 +39,7 @@ def nearest_machine(
 
     def init(images: Any, labels: Any, *, start: Any = "image", **_: Any) -> NearestState:
         if not (isinstance(start, str) and start == "image"):
-            raise ValueError("a minimum-norm attack starts at the image; pass start='image'")
+            raise ValueError("minimum-norm attacks start at the image; pass start='image'")
         images, labels = inputs.check_inputs(images, labels, logits=goal.logits)
         images = jnp.clip(images, 0, 1)
         floats, integers = inputs.fillers(images)

@@ -64,7 +64,7 @@ def _written(flags: NewFlags) -> dict[str, Any]:
     if not place:
         raise ValueError("name the images with --data: a folder, an .npz file, or a data set")
     if flags.out.suffix != ".py":
-        raise ValueError(f"{flags.out} is not a name of a config; give one that ends in .py")
+        raise ValueError(f"{flags.out} is not a config's name; choose one that ends in .py")
     if flags.epsilon is not None and number("epsilon", flags.epsilon) <= 0:
         raise ValueError(f"--epsilon={flags.epsilon} must be above 0; leave it out for the usual")
     with patience.of(patience.LOADING):

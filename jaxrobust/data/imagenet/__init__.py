@@ -66,9 +66,9 @@ def check_folders(folders: list[str], num_classes: int | None, where: str) -> No
     missing = [name for name in synsets() if name not in set(folders)]
     if missing:
         raise DataError(
-            f"{where} has {present} of ImageNet's 1,000 class folders, so that labels would "
-            f"shift; missing are {first_few(missing)}: restore them, or list the classes that "
-            "are meant in data.classes"
+            f"{where} has {present} of ImageNet's 1,000 class folders, so labels would shift; "
+            f"missing are {first_few(missing)}: restore them, or list the intended classes in "
+            f"data.classes"
         )
 
 

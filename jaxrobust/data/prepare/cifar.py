@@ -139,7 +139,9 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     folder = Path(args.out) / name / VERSION
     if not path and (folder / writer.INFO).exists():
         if not (folder / writer.SETTINGS).exists():
-            raise ValueError(f"{folder} was written by another tool; use it, or give another --out")
+            raise ValueError(
+                f"{folder} was written by another tool; use it as it is, or give another --out"
+            )
         return command.done(folder)
     start = time.perf_counter()
     if not path:

@@ -78,7 +78,7 @@ def _check_folder(args: argparse.Namespace) -> dict[str, Any]:
         )
     (folder,) = folders
     if not (folder / writer.INFO).exists():
-        raise ValueError(f"{folder} is not finished; the command that began it continues")
+        raise ValueError(f"{folder} is not finished; run the command that began it again")
     sums = writer.read_sums(folder)
     damage = {
         name: "is missing or has changed"
@@ -101,7 +101,7 @@ def _check_folder(args: argparse.Namespace) -> dict[str, Any]:
         remedy = "remove what is damaged, the command that wrote it writes it again"
         raise OSError(f"{folder / name} {fault}{more}; {remedy}")
     images = images_of(shards)
-    print(f"{folder}: {images:,} images; every record, label and sha256 is right")
+    print(f"{folder}: {images:,} images; all records, labels and hashes are correct")
     seconds = round(time.perf_counter() - start, 3)
     return {"directory": str(folder), "images": images, "files": len(sums), "seconds": seconds}
 
@@ -119,7 +119,7 @@ def check(shard: Shard, *, sums: Mapping[str, str]) -> Iterator[WorkDone]:
         elif not digest:
             damage = "has no sha256 on record"
         elif writer.sha256(shard.path) != digest:
-            damage = "is not what was written, its sha256 has changed"
+            damage = "has changed since it was written (its sha256 differs)"
     except FileNotFoundError:
         damage = "is missing"
     except (OSError, ValueError, RuntimeError, IndexError) as error:
@@ -151,7 +151,7 @@ def _parsed(shard: Shard) -> Iterator[WorkDone]:
                 ) from error
             row = shard.first + i
             if not image or row >= len(names) or (label, name) != (labels[row], names[row]):
-                raise ValueError(f"record {i} is not what the index says")
+                raise ValueError(f"record {i} differs from the index")
             size += len(image)
         yield WorkDone(min(writer.CHUNK, total - begin), size)
     reader.close()

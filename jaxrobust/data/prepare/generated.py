@@ -80,7 +80,7 @@ def described(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayP
             first, other = ("x".join(map(str, sides)) for sides in (pairs[0].shape, shape))
             raise ValueError(
                 f"{path} has images of {other}, and {pairs[0].path} of {first}; prepare each "
-                "shape in a folder by itself"
+                f"shape in its own folder"
             )
     if len({pair.path.resolve() for pair in pairs}) < len(pairs):
         raise ValueError("a file is given twice, so its images would count twice; give it once")
@@ -226,8 +226,8 @@ def check(folder: Path) -> int:
         name = file_name(i, len(layout.sizes))
         if writer.sha256(folder / name) != sums.get(name):
             raise ValueError(
-                f"{folder / name} is not what was written, its sha256 has changed; remove it, and "
-                "the command that wrote it writes it again"
+                f"{folder / name} has changed since it was written (its sha256 differs); remove "
+                f"it and repeat the command that wrote it"
             )
         first = i * layout.per_shard
         last = min(first + layout.per_shard, layout.size)
@@ -245,7 +245,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--{key} {value} must be at least 1")
     if args.check:
         images = check(args.out)
-        print(f"{args.out}: {images:,} images; every record, label and sha256 is right")
+        print(f"{args.out}: {images:,} images; all records, labels and hashes are correct")
         return {"directory": str(args.out), "images": images, "written_images": 0}
     pairs = described(args.files, classes=args.classes, soft=args.soft)
     files = [

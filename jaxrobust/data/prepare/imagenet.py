@@ -176,7 +176,7 @@ def _counts(content: Content, wanted: list[int] | None) -> dict[str, int]:
 def _write(plan: DatasetPlan, todo: Sequence[Shard], need: int, workers: int) -> None:
     if (free := shutil.disk_usage(plan.folder).free) < need:
         raise OSError(
-            f"{need / 1e9:,.1f} GB are to be written and {free / 1e9:,.1f} GB are free in "
+            f"{need / 1e9:,.1f} GB must be written, but only {free / 1e9:,.1f} GB are free in "
             f"{plan.folder}; free some space, or give another --out"
         )
     for split, (_, rows) in plan.splits.items():

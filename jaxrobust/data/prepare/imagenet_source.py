@@ -223,7 +223,7 @@ def _validation_label(where: object, name: str) -> int:
     """Return the label of a validation image, from the number in its name."""
     match, synsets = _VALIDATION_NAME.fullmatch(name), validation_synsets()
     if not match or not 1 <= int(match[1]) <= len(synsets):
-        raise ValueError(f"{where}: {name} is not the name of one of ImageNet's validation images")
+        raise ValueError(f"{where}: {name} is not the name of an ImageNet validation image")
     return imagenet.synsets().index(synsets[int(match[1]) - 1])
 
 
@@ -234,7 +234,7 @@ def _check_synset(where: object, name: str, synset: str) -> None:
     if _VALIDATION_NAME.fullmatch(name):
         right = imagenet.synsets()[_validation_label(where, name)]
     if right != synset:
-        raise ValueError(f"{where}: {name} is an image of {right}, not of {synset}")
+        raise ValueError(f"{where}: {name} shows class {right}, not {synset}")
 
 
 def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:

@@ -82,7 +82,7 @@ class _Unpickler(pickle.Unpickler):
 def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the images uint8[N,H,W,3] and labels i64[N] of a pickle."""
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; check the path")
+        raise ValueError(f"{path} does not exist; check the path")
     try:
         with path.open("rb") as file:
             data = unpickle(file)
@@ -93,7 +93,9 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
         ) from error
     except _BROKEN as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{path} is not a pickle, or damaged ({reason}); get it again") from error
+        raise ValueError(
+            f"{path} is not a pickle, or is damaged ({reason}); download it again"
+        ) from error
     wanted = " and ".join(map(repr, _KEYS))
     if not isinstance(data, dict) or not set(_KEYS) <= data.keys():
         holds = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__

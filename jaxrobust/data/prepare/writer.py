@@ -339,7 +339,7 @@ def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
             reason = str(error).partition(";")[0].removeprefix("write() failed: ")
             raise OSError(f"cannot write {path}: {reason}") from error
     if length(partial) != count:
-        raise OSError(f"cannot write {path}: it does not hold {count} records afterwards")
+        raise OSError(f"cannot write {path}: it does not contain {count} records after writing")
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

@@ -207,14 +207,14 @@ def read_layout(folder: Path, name: str) -> tuple[ShardLayout, str]:
         raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
     if not path.exists():
         raise DataError(
-            f"data set {name!r}: {folder} has no {INFO}, with which jaxrobust prepare generated "
-            "ends; let that command continue, or check the path"
+            f"data set {name!r}: {folder} has no {INFO}, which jaxrobust prepare generated writes "
+            f"last; repeat that command, or check the path"
         )
     text = path.read_text()
     try:
         info = json.loads(text)
         if info["format"] != FORMAT:
-            raise DataError(f"{path} is of another version of jaxrobust; {REMEDY}")
+            raise DataError(f"{path} was written by another version of jaxrobust; {REMEDY}")
         sequences: dict[str, Any] = {key: tuple(info[key]) for key in ("shape", "sizes")}
         numbers = {key: info[key] for key in ("classes", "soft", "per_shard", "size")}
         layout = ShardLayout(**sequences, **numbers)
@@ -257,14 +257,16 @@ def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Sourc
     """
     path = name.removeprefix(PREFIX)
     if storage.is_remote(path):
-        raise DataError(f"{name}: shards are read at random from a local disk; copy them there")
+        raise DataError(
+            f"{name}: shards are read in random order and must be on a local disk; copy them there"
+        )
     folder = Path(os.fspath(storage.place(path)))
     layout, version = read_layout(folder, name)
     parsed, _ = grammar.find(name, split, {"all": layout.size})
     if choice.classes is not None or choice.ids is not None:
         raise DataError(
-            f"data set {name!r}: generated images cannot be chosen by classes or ids; prepare the "
-            "wanted ones alone, and leave data.classes and the list out"
+            f"data set {name!r}: generated images cannot be selected by class or id; prepare only "
+            f"the images you want, and leave out data.classes and the list"
         )
     rows = grammar.rows(parsed.part, layout.size, f"data set {name!r}, split {split!r}")
     reader = ShardedRecords(os.fspath(folder), layout, version, rows.start)

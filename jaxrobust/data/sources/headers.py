@@ -202,8 +202,8 @@ def _facts(
     kinds, count = looked.kinds, looked.count
     if deep := kinds.get("deep"):
         raise DataError(
-            f"{where}: {len(deep)} of {count} images looked at have grey values of 16 bits "
-            f"or floats, which reading as 8 bits would clip ({describe(deep[0])}); "
+            f"{where}: {len(deep)} of {count} sampled images have 16-bit or float grey values, "
+            f"which reading as 8 bits would clip ({describe(deep[0])}); "
             "write them with 8 bits, such as np.round(x / 257).astype('uint8') of 16 bits"
         )
     decoded = len(looked.brightest)

@@ -209,7 +209,7 @@ def _from_hub(address: _Address) -> Mapping[str, Any]:
         except Exception as error:  # no network, or no such data set: reported below
             if not isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
                 raise ConnectionError(
-                    f"which commit {address.revision} is, is not known here: {_first(error)}"
+                    f"cannot resolve the revision {address.revision}: {_first(error)}"
                 ) from error
     say(f"hf:{address.id}: asking the hub")
     dataset = datasets.load_dataset(address.id, address.config, revision=commit)
@@ -305,8 +305,8 @@ def _labels(
     count = kind.num_classes if has_names else largest + 1
     if not len(labels) or labels.min() < 0 or labels.max() >= count:
         raise DataError(
-            f"{where}: {key} holds {labels.min() if len(labels) else 'nothing'}, no class; a split "
-            "that is published without its labels cannot be used"
+            f"{where}: {key} holds {labels.min() if len(labels) else 'nothing'}, which is not a "
+            f"class; a split published without labels cannot be used"
         )
     train = loaded["train"].features[key] if "train" in columns else kind
     if has_names and isinstance(train, datasets.ClassLabel) and train.names != kind.names:

@@ -195,9 +195,9 @@ def _in_order(root: Any, present: list[str], where: str, choice: subsets.SubsetC
     if choice.num_classes == len(imagenet.synsets()) and present == list(imagenet.synsets()):
         return present
     raise DataError(
-        f"{where}: {root.parent / train} has no class folder for {first_few(foreign)}, so that "
-        "a network trained on it has no such class; add the folders there, move them out of "
-        f"{root}, or list the classes that are meant in data.classes (--classes)"
+        f"{where}: {root.parent / train} has no class folder for {first_few(foreign)}, so a "
+        f"network trained on it has no such class; add the folders there, move them out of "
+        f"{root}, or list the intended classes in data.classes (--classes)"
     )
 
 

@@ -123,7 +123,9 @@ def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} is damaged, or no {ending} file ({reason}); {remedy}") from error
+        raise DataError(
+            f"{path} is damaged, or not a {ending} file ({reason}); {remedy}"
+        ) from error
 
 
 def opened(name: str) -> ArrayFile:
@@ -132,7 +134,7 @@ def opened(name: str) -> ArrayFile:
     file = ArrayFile(path, {}, {})
     with storage.reading(path):
         if not storage.place(path).exists():
-            raise DataError(f"data set {name!r}: there is no file {path}; check the path")
+            raise DataError(f"data set {name!r}: {path} does not exist; check the path")
         with parsing(path, ".npz", REMEDY), zipfile.ZipFile(_content(path)) as members:
             for member in members.infolist():
                 key = member.filename.removesuffix(".npy")
@@ -151,7 +153,7 @@ def read_header(file: IO[bytes], *, in_rows: bool = False) -> tuple[tuple[int, .
     }[np.lib.format.read_magic(stream)]
     shape, is_fortran, dtype = read(stream)
     if in_rows and is_fortran:
-        raise ValueError("its array is in Fortran's order")
+        raise ValueError("its array is in Fortran order")
     return shape, dtype
 
 
@@ -237,11 +239,11 @@ def _labels(file: ArrayFile, images: str, key: str) -> np.ndarray:
         instead = f", such as {numbers}" if one_hot or dtype.kind == "f" else ""
         raise DataError(
             f"{file.path}: {key} is {dtype}{list(shape)}, not one integer for each of the {count} "
-            f"images of {images}; write the number of the class, from 0 on{instead}"
+            f"images of {images}; write class numbers starting at 0{instead}"
         )
     values = _array.__wrapped__(file.path, key, file.sums[key]).reshape(count)
     if values.min() < 0:
-        raise DataError(f"{file.path}: {key} holds {values.min()}; labels are counted from 0 on")
+        raise DataError(f"{file.path}: {key} holds {values.min()}; labels start at 0")
     return values.astype(np.int32)
 
 

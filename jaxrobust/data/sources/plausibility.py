@@ -20,8 +20,8 @@ def of_pixels(brightest: int, images: int, where: str) -> tuple[str, ...]:
     looked = f"{where}: the {images} images looked at"
     if brightest == 1:
         raise DataError(
-            f"{looked} have pixels of 0 and 1, where white is 255, so that a radius of 8/255 would "
-            "be eight times their range; write 255 * x in place of x"
+            f"{looked} only have the pixel values 0 and 1, although white is 255, so a radius of "
+            f"8/255 would be eight times their range; save 255 * x instead of x"
         )
     if not images or brightest > DARK:
         return ()

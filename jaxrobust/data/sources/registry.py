@@ -136,7 +136,7 @@ def same_classes(sources: Sequence[Source]) -> None:
         for has, lacks in ((one, other), (other, one)):
             if missing := [name for name in has.classes if name not in set(lacks.classes)]:
                 raise DataError(
-                    f"{lacks.where()} lacks classes of split {has.split!r}, so that their labels "
+                    f"{lacks.where()} lacks classes of split {has.split!r}, so their labels "
                     f"differ: {first_few(missing)}; make the class folders the same"
                 )
         if one.classes != other.classes:

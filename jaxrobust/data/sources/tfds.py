@@ -256,7 +256,7 @@ def _open_split(name: str, split: str, info: Any, directory: Any, remedy: str) -
     except (ValueError, KeyError, AssertionError) as error:
         raise _no_split(name, split, info.splits) from error
     if size < 1 or any(take < 1 for _, _, take in files):
-        raise DataError(f"{_no_split(name, split, info.splits)}; this part holds no record")
+        raise DataError(f"{_no_split(name, split, info.splits)}; this part is empty")
     present = set(getattr(storage.entries(directory), "files", ()))
     if missing := [path for path, _, _ in files if os.path.basename(path) not in present]:
         raise DataError(f"data set {name!r}: the file {missing[0]} is missing; {remedy}")

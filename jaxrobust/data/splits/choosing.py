@@ -42,7 +42,7 @@ def choose(
     rows: Any = np.arange(len(source))
     if ids is not None:
         if names is None:
-            raise DataError(f"{where} has no file names, by which ids could choose records")
+            raise DataError(f"{where} has no file names by which ids could select records")
         # A list names ImageNet's classes; if the data set has other names, compare labels only.
         others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
         folders = () if ids.imagenet and others else source.classes
@@ -54,10 +54,12 @@ def choose(
         chosen, inside = lookup[chosen], lookup[chosen] >= 0
         if ids is not None and not inside.all():
             foreign = [ids.lines[row] for row in np.flatnonzero(~inside)]
-            raise DataError(f"ids of {ids.name} are not of data.classes: {first_few(foreign)}")
+            raise DataError(f"ids of {ids.name} are not in data.classes: {first_few(foreign)}")
         rows, chosen = rows[inside], chosen[inside]
         if not len(rows):
-            raise DataError(f"{where} has no record of data.classes; name other classes")
+            raise DataError(
+                f"{where} has no records of the classes in data.classes; choose other classes"
+            )
     part = grammar.rows(parsed.part, len(rows), f"data set {source.name!r}, split {split!r}")
     if parsed.part is not None:
         count = changes.get("num_classes", source.num_classes)

@@ -58,7 +58,7 @@ def rows(part: str | None, total: int, where: str) -> range:
     if part is None:
         return range(total)
     if not (match := _PART.fullmatch(part)) or not (match[1] or match[2]):
-        raise DataError(f"{where}: {part} is not a part; {WRITTEN}")
+        raise DataError(f"{where}: {part} is not a valid part; {WRITTEN}")
     percent = "%" in part  # as in TFDS, [10:20%] is [10%:20%]
 
     def bound(text: str | None, default: int) -> int:
@@ -69,10 +69,10 @@ def rows(part: str | None, total: int, where: str) -> range:
 
     start, stop = bound(match[1], 0), bound(match[2], total)
     if max(abs(start), abs(stop)) > total:
-        raise DataError(f"{where}: the part {part} goes beyond the {total} records that are there")
+        raise DataError(f"{where}: the part {part} exceeds the {total} available records")
     start, stop = (value + total if value < 0 else value for value in (start, stop))
     if stop <= start:
-        raise DataError(f"{where}: the part {part} holds no record; {total} are there")
+        raise DataError(f"{where}: the part {part} is empty; {total} records are available")
     return range(start, stop)
 
 

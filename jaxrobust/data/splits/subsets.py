@@ -185,7 +185,7 @@ def find(
         label = elsewhere[wrong[0]]
         raise DataError(
             f"{where} has the label {label} ({classes[label]}) for {ids.lines[wrong[0]]} of "
-            f"{ids.name}, and another class than the list for {len(wrong)} of "
+            f"{ids.name}, and disagrees with the list for {len(wrong)} of "
             f"{len(ids.lines)} ids; prepare the data set again"
         )
     missing = [line for line, record in zip(ids.lines, records, strict=True) if record < 0]
@@ -311,7 +311,7 @@ def _lines(content: bytes, file: str) -> tuple[str, ...]:
         raise DataError(f"the list {file} is not a text file ({error})") from error
     lines = tuple(line for text in texts if (line := text.strip()))
     if not lines:
-        raise DataError(f"the list {file} is empty; write one name a line")
+        raise DataError(f"the list {file} is empty; write one name per line")
     return lines
 
 

@@ -34,7 +34,7 @@ def photographs(folder: str | os.PathLike, side: int) -> Photographs:
     place = storage.place(folder)
     there = storage.entries(place)
     if there is None:
-        raise DataError(f"there is no folder {place} of photographs of frost; check --frost")
+        raise DataError(f"the folder of frost photographs {place} does not exist; check --frost")
     names = [name for name in there.files if name.lower().endswith(_PICTURES)][:_PHOTOGRAPHS]
     if not names:
         raise DataError(
@@ -117,7 +117,7 @@ def corrupted(
     """Return the images of a source, prepared for evaluation and then corrupted."""
     if image_size not in SIDES or source.channels != 3:
         raise DataError(
-            f"corruptions are of images of 32 and of 224 pixels in colour, not of {image_size} "
+            f"corruptions are defined for colour images of 32 and 224 pixels, not for {image_size} "
             f"pixels with {source.channels} channels; give --image_size 32 or 224, or other data"
         )
     if corruption.kind == "frost" and frost is None:

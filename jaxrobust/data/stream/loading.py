@@ -151,8 +151,8 @@ def _next_whole(images: DecodedImages, index: int) -> tuple[np.ndarray, Any]:
         if image is not None:
             return image, label
     raise DataError(
-        f"{images.source.where()}: the images of {images.source.describe(index)} and of all that "
-        f"could take its place are damaged; {images.source.remedy}"
+        f"{images.source.where()}: the images of {images.source.describe(index)} and all its "
+        f"possible replacements are damaged; {images.source.remedy}"
     )
 
 
@@ -191,8 +191,8 @@ class Evaluated:
             if prepared is not None and prepared.shape != self.shape:
                 fault = f"makes record {index} {prepared.shape}, not {self.shape}"
                 raise DataError(
-                    f"{self.source.where()}: the preprocessing {self.preprocessing!r} {fault}; set "
-                    "image_size to the size it gives"
+                    f"{self.source.where()}: the preprocessing {self.preprocessing!r} {fault}; "
+                    f"set image_size to its output size"
                 )
             yield prepared, label
 

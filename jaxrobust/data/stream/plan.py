@@ -201,7 +201,7 @@ def _check_alike(source: Source, extra: Source) -> None:
             )
     if source.classes and extra.classes and source.classes != extra.classes:
         raise DataError(
-            f"data.extra: {extra.where()} names its classes otherwise than {source.where()} "
-            f"({extra.classes[0]!r}, ... and {source.classes[0]!r}, ...), so that labels differ; "
-            "give one with the same names in the same order"
+            f"data.extra: {extra.where()} names its classes differently from {source.where()} "
+            f"({extra.classes[0]!r}, ... and {source.classes[0]!r}, ...), so labels differ; use "
+            f"one with the same names in the same order"
         )

@@ -99,7 +99,7 @@ def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> I
 def jitter_ranges(brightness: float, contrast: float, saturation: float, hue: float) -> Ranges:
     """Return factor ranges of this width around 1, clipped at 0; for the hue, around 0."""
     if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
-        raise ValueError("numbers are 0 or more, and the hue's 0.5, half of the circle, or less")
+        raise ValueError("numbers must be at least 0, and the hue at most 0.5, half the circle")
     factors = (brightness, contrast, saturation)
     return (*((max(0.0, 1 - by), 1 + by) for by in factors), (-hue, hue))
 
@@ -273,7 +273,7 @@ def _op(text: str, image_size: int) -> tuple[PictureOp, bool]:
     match = _OP.fullmatch(text)
     if match and match[1] == "3aug":
         raise ValueError(
-            "augmentation '3aug' is called 3-augment now, that of DeiT III; what Singh, Croce and "
+            "augmentation '3aug' is now called 3-augment (from DeiT III); what Singh, Croce and "
             "Hein call 3-Aug (crop, flip, colour jitter) is light"
         )
     if match is None or match[1] not in OPS:

@@ -110,7 +110,7 @@ def chosen(text: str) -> list[Corruption]:
             raise DataError(f"there is no corruption {kind!r}; {meant(kind, ['all', *KINDS])}")
         if hyphen and severity not in map(str, SEVERITIES):
             raise DataError(
-                f"there is no severity {severity!r} of {kind}; write {kind}-1 to {kind}-5, or "
+                f"{kind} has no severity {severity!r}; write {kind}-1 to {kind}-5, or "
                 f"{kind} for all five"
             )
         kinds = list(KINDS) if kind == "all" else [kind]

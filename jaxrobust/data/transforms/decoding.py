@@ -38,7 +38,7 @@ def decode(
       ValueError: the bytes are not a complete image; values would be clipped.
     """
     if not len(data):
-        raise ValueError("not a whole image file: it is empty")
+        raise ValueError("not a complete image file: it is empty")
     if (array := _as_encoded(data, channels)) is not None:
         return array
     try:
@@ -50,14 +50,18 @@ def decode(
                     array.flags.writeable = False
                     return array[:, :, :3]
             if not clips and is_deep(image.mode):
-                raise _Deep(f"its grey values ({image.mode}) do not fit 8 bits; write it with 8")
+                raise _Deep(
+                    f"its grey values ({image.mode}) do not fit in 8 bits; save it with 8 bits"
+                )
             array = to_pixels(image, mode)
     except _Deep:
         raise
     except UnidentifiedImageError as error:  # whose own message is about our buffer
-        raise ValueError("not a whole image file: it has no format that Pillow knows") from error
+        raise ValueError(
+            "not a complete image file: Pillow does not recognise its format"
+        ) from error
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for bad files
-        raise ValueError(f"not a whole image file: {error}") from error
+        raise ValueError(f"not a complete image file: {error}") from error
     return array if array.ndim == 3 else array[:, :, None]
 
 

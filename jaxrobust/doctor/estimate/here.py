@@ -43,7 +43,7 @@ def measured(work: PhaseWork, devices: list[Any], *, seconds: float) -> PhaseCos
 def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
     config, name = work.config, work.name
     phase = build.phase(config, name, work.rows, devices=devices)
-    say(f"{name}: compiling what it runs on {len(devices)} x {devices[0].device_kind}")
+    say(f"{name}: compiling its programs for {len(devices)} x {devices[0].device_kind}")
     total, runs = 0.0, {}
     with jax.set_mesh(phase.mesh):
         start = time.perf_counter()

@@ -111,17 +111,17 @@ def of_record(
     `ledger` defaults to the file named after the evaluation's number.
     """
     if check_place(place, str(record.evaluation)):
-        say(f"the bundle {place} is there already; nothing is written")
+        say(f"the bundle {place} already exists; nothing is written")
         return
     if record.fast:
         raise ValueError(
-            f"the record {record.evaluation} is of the fast version, whose verdicts are not "
-            "AutoAttack's; complete the standard evaluation with --finish, and bundle that"
+            f"the record {record.evaluation} comes from the fast version, whose verdicts are not "
+            f"AutoAttack's; complete the standard evaluation with --finish, and bundle that"
         )
     if not record.verdicts:
         raise ValueError(
-            f"the record {record.evaluation} has no verdicts image by image, like records of "
-            "older versions; evaluate again with --out DIR"
+            f"the record {record.evaluation} has no per-image verdicts, like records of older "
+            f"versions; evaluate again with --out DIR"
         )
     verdicts = checked.verdicts(record, out / "results.jsonl")
     points = _stored_points(ledger or out / f"ledger-{record.evaluation}.jsonl", verdicts)
@@ -220,7 +220,7 @@ def of_corruptions(
       ValueError: the folder holds another bundle.
     """
     if check_place(place, str(record.evaluation)):
-        say(f"the bundle {place} is there already; nothing is written")
+        say(f"the bundle {place} already exists; nothing is written")
         return
     about: BundleFacts = {
         "schema": contradictions.CORRUPTED_SCHEMA,

@@ -67,26 +67,27 @@ def read(folder: Path, *, of_task: bool = False) -> Bundle:
     """Read a bundle, of classes or of a task; raise if its files have changed since then."""
     if not (folder / SUMS).is_file():
         raise ValueError(
-            f"{folder} is not a bundle, it has no {SUMS}; give a folder that "
+            f"{folder} is not a bundle: it has no {SUMS}; give a folder that "
             "`jaxrobust evaluate --bundle` wrote"
         )
     listed = (folder / SUMS).read_bytes()
     sums = _sums(folder / SUMS)
     for name, sha256 in sums.items():
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing; get the bundle again")
+            raise ValueError(f"{folder / name} is missing; download the bundle again")
         if file_sha256(folder / name) != sha256:
             raise ValueError(
-                f"{folder / name} is not the file that the bundle was written with; get the "
-                "bundle again"
+                f"{folder / name} differs from the file that the bundle was written with; "
+                f"download the "
+                f"bundle again"
             )
     about = _parsed(folder / ABOUT, (folder / ABOUT).read_text())
     schema = about.get("schema") if isinstance(about, dict) else None
     if type(schema) is not int or schema < 1:
-        raise ValueError(f"{folder / ABOUT} has no schema; get the bundle again")
+        raise ValueError(f"{folder / ABOUT} has no schema; download the bundle again")
     if schema > TASK_SCHEMA:
         raise ValueError(
-            f"{folder} has schema {schema}, and this program knows up to {TASK_SCHEMA}; use "
+            f"{folder} has schema {schema}, but this program only reads up to {TASK_SCHEMA}; use "
             "the verify.py in it, or a newer jaxrobust"
         )
     if (schema == TASK_SCHEMA) != of_task:
@@ -109,9 +110,11 @@ def _sums(path: Path) -> dict[str, str]:
     matches = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in listed]
     sums = {match[2]: match[1] for match in matches if match}
     if len(sums) < len(listed) or not {ABOUT, ROWS} <= sums.keys():
-        raise ValueError(f"{path} is damaged; get the bundle again")
+        raise ValueError(f"{path} is damaged; download the bundle again")
     if others := [name for name in sums if not _FILES.fullmatch(name)]:
-        raise ValueError(f"{path} lists {others[0]}, which no bundle has; get the bundle again")
+        raise ValueError(
+            f"{path} lists {others[0]}, which no bundle has; download the bundle again"
+        )
     return sums
 
 
@@ -125,7 +128,7 @@ def _parsed(path: Path, text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); get the bundle again") from error
+        raise ValueError(f"{path} is not JSON ({error}); download the bundle again") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -185,7 +188,7 @@ def point_of(bundle: Bundle, row: ImageRow, image: np.ndarray) -> tuple[np.ndarr
     try:
         point, delta = _moved(code, image, row["levels"], row["step"])
     except ValueError as error:
-        raise ValueError(f"image {row['image']}: {error}; get the bundle again") from error
+        raise ValueError(f"image {row['image']}: {error}; download the bundle again") from error
     edge = not row["levels"] and (np.isin(point, (0, 1)) & (point != image)).any()
     length = float(np.linalg.norm(delta.ravel(), ORDER[bundle.threat["norm"]]))
     return point, 1.0 if edge else length / bundle.threat["epsilon"]

@@ -118,7 +118,8 @@ def stored_corruptions(
     """
     if not folder.is_dir():
         raise ValueError(
-            f"--images {folder} is not a folder; a bundle of common corruptions needs one with "
+            f"--images {folder} is not a folder; a bundle of common corruptions needs a folder "
+            f"with "
             "KIND.npy for each corruption and labels.npy, as CIFAR-10-C has"
         )
     stored, count = {}, 0

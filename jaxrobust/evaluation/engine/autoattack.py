@@ -303,10 +303,12 @@ def _refuse_combinations(
     if version == ensembles.FAST:
         present = [name for name in present if name != "replay"] + ["stop"] * (stop is not None)
         if present:
-            raise ValueError(f"version='fast' does not go with {present[0]}; omit one of them")
+            raise ValueError(
+                f"version='fast' cannot be combined with {present[0]}; omit one of them"
+            )
     if stop is not None and present:
         raise ValueError(
-            f"{present[0]} may change verdicts after a look at them; omit it, or omit stop"
+            f"{present[0]} may change verdicts after they were looked at; omit it, or omit stop"
         )
 
 

@@ -104,8 +104,8 @@ class Ledger:
                 raise ValueError(f"{file}, line {number} is not a verdict; remove that line")
             if record["image"] not in places:
                 raise ValueError(
-                    f"{file}, line {number} is of image {record['image']}, which is not evaluated "
-                    "here; remove that line"
+                    f"{file}, line {number} is about image {record['image']}, which is not "
+                    f"evaluated here; remove that line"
                 )
             self._keep(places[record["image"]], file, record)
 
@@ -141,14 +141,14 @@ class Ledger:
             others = int((sure & (attacked & ~right if older else old_answers != answers)).sum())
             if others:
                 raise ValueError(
-                    f"ledger {file} belongs to another evaluation: its network answers {others:,} "
-                    f"of {len(answers):,} clean images otherwise. Pass another ledger, or its "
-                    "network"
+                    f"ledger {file} belongs to another evaluation: its network gave other "
+                    f"answers on {others:,} of {len(answers):,} clean images. Pass another ledger, "
+                    "or that network"
                 )
             if older:
                 say(
-                    f"WARNING: {file} is of an older version, which noted no answers. That it is "
-                    f"of this network is shown only by a few noisy images, and by the "
+                    f"WARNING: {file} was written by an older version that stored no answers. The "
+                    f"only evidence that it belongs to this network is a few noisy images and the "
                     f"{int(attacked.sum()):,} of {len(answers):,} that it attacked, which are "
                     "right here too"
                 )
@@ -310,8 +310,8 @@ def _begun_by(path: Path, old: Any, new: dict[str, Any]) -> dict[str, str] | Non
         old = {"verdict": randomised.verdict(randomised.ONE)._asdict()} | old
     if not isinstance(old_network, dict):
         raise ValueError(
-            f"ledger {path} is of an older version, which did not fingerprint its network, so it "
-            "cannot be shown to be of this one and is not continued. Pass another ledger; "
+            f"ledger {path} was written by an older version that did not fingerprint networks, so "
+            f"it may belong to another network and is not continued. Pass another ledger; "
             "replay=[...] tries this one's adversarial images first"
         )
     none = {"fingerprint": None, "network": None, "search": None}
@@ -331,7 +331,7 @@ def _begun_by(path: Path, old: Any, new: dict[str, Any]) -> dict[str, str] | Non
     if text := "; ".join(filter(None, words)):
         raise ValueError(
             f"ledger {path} belongs to another evaluation: {text}. "
-            "Pass another ledger, or its settings"
+            "Pass another ledger, or the same settings"
         )
     return old_network["versions"] if older else None
 

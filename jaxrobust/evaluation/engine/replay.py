@@ -74,7 +74,8 @@ def check_images(
         words = other_images(source.images, images)
         if words and source.shape == shape:  # otherwise `run` reports both shapes
             raise ValueError(
-                f"{source.path} is of other images: {words}; replay an evaluation of these images"
+                f"{source.path} belongs to other images: {words}; replay an evaluation of these "
+                f"images"
             )
 
 
@@ -85,8 +86,8 @@ def source(path: Path) -> LedgerSource:
     identity = header(path)
     if "image" not in identity:
         raise ValueError(
-            f"{path} was written by an older version, which did not note the size of its images; "
-            "evaluate again to replay it"
+            f"{path} was written by an older version that did not store the image size; evaluate "
+            f"again to replay it"
         )
     shape = tuple(identity["image"])
     return LedgerSource(path, network_of(identity), Threat.of(identity), shape, images(path))
@@ -173,7 +174,8 @@ def _points(
     if (norms > checks.most(source.threat.epsilon)).any():
         worst = int(norms.argmax())
         raise ValueError(
-            f"{path} is of other images, or of images prepared otherwise: its point of image "
+            f"{path} belongs to other images, or to images prepared differently: its point for "
+            f"image "
             f"{ids[worst]} is {norms[worst]:.3g} in {source.threat.norm} away, more than "
             f"its radius of {source.threat.epsilon:.4g}; replay an evaluation of these images"
         )

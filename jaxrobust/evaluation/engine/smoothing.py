@@ -57,7 +57,7 @@ def check(smoothing: Smoothing) -> None:
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha={alpha:g} must be between 0 and 0.5, such as 0.001")
     if selection < 1:
-        raise ValueError(f"{selection} draws choose no class; give at least 1")
+        raise ValueError(f"{selection} draws cannot choose a class; give at least 1")
     least = math.floor(math.log(alpha) / math.log(0.5)) + 1
     if draws < least:
         raise ValueError(

@@ -169,13 +169,16 @@ def fast(
     near = _nearest(evaluation, full) if more else np.zeros(len(every), bool)
     if verbose and more:
         names = " and ".join(turn.setting.name for turn in more)
-        say(f"{survived:,} images survive; the {near.sum():,} nearest meet more of {names}")
+        say(f"{survived:,} images survive; the {near.sum():,} nearest face more of {names}")
     _run_on(evaluation, more, meter, near, costs)
     stood, budget = outcome.standing.copy(), _budget(first, more, full, sample.classes)
     count = min(budget.sampled(survived, int(near.sum()), fallen), int(stood.sum()))
     chosen = stopping.draw_survivors(sample.seed, sample.ids, stood, count)
     if verbose:
-        say(f"{stood.sum():,} images survive; {count:,} of them, at random, meet all that is left")
+        say(
+            f"{stood.sum():,} images survive; {count:,} of them, chosen at random, face all "
+            f"remaining attacks"
+        )
     complete = [turn.setting for turn in first]
     remaining = [Turn(setting, setting, every) for setting in full if setting not in complete]
     _run_on(evaluation, remaining, meter, chosen, costs)

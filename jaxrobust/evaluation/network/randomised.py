@@ -42,10 +42,10 @@ def verdict(rule: str | None = None, draws: int | None = None) -> VerdictRule:
     """Make the rule that judges answers; by default the majority of 20 draws."""
     rule = "majority" if rule is None else rule
     if rule not in RULES:
-        raise ValueError(f"rule={rule!r} is unknown; one of {', '.join(RULES)}")
+        raise ValueError(f"rule={rule!r} is unknown; choose one of {', '.join(RULES)}")
     if rule == ONE:
         if draws not in (None, 1):
-            raise ValueError(f"draws={draws!r}: the rule {ONE} has one; leave draws out")
+            raise ValueError(f"draws={draws!r}: the rule {ONE} uses one draw; leave draws out")
         return VerdictRule(rule, 1)
     draws = DRAWS if draws is None else draws
     if not isinstance(draws, int | np.integer) or isinstance(draws, bool) or draws < 1:

@@ -175,7 +175,7 @@ def _outside(
     if points.shape[1:] != images.shape[1:]:
         remedy = "put channels last" if points.shape[1] in (1, 3) else "give points of that shape"
         raise ValueError(
-            f"{flag}: images are {points.shape[1:]}, and those of the evaluation "
+            f"{flag}: images are {points.shape[1:]}, but those of the evaluation are "
             f"{images.shape[1:]}; {remedy}"
         )
     nothing = np.ones((len(points), 1), np.float32)  # any logits

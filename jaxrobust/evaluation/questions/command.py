@@ -116,14 +116,15 @@ def _checked(
     else:
         balls = _rungs(flags, ladder) if ladder else _balls(flags, threats)
     if flags.bundle and "l0" in (flags.norm, *(ball.norm for ball in balls)):
-        raise ValueError("--bundle has no form for l0; leave it out, or take linf, l2 or l1")
+        raise ValueError("--bundle does not support l0; leave it out, or use linf, l2 or l1")
     bundle.check(flags, max(len(sizes), 1) * max(len(balls), 1))
     fast = "--finish" if flags.finish else "--version=fast" * (flags.version == "fast")
     one = fast or stated.stop_of(flags)
     if one and len(balls) > 1 and not (threats or ladder or flags.worst_case):
         names = [f"{ball.norm}:{fraction(ball.epsilon)}" for ball in balls]
         raise ValueError(
-            f"{one} is for one evaluation, and {flags.workdir} trained in {len(balls)} norms; name "
+            f"{one} only works for one evaluation, but {flags.workdir} trained in {len(balls)} "
+            f"norms; name "
             f"one of them: --threat={' or --threat='.join(names)}"
         )
     return flags, balls
@@ -151,7 +152,7 @@ def _balls(flags: GivenFlags, threats: Sequence[str]) -> list[Threat]:
 def _rungs(flags: GivenFlags, ladder: str) -> list[Threat]:
     if flags.union_only or flags.noreplay:
         flag = "union_only" if flags.union_only else "noreplay"
-        raise ValueError(f"--{flag} contradicts --ladder, whose radii share what they find")
+        raise ValueError(f"--{flag} contradicts --ladder, whose radii share adversarial images")
     if not is_cascade(flags.attack) or flags.version == "rand":
         raise ValueError(
             "--ladder needs attacks that continue image by image, such as --attack=autoattack; "

@@ -80,8 +80,8 @@ def warn_of_older(out: Path, expected: Mapping[str, Any], threat: Threat) -> Non
         if alike and record.evaluation and "fingerprint" in record.absent:
             say(
                 f"the record of {record.time} (commit {str(record.commit)[:12]}) in {out}"
-                " is of an older version, which noted neither what the network computes nor "
-                "the images' bytes: it may be of others, so it is not reused"
+                " was written by an older version that fingerprinted neither the network nor the "
+                "images: they may differ, so the record is not reused"
             )
             return
 
@@ -97,7 +97,8 @@ def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
     for record in records.read(folder):
         if words := other_images(record, images):
             raise ValueError(
-                f"--replay={folder} is of other images: {words}; replay an evaluation of these"
+                f"--replay={folder} belongs to other images: {words}; replay an evaluation of "
+                f"these images"
             )
     return ledgers
 

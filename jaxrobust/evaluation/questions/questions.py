@@ -64,7 +64,7 @@ def _check_fixed(question: GivenFlags, norm: str) -> None:
     for flag, choices in (("start", fixed_steps.STARTS), ("l1_rule", tuple(attacks.L1_RULES))):
         value = getattr(question, flag)
         if value is not None and value not in choices:
-            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(choices)}")
+            raise ValueError(f"--{flag}={value} is unknown; choose one of {', '.join(choices)}")
     if question.l1_rule and norm != "l1":
         raise ValueError(f"--l1_rule={question.l1_rule} is for l1, not {norm}; leave it out")
     if str(question.start).startswith("uniform") and not attacks.GEOMETRIES[norm].fill:

@@ -228,7 +228,7 @@ def preprocessing(
         if not flag:
             instead = pipeline.preprocessing_id(source, image_size)
             say(
-                f"{default} is for another image size: at {image_size} px, {instead}; or "
+                f"{default} is for a different image size: at {image_size} px, {instead}; or "
                 "--preprocessing ID"
             )
         default = expected = None
@@ -286,7 +286,8 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
         background = ", without a background class: logits[:, 1:] if it is the first" * more
         raise ValueError(
             f"{written} gives {traced.classes} logits, and data set {subject.dataset} has "
-            f"{sizes.num_classes} classes; return one for each of them, in its order{background}"
+            f"{sizes.num_classes} classes; return one logit per class, in the same "
+            f"order{background}"
         )
     arrays = {str(number): array for number, array in enumerate(argument.args[0])}
 

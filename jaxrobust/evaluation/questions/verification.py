@@ -185,7 +185,7 @@ def _prepared(source: Any, bundle: Any) -> Prepared:
     source = source.for_channels(channels)
     if source.channels != channels:
         raise ValueError(
-            f"the bundle is of images with {channels} channels, and {source.where()} has "
+            f"the bundle's images have {channels} channels, but {source.where()} has "
             f"{source.channels}; give the --dataset and --split of its record"
         )
     preprocessing = bundle.record["preprocessing"]
@@ -202,27 +202,27 @@ def _corrupted(
     photographs = record["corruptions"].get("frost_sha256")
     if photographs and settings.frost is None:
         raise ValueError(
-            "the bundle has images under frost, which are made with photographs; give "
+            "the bundle has images under frost, which needs photographs; give "
             "--frost FOLDER, with the same photographs"
         )
     if settings.frost is not None:
         frost = corrupted_images.photographs(settings.frost, size)
         if frost.sha256 != photographs:
             raise ValueError(
-                f"--frost {settings.frost} is of other photographs than the bundle's; give the "
-                "same five files"
+                f"--frost {settings.frost} has different photographs from the bundle's; give the "
+                f"same five files"
             )
     kinds = {True: "published files", False: "computed images"}
     is_files = source.name.startswith(cifar_c.PREFIX)
     if (record["corruptions"].get("images") == "files") != is_files:
         raise ValueError(
-            f"the bundle is of {kinds[not is_files]}, and {source.where()} has {kinds[is_files]}; "
-            "give the --dataset of its record"
+            f"the bundle was made from {kinds[not is_files]}, but {source.where()} has "
+            f"{kinds[is_files]}; give the --dataset of its record"
         )
     asked = corruptions.chosen(",".join(name for name in names if name != CLEAN))
     if unknown := {name for name in names if name != CLEAN} ^ set(map(str, asked)):
         raise ValueError(
-            f"the bundle is of {min(unknown)}, which is not a corruption of this version"
+            f"the bundle uses {min(unknown)}, which is not a corruption of this version"
         )
     sources = corrupted_images.each(
         source,
@@ -380,7 +380,7 @@ def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, 
     bundle, _, prepared = _opened(settings)
     if bundle.corrupted:
         raise ValueError(
-            f"{settings.bundle} is of common corruptions, and has no adversarial images; "
+            f"{settings.bundle} covers common corruptions and has no adversarial images; "
             "--write_images writes its images"
         )
     points = np.empty((len(bundle.rows), *prepared.shape[1:]), np.float32)
@@ -388,7 +388,7 @@ def adversarial_images(settings: VerificationSettings) -> tuple[AccuracyRecord, 
         image = prepared[np.array([row["image"]])][0]
         if claims.image_sha256(image) != row["sha256"]:
             raise ValueError(
-                f"image {row['image']} is not the one that was evaluated; give the --dataset and "
+                f"image {row['image']} differs from the evaluated one; give the --dataset and "
                 "--split of the record, and the same version of the data set"
             )
         fooled = kind(row) == "fooled"

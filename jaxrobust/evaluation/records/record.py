@@ -401,7 +401,7 @@ def check(record: AccuracyRecord, where: str) -> None:
     number = 1 if "schema" in record.absent else record.schema
     if not isinstance(number, int) or number > SCHEMA:
         raise ValueError(
-            f"{where} has a record of schema {number}, and this version knows up to "
+            f"{where} has a record of schema {number}, but this version only reads up to "
             f"{SCHEMA}; install a newer jaxrobust"
         )
     kind: Any = type(record)
@@ -413,7 +413,7 @@ def check(record: AccuracyRecord, where: str) -> None:
             shown = None if missing else value
             raise ValueError(
                 f"{where} has a record whose {key.name} is {shown!r:.40}; remove that line, or "
-                "get the file again"
+                f"download the file again"
             )
 
 

@@ -44,7 +44,7 @@ class StopRule(NamedTuple):
             fault = "needs verdicts to compare with" if self.against is None else "is not a share"
             raise ValueError(f"tie={self.tie:g} {fault}; give a share such as 0.01, with `against`")
         if not len(ids):
-            raise ValueError("there are no images to decide anything on; pass some")
+            raise ValueError("there are no images to decide on; pass some")
         if self.width is not None:
             check_width(self.width, len(ids))
         if self.against is None:
@@ -61,8 +61,8 @@ class StopRule(NamedTuple):
         )
         if words:
             raise ValueError(
-                f"the verdicts to compare with are of other images: {words}; pass those of these "
-                "images"
+                f"the verdicts to compare with belong to other images: {words}; pass verdicts on "
+                f"these images"
             )
 
     def places(self, seed: int, ids: np.ndarray) -> np.ndarray:
@@ -148,8 +148,8 @@ def check_width(width: float, images: int) -> None:
         raise ValueError(f"the width must be between 0 and 100 points, not {100 * width:g}")
     if width * images <= 1:
         raise ValueError(
-            f"a width of {100 * width:g} points is below what {images} images can give, whose "
-            f"accuracies are {100 / images:.3g} points apart; evaluate more images, or give more"
+            f"a width of {100 * width:g} points is too narrow for {images} images, whose "
+            f"accuracies are {100 / images:.3g} points apart; evaluate more images, or allow more"
         )
 
 

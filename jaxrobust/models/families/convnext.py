@@ -148,7 +148,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
         raise ValueError(f"depths={v.depths} and dims={v.dims} must have the same length")
     if len(v.downsample_strides) != len(v.dims) - 1:
         raise ValueError(
-            f"downsample_strides={v.downsample_strides} must be one for each pair of neighbours of "
+            f"downsample_strides={v.downsample_strides} needs one entry for each pair of adjacent "
             f"dims={v.dims}"
         )
     if v.stem_widths and v.stem_widths[-1] != v.dims[0]:

@@ -181,7 +181,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
                 "groups of equal size"
             )
     if v.offset_scale <= 0:
-        raise ValueError(f"offset_scale={v.offset_scale} must be above 0; it is 1.0 of size T")
+        raise ValueError(f"offset_scale={v.offset_scale} must be above 0; InternImage-T uses 1.0")
     if v.stem_widths and v.stem_widths[-1] != v.dims[0]:
         raise ValueError(f"the last of stem_widths={v.stem_widths} must be dims[0]={v.dims[0]}")
     reduction = math.prod(v.stem_strides) * 2 ** (len(v.dims) - 1)

@@ -121,7 +121,9 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     """Return the constructor of a row's network; `ValueError` if row or image size is invalid."""
     architecture_checks.check_tuples(v, "depths")
     if v.activation not in ACTIVATIONS:
-        raise ValueError(f"activation={v.activation!r} is unknown; one of {list(ACTIVATIONS)}")
+        raise ValueError(
+            f"activation={v.activation!r} is unknown; choose one of {list(ACTIVATIONS)}"
+        )
     architecture_checks.check_least(v, width=1, base=1, in_channels=1, bn_group=0)
     if not v.bottleneck and v.width != v.base:
         raise ValueError(f"width={v.width}: blocks of two 3x3 convolutions have base={v.base}")
@@ -142,7 +144,7 @@ def _first_half(array: np.ndarray) -> np.ndarray:
       ValueError: the array does not hold two groups.
     """
     if array.ndim != 1 or len(array) % 2:
-        raise ValueError(f"shape {array.shape} is not that of the statistics of two groups")
+        raise ValueError(f"shape {array.shape} does not match the statistics of two groups")
     return array[: len(array) // 2]
 
 

@@ -60,7 +60,7 @@ def refusing(name: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
 
     def refused(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(
-            f"{name} of shape {array.shape}, and this network has {shape}; give the image_size "
+            f"{name} has shape {array.shape}, but this network needs {shape}; give the image_size "
             "and options that the weights were trained with"
         )
 
@@ -72,7 +72,7 @@ def check_row(v: Any, **lows: int) -> None:
     check_least(v, **lows)
     if v.activation not in ACTIVATIONS:
         names = ", ".join(ACTIVATIONS)
-        raise ValueError(f"activation={v.activation!r} is unknown; one of {names}")
+        raise ValueError(f"activation={v.activation!r} is unknown; choose one of {names}")
 
 
 def check_halvings(image_size: int, halvings: int) -> None:

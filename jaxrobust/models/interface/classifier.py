@@ -144,8 +144,8 @@ def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> C
     for path, leaf in (*nnx.to_flat_state(shapes[0]), *nnx.to_flat_state(shapes[2])):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
-                f"the variable {'.'.join(map(str, path))} is {leaf.dtype}, and parameters and "
-                "statistics are floats; make it one, or an array that is not a variable"
+                f"the variable {'.'.join(map(str, path))} is {leaf.dtype}, but parameters and "
+                f"statistics must be floats; make it a float, or an array that is not a variable"
             )
 
     def init(key: Array) -> tuple[Params, Params]:
@@ -232,7 +232,7 @@ def run_blocks(
     if train and (draws or any(rates)):
         if key is None:
             name = "dropout" if draws else "drop_path"
-            raise ValueError(f"{name} above 0 draws in training: call apply with a key")
+            raise ValueError(f"{name} above 0 needs randomness in training: call apply with a key")
         keys, rates = split(key, len(blocks)), rates or (0.0,) * len(blocks)
         drops = [Drop(k, rate) for k, rate in zip(keys, rates, strict=True)]
     if not (remat or scan):

@@ -54,7 +54,7 @@ def create(name: str, **options: Any) -> Classifier:
     try:
         text = json.dumps(options, sort_keys=True, default=functions.as_dict)
     except TypeError as error:
-        raise ValueError(f"{KEY}={name}: options are plain values; {error}") from error
+        raise ValueError(f"{KEY}={name}: options must be plain values; {error}") from error
     return _create(functions.find(KEY, name), text)
 
 
@@ -147,7 +147,8 @@ def _check(name: str, net: Classifier, options: dict[str, Any]) -> None:
             )
         if jax.tree.map(_shape, out[1]) != jax.tree.map(_shape, stats):
             raise ValueError(
-                f"{KEY}={name}: apply gives other stats than init for {batch}: {_shape(out[1])}, "
+                f"{KEY}={name}: apply gives different stats from init for {batch}: "
+                f"{_shape(out[1])}, "
                 f"not {_shape(stats)}; give the same names, shapes and types"
             )
 

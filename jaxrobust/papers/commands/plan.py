@@ -59,7 +59,7 @@ def main() -> None:
     if flags.paper not in tables.PAPERS:
         stop(f"{flags.paper} is not a paper; {meant(flags.paper, tables.PAPERS)}", 2)
     if flags.row and not flags.table:
-        stop(f"--row {flags.row} is one of a table; name it with --table", 2)
+        stop(f"--row {flags.row} needs a table; name it with --table", 2)
     if flags.budget is not None and not 0 < flags.budget < float("inf"):
         stop(f"--budget={flags.budget:g} must be above 0 hours; leave it out for all runs", 2)
     if not 0 < flags.utilisation <= 1:

@@ -139,7 +139,7 @@ def certified(
     the larger one, which is certified there too.
     """
     if threat:
-        raise ValueError("what is certified holds at every radius in l2; leave --threat out")
+        raise ValueError("certificates hold at every l2 radius; leave --threat out")
     shown = [one for place in places for one in figure_records.certified(place)]
     few_enough([one.place for one in shown])
     figure_records.check_together(shown)
@@ -319,8 +319,8 @@ def few_enough(places: Sequence[str]) -> None:
     """Refuse more networks than the palette has colours."""
     if len(places) > MOST_LINES:
         raise ValueError(
-            f"a figure of lines shows at most {MOST_LINES} networks, whose colours can be told "
-            f"apart; name fewer than these {len(places)}, or take --kind compare"
+            f"a figure of lines shows at most {MOST_LINES} networks, so that colours can be told "
+            f"apart; name fewer than these {len(places)}, or use --kind compare"
         )
 
 

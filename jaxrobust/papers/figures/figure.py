@@ -57,8 +57,8 @@ def _table_of(out: Path) -> Path:
     suffixes = [f".{suffix}" for suffix in SUFFIXES]
     if out.suffix not in suffixes:
         raise ValueError(
-            f"--out={out} ends with none of {', '.join(suffixes)}, which say what is written; "
-            "name a file such as figure.pdf"
+            f"--out={out} does not end with one of {', '.join(suffixes)}; name a file such as "
+            f"figure.pdf"
         )
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'figure.pdf'}")
@@ -67,7 +67,7 @@ def _table_of(out: Path) -> Path:
     for path in (table, out):
         if path.exists() and not is_our_table:
             raise ValueError(
-                f"{path} is there, and {table.name} is not a table that jaxrobust figure wrote, so "
-                "that it may be yours; name another file with --out"
+                f"{path} exists, and {table.name} was not written by jaxrobust figure, so it may "
+                f"be yours; name another file with --out"
             )
     return table

@@ -37,8 +37,8 @@ class FigureRecord(NamedTuple):
         count = records.images_of(self.record)
         if not count:
             raise ValueError(
-                f"{self.ours.file} has a record of images {self.record.image_ids}, whose number is "
-                "not known, so that they have no intervals; evaluate again"
+                f"{self.ours.file} has a record of images {self.record.image_ids}, whose number "
+                f"is unknown, so they have no intervals; evaluate again"
             )
         return count
 
@@ -61,8 +61,8 @@ def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) 
     if not having:
         under = f" under {threat}" if threat else ""
         raise ValueError(
-            f"{place} has no evaluation by several attacks{under}, so that no figure of attacks "
-            "can be made of it; evaluate with --attack=autoattack, or name another place"
+            f"{place} has no evaluation by several attacks{under}, so there is nothing to draw "
+            f"for --kind attacks; evaluate with --attack=autoattack, or name another place"
         )
     if len(having) > 1:
         listed = evaluations.few(evaluations.addresses(folder, having))
@@ -88,7 +88,7 @@ def certified(place: str) -> list[FigureRecord]:
     records = [FigureRecord.read(place, run) for run in stored.values() if run.record.certified]
     if not records:
         raise ValueError(
-            f"{place} has nothing that is certified, so that no figure of it can be made; evaluate "
+            f"{place} has no certificates to draw; evaluate "
             "with --certify 0.25, or name another place"
         )
     return sorted(records, key=lambda one: (one.record.certified or {})["sigma"])
@@ -134,8 +134,8 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
         groups = attacked
     if not groups:
         raise ValueError(
-            f"{place} has no evaluations of the same attack at several image sizes, so that no "
-            "figure of resolutions can be made of it; evaluate with --image_size=192 "
+            f"{place} has no evaluations of the same attack at several image sizes, so there is "
+            f"nothing to draw for --kind resolution; evaluate with --image_size=192 "
             "--image_size=224, or name another place"
         )
     if len(groups) > 1:
@@ -176,7 +176,7 @@ def check_resolutions(shown: Sequence[Sequence[FigureRecord]]) -> None:
     for same in of_size.values():
         if len(preprocessings := {str(one.record.preprocessing) for one in same}) > 1:
             raise ValueError(
-                f"at {same[0].record.image_size} px these have other preprocessings: "
+                f"at {same[0].record.image_size} px these differ in preprocessing: "
                 f"{', '.join(sorted(preprocessings))}; evaluate all networks with the same one, "
                 f"or draw a figure of each"
             )
@@ -210,8 +210,8 @@ def _ladder(place: str) -> list[FigureRecord]:
         groups = {k: g for k, g in groups.items() if any(n.startswith(wanted) for n in g)}
     if not groups:
         raise ValueError(
-            f"{place} has no ladder of radii, so that no figure of radii can be made of it; "
-            "evaluate with --ladder NORM:FROM:TO:COUNT, or name another place"
+            f"{place} has no ladder of radii, so there is nothing to draw for --kind radius; "
+            f"evaluate with --ladder NORM:FROM:TO:COUNT, or name another place"
         )
     if len(groups) > 1:
         firsts = dict(next(iter(group.items())) for group in groups.values())
@@ -224,10 +224,10 @@ def _ladder(place: str) -> list[FigureRecord]:
     if missing := [radius for radius in radii if f"{radius:.6g}" not in there]:
         raise ValueError(
             f"the ladder of {place} lacks {', '.join(f'{r:.4g}' for r in missing)} of its radii; "
-            "the command that evaluated it finishes it"
+            f"repeat the command that evaluated it"
         )
     if not any(rungs):
-        raise ValueError(f"the ladder of {place} has radius 0 alone; evaluate it with larger ones")
+        raise ValueError(f"the ladder of {place} only has radius 0; evaluate larger radii")
     return [rungs[radius] for radius in sorted(rungs)]
 
 
@@ -283,9 +283,9 @@ def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> 
     for one in shown:
         if one.record.stopped:
             raise ValueError(
-                f"{one.place} stopped after {one.record.stopped['stopped_after']:,} images, and "
-                "its bounds are of a sequence, which a figure does not show; the same command "
-                "without --against and --until_width finishes it"
+                f"{one.place} stopped after {one.record.stopped['stopped_after']:,} images, and a "
+                f"figure does not show its sequential bounds; repeat the command without "
+                f"--against and --until_width to finish it"
             )
     wrong = []
     for other in others:
@@ -300,7 +300,7 @@ def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> 
             wrong.append(f"{other.place} (here): {text}")
     if wrong:
         raise ValueError(
-            f"these do not belong into one figure with {first.place} (there): {'; '.join(wrong)}; "
+            f"these cannot be in one figure with {first.place} (there): {'; '.join(wrong)}; "
             "evaluate all of them on the same images, with the same preprocessing and attack, or "
             "draw a figure of each"
         )
@@ -319,7 +319,7 @@ def names(shown: Sequence[FigureRecord], chosen: Sequence[str]) -> list[str]:
                 "give one for each, in their order"
             )
         if len({*chosen}) < len(chosen):
-            raise ValueError("--names has a name twice; give each network its name")
+            raise ValueError("--names repeats a name; give each network its own")
         return list(chosen)
     ways: list[Callable[[FigureRecord], Iterator[str]]] = [_folder, _network, _weights]
     for way in ways:

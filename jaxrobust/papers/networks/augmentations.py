@@ -70,7 +70,7 @@ def _files(places: Sequence[Path], most: int) -> list[Path]:
         raise ValueError(f"--images {missing[0]}: no such file or folder")
     if not files:
         kinds = ", ".join(_KINDS)
-        raise ValueError(f"--images names no picture; give files, or folders that hold {kinds}")
+        raise ValueError(f"--images contains no pictures; give files, or folders with {kinds}")
     return files[:most]
 
 

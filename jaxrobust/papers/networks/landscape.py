@@ -179,7 +179,8 @@ def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
             or len(there) > len(points)
         ):
             raise ValueError(
-                f"{table} is of other weights, images, directions or points; name another --out, "
+                f"{table} belongs to other weights, images, directions or points; name another "
+                f"--out, "
                 "or remove it"
             )
     return len(there)

@@ -79,7 +79,7 @@ def weights_of(network_flags: dict[str, Any]) -> tuple[str, Weights]:
         return f"{network.name} ({weights_name})", weights
     classes = network.num_classes or values.num_classes
     if classes is None:
-        raise ValueError("give --num_classes, which these weights do not say")
+        raise ValueError("give --num_classes, which these weights do not store")
     size = values.image_size or network.image_size or 224
     network = dataclasses.replace(network, num_classes=classes, image_size=size)
     weights_name, network, weights = subjects.file_weights(network, Path(str(values.weights)))
@@ -120,7 +120,7 @@ def other(place: str, like: NetworkSample) -> tuple[str, Subject, LogitsFn]:
         network_flags = {"torch": place.removeprefix("torch:")}
     elif equals:
         if not Path(file).is_file():
-            raise ValueError(f"{place}: there is no file {file}")
+            raise ValueError(f"{place}: {file} does not exist")
         network_flags = {"model": name, "weights": file, "num_classes": about.network.num_classes}
     values = flags.placed(flags.GivenFlags(**_NONE | network_flags))
     flags.check(values)

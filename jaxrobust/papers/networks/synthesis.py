@@ -44,7 +44,7 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
     drawn = np.random.default_rng([settings.seed, 1]).integers(0, classes, count)
     targets = np.resize(settings.targets or drawn, count).astype(np.int32)
     if targets.min() < 0 or targets.max() >= classes:
-        raise ValueError(f"--targets are classes from 0 to {classes - 1} of {sample.name}")
+        raise ValueError(f"--targets must be classes of {sample.name}, from 0 to {classes - 1}")
     start = noise(sample.images.shape, settings.seed)
     options = {"steps": settings.steps[0], "step_size": settings.step_size}
     slices = attack.batches(count, settings.batch)

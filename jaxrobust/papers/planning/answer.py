@@ -40,9 +40,7 @@ def of(flags: Any, made_by: str) -> str:
     """Make the plan for the flags of `jaxrobust plan`; return its text."""
     target = devices.target(flags.on)
     if target.here:
-        raise ValueError(
-            f"--on {flags.on} is not a chip that can be assumed; name some, as v5e:8x8"
-        )
+        raise ValueError(f"--on {flags.on} is not a known chip; write one such as v5e:8x8")
     planned = runs.of_paper(flags.paper, flags.table, flags.row)
     with patience.lasting(f"estimating {len(planned)} runs"):
         options: dict[str, Any] = {"utilisation": flags.utilisation, "file": flags.estimates}

@@ -37,7 +37,7 @@ def answer(
     if table and not paper:
         raise ValueError("--table needs --paper, to say which paper the table is from")
     if row and not (table and commands):
-        raise ValueError("--row is one of --table, and is shown by --commands; give both")
+        raise ValueError("--row needs --table and --commands; give both")
     if table == tables.FIGURES and not commands:
         raise ValueError(f"--table {table} has no numbers to compare; add --commands")
     names = [paper] if paper else list(tables.PAPERS)

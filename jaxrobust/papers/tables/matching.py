@@ -63,8 +63,8 @@ def collect_checked(places: list[Path]) -> list[RunRecord]:
         missing += bool(checked.missing(run_record.record, run_record.file))
     if missing:
         say(
-            f"WARNING: the verdicts of {counted(missing, 'evaluation')} are missing, so that "
-            "nothing confirms these numbers"
+            f"WARNING: the verdicts of {counted(missing, 'evaluation')} are missing, so nothing "
+            f"confirms these numbers"
         )
     return collected
 

@@ -96,7 +96,7 @@ def identified(name: str, options: Mapping[str, Any]) -> str:
             {"name": name} | _of_module(options), sort_keys=True, default=functions.as_dict
         )
     except TypeError as error:
-        raise ValueError(f"model.name={name}: options are plain values; {error}") from error
+        raise ValueError(f"model.name={name}: options must be plain values; {error}") from error
 
 
 def _of_module(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,8 +115,9 @@ def remember(folder: Path) -> None:
     if other != folder and kept.program_sha256(other) != kept.program_sha256(folder):
         name = json.loads(identity)["name"]
         raise ValueError(
-            f"{other} and {folder} keep different networks of the name {name}, whose file changed "
-            "between the two runs; name them in separate commands, or export the weights of one "
+            f"{other} and {folder} contain different networks called {name}, because its file "
+            f"changed between the two runs; name them in separate commands, or export the weights "
+            f"of one "
             "with --layout jaxrobust"
         )
 
@@ -142,7 +143,7 @@ def keep(folder: Path, name: str, **options: Any) -> None:
             raise ValueError(f"model.name={name}: {error}") from error
         kept.write(folder, network, about)
     elif kept.identity(folder)["network"] != identity:
-        raise ValueError(f"{folder} keeps another network; give a new --workdir")
+        raise ValueError(f"{folder} contains another network; give a new --workdir")
     remember(folder)
     _folders[identity] = folder  # with the weights that this run starts with
 
@@ -224,8 +225,8 @@ def module(name: str, options: Mapping[str, Any]) -> Any:
     except TypeError as error:
         raise ValueError(
             f"model.name={name}: {error}; it is called with the config's model.options, "
-            f"here {sorted(keywords.keys() - {*_SIZES})}. Write a config with those that it takes: "
-            "the command line can change options, but not remove them"
+            f"here {sorted(keywords.keys() - {*_SIZES})}. Write a config with the options that it "
+            f"takes: the command line can change options, but not remove them"
         ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -62,8 +62,8 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
     for name, (line, origins) in noted.stale.items():
         if origins & (trained | moved | {_IMAGES}):
             raise Refused(
-                f"{line or 'it'} reads its tensor `{name}` as an earlier pass left it, and a "
-                "program would keep its current numbers; compute it in every pass, or only in "
+                f"{line or 'it'} reads its tensor `{name}` from an earlier pass, and a program "
+                f"would keep its current numbers; compute it in every pass, or only in "
                 "evaluation mode and clear it in train()"
             )
     if changed := sorted(moved & parameters.keys()):

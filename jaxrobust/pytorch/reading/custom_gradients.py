@@ -275,7 +275,7 @@ def _check_in_place(node: Any, values: dict[Any, Any], places: list[Any]) -> Non
     changed = node.args[0]
     if changed in places and values[changed].op == "call_function":
         raise Refused(
-            f"{line(node)}: {_name(node)} changes in place, under torch.no_grad, what was computed "
-            "with gradients, whose gradient then is that of before; write "
+            f"{line(node)}: {_name(node)} changes a tensor in place under torch.no_grad, so its "
+            f"gradient no longer matches its value; write "
             "x + (changed - x).detach() instead"
         )

@@ -62,7 +62,7 @@ def check_hooks(module: Any) -> None:
         where = f" at {code.co_filename}, line {code.co_firstlineno}" if code else ""
         raise Refused(
             f"{name} has a hook {whose} ({getattr(hook, '__qualname__', type(hook).__name__)}"
-            f"{where}), which may change them, and no export writes it down; {_INSTEAD}"
+            f"{where}), which may change them and is not part of an export; {_INSTEAD}"
         )
 
 

@@ -78,7 +78,7 @@ def exported(
         if isinstance(part, torch.jit.ScriptModule):
             raise ValueError(
                 f"its {name} is a TorchScript module inside another module; give the "
-                "torch.nn.Module that it was made from, or torch.jit.script the whole"
+                "torch.nn.Module that it was made from, or use torch.jit.script on the outer module"
             )
     data_dependence.check_hooks(module)
     functions: list[str] = []
@@ -143,7 +143,7 @@ def loaded(path: Path) -> tuple[Any, bool]:
         raise ValueError(f"it takes {images}, not images [B,C,H,W]; export it with images")
     if isinstance(images[0], int) and images[0] != 1:
         raise ValueError(
-            f"it takes {images[0]} images at a time and no other number; export it with "
+            f"it only takes {images[0]} images at a time; export it with "
             'dynamic_shapes=({0: torch.export.Dim("batch")},), or with one image'
         )
     return program, images[0] == 1

@@ -96,7 +96,7 @@ def _check_close(values: Any, expected: np.ndarray, scale: np.ndarray, fault: st
     error /= max(np.abs(scale[np.isfinite(scale)]).max(initial=0), 1e-6)
     if not error <= _ROUNDING:
         raise ValueError(
-            f"its program {fault}: {error:.1e} of the largest apart, where rounding explains "
+            f"its program {fault}: {error:.1e} of the largest apart, but rounding only explains "
             f"{_ROUNDING}; a pass may depend on earlier ones through buffers alone; if yours does, "
             "report it with the module"
         )
@@ -116,12 +116,12 @@ def _check(module: Any) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor):
             raise ValueError(
-                f"{name} is not initialised: the module is lazy; call it on a batch of images once "
-                "before you return it"
+                f"{name} is not initialised: the module is lazy; call it once on a batch of "
+                f"images before you return it"
             )
         if tensor.is_complex():
             raise ValueError(
-                f"{name} is of complex numbers, which no optimiser here takes; keep its real and "
+                f"{name} is complex, which no optimiser here supports; keep its real and "
                 "imaginary parts as two parameters"
             )
     if not any(parameter.requires_grad for parameter in module.parameters()):

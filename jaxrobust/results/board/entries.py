@@ -112,8 +112,8 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
     checked.check(record, listed.folder)
     if record.fast or record.method == stopping.FAST_METHOD:
         raise ValueError(
-            "its record is of the fast version, which is not a number of AutoAttack; make the "
-            "standard evaluation of it by --finish, and a bundle of that"
+            "its record comes from the fast version, which is not an AutoAttack accuracy; "
+            "complete it with --finish and bundle the result"
         )
     model, function = record.model or {}, record.function or {}
     name = str(model.get("name"))

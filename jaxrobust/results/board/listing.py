@@ -74,7 +74,7 @@ def read(path: Path) -> dict[str, dict[str, str]]:
     try:
         networks: dict[str, Any] = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path} is not there; name a file of networks") from None
+        raise ValueError(f"{path} does not exist; name a file of networks") from None
     except ValueError as error:
         raise ValueError(f"{path} is not TOML ({error}); correct it") from error
     for folder, values in networks.items():
@@ -87,7 +87,7 @@ def read(path: Path) -> dict[str, dict[str, str]]:
                 near = meant(key, (*FLAGS, *WORDS))
                 raise ValueError(f"{path}: [{folder}] has {key}; {near}")
             if not isinstance(value, str):
-                raise ValueError(f"{path}: {key} of [{folder}] is {value!r}; write a text")
+                raise ValueError(f"{path}: {key} of [{folder}] is {value!r}; write a string")
         if {"weights", "function"} <= values.keys():
             raise ValueError(
                 f"{path}: [{folder}] names two networks; leave weights or function out"

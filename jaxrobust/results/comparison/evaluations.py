@@ -80,7 +80,7 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
         for one in evaluations
     ])  # fmt: skip
     if not len(common[0].labels):
-        raise ValueError("no image is common to all of these evaluations; compare two at a time")
+        raise ValueError("these evaluations have no image in common; compare two at a time")
     return [one._replace(verdicts=v) for one, v in zip(evaluations, common, strict=True)]
 
 
@@ -188,8 +188,8 @@ def _chosen(
     check(chosen.record, str(chosen.file))
     if not decided:
         raise ValueError(
-            f"{place} has no verdicts image by image, as of a training or of an older version; "
-            "evaluate again with --out DIR"
+            f"{place} has no per-image verdicts, because it comes from a training or an older "
+            f"version; evaluate again with --out DIR"
         )
     return chosen
 

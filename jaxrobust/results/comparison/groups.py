@@ -102,8 +102,8 @@ def find(first: Sequence[str], second: Sequence[str], threat: str | None = None)
         sha256, stopped = one.record.weights_sha256, one.record.stopped
         if sha256 is not None and sha256 in places:
             raise ValueError(
-                f"{one.place} has the same weights as {places[sha256]}, and a network counts once "
-                "in groups; name another seed in its place, or leave it out"
+                f"{one.place} has the same weights as {places[sha256]}, but each network counts "
+                f"only once; name another seed instead, or leave it out"
             )
         places[str(sha256)] = one.place
         if stopped:
@@ -122,7 +122,7 @@ def find(first: Sequence[str], second: Sequence[str], threat: str | None = None)
     loaded, left_out = evaluations.without_replayed(loaded, names)
     images = [one.verdicts for one in loaded]
     if len(images[0].labels) < 2:
-        raise ValueError("one image alone compares no groups; evaluate on more images")
+        raise ValueError("one image is not enough to compare groups; evaluate more images")
     clean = _difference([v.clean for v in images], size)
     attacked = bool(loaded[0].record.attacks)
     robust = _difference([v.robust for v in images], size) if attacked else None

@@ -63,11 +63,9 @@ def look(data: DataFacts, **fields: Any) -> NetworkChoice:
     """
     choice = NetworkChoice(**fields)
     if choice.torch and (choice.weights or choice.model):
-        raise ValueError(
-            "--torch is a network with its weights inside; leave --from and --model out"
-        )
+        raise ValueError("--torch already contains its weights; leave --from and --model out")
     if choice.torch_args and not choice.torch:
-        raise ValueError("--torch_args are those of --torch; name the network too")
+        raise ValueError("--torch_args belongs to --torch; name the network too")
     if choice.torch:  # traced for images as in the config; errors are worded for --torch
         config = base()
         config.model.update(
@@ -84,7 +82,7 @@ def look(data: DataFacts, **fields: Any) -> NetworkChoice:
     network = load.fitted(reading.artifact_of(path), choice.model)
     if network.in_channels != data.channels:
         raise ValueError(
-            f"{choice.weights} take images with {network.in_channels} channels, and those of "
+            f"{choice.weights} take images with {network.in_channels} channels, but those of "
             f"{data.name} have {data.channels}; leave --from out"
         )
     size = choice.image_size or min(network.image_size, side(data))
@@ -261,7 +259,7 @@ def write(file: Path, content: str, lists: dict[str, list[str]]) -> None:
     """Write a config and its lists of images; raise if a file exists."""
     for path in (file, *map(Path, lists)):
         if os.path.lexists(path):
-            raise ValueError(f"{path} is there already; name another file, or remove it")
+            raise ValueError(f"{path} already exists; name another file, or remove it")
     file.parent.mkdir(parents=True, exist_ok=True)
     for name, images in lists.items():
         Path(name).write_text("\n".join(images) + "\n")

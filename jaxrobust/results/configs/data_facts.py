@@ -51,7 +51,8 @@ def look(place: str, *, config: Path) -> DataFacts:
     names = train.classes or tuple(map(str, range(train.num_classes)))
     if len(names) < 2:
         raise DataError(
-            f"{train.where()} has one class, {first_few(names)}; a network tells at least two apart"
+            f"{train.where()} only has the class {first_few(names)}; a classifier needs at least "
+            f"two"
         )
     splits, divided, lists = _divided(sources, config)
     every = dict(zip(("train", "selection", "test"), splits, strict=True))
@@ -120,8 +121,8 @@ def _check_depth(name: str) -> None:
     deeper = [f for f in entries.folders if (inside := storage.entries(top / f)) and inside.folders]
     if deeper and len(deeper) == len(entries.folders):
         raise DataError(
-            f"{top / deeper[0]} holds folders in place of images; name the folder whose folders "
-            f"are the classes, such as {top / deeper[0]}"
+            f"{top / deeper[0]} contains folders instead of images; name the folder that holds "
+            f"the class folders, such as {top / deeper[0]}"
         )
 
 
@@ -178,8 +179,8 @@ def _lists(source: Source, shares: tuple[float, ...]) -> list[list[str]]:
         files.sort(key=lambda file: hashlib.sha256(f"jaxrobust new {file}".encode()).digest())
         if len(files) < 2 * len(lists):
             raise DataError(
-                f"class {name} of {source.where()} has {len(files)} images, which is too few to "
-                f"train on, choose by and test on; give each class at least {2 * len(lists)}"
+                f"class {name} of {source.where()} has {len(files)} images, too few for training, "
+                f"selection and test; give each class at least {2 * len(lists)}"
             )
         for part, share in zip(lists[1:], shares, strict=True):
             size = max(round(share * len(places)), 1)

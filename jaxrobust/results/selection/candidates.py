@@ -140,12 +140,12 @@ def candidates(
     begun = kept.read_selection(path)
     if words := hosts.differences({key: begun.get(key) for key in question}, question):
         raise ValueError(
-            f"{path} is a choice of another kind: {words}. Repeat its flags, or move it away"
+            f"{path} holds a different choice: {words}. Repeat its flags, or move it away"
         )
     if "computed" not in begun:
         raise ValueError(
-            f"{path} is of an older version, which noted neither what the network computes nor the "
-            "images' bytes, so nothing shows that its candidates are these: move it away"
+            f"{path} was written by an older version that fingerprinted neither the network nor "
+            f"the images, so its candidates may differ: move it away"
         )
     for size, hashed in computed["computed"].items():
         there = begun["computed"].get(size, hashed)
@@ -156,7 +156,7 @@ def candidates(
             whose = f" (begun by {fingerprint.words(begun['by'])})"
         if other:
             raise ValueError(
-                f"{path} is a choice of another kind: under the same name, at {size} px, its "
+                f"{path} holds a different choice: under the same name, at {size} px, its "
                 f"{' and '.join(other)} {is_another}{whose}. Move it away"
             )
     both = begun["computed"] | computed["computed"]
@@ -170,6 +170,6 @@ def check_weights(run: Path, candidates: list[dict[str, Any]]) -> None:
         weights = kept.at_size(run, row["phase"], both.of(row["weights"]), row["image_size"])
         if hashes.weights_sha256(*weights) != row["weights_sha256"]:
             raise ValueError(
-                f"the weights of {row['phase']}, step {row['step']}, {row['weights']} are others "
-                f"than those in {run / kept.SELECTION}; move that file away"
+                f"the weights of {row['phase']}, step {row['step']}, {row['weights']} differ from "
+                f"those in {run / kept.SELECTION}; move that file away"
             )

@@ -179,7 +179,7 @@ def _in_full(
     size, kind = row["image_size"], row["weights"]
     if size not in at:
         raise ValueError(
-            f"{size} px may be the best size, and has only met the first attack; give "
+            f"{size} px may be the best size, but only the first attack has run at it; give "
             f"--image_size {size} too"
         )
     epoch, both = kept.read(settings.run, phase, row["step"])

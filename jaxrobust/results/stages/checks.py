@@ -72,7 +72,7 @@ def _check_selection(config: Config) -> None:
     if not data.selection_split:
         raise ValueError(
             "the config has no selection split to choose on; set data.selection_split to images "
-            "that are neither trained nor tested on, such as train[98%:]"
+            "used for neither training nor test, such as train[98%:]"
         )
     if grammar.overlap(data.selection_split, data.test_split, data.name):
         same = "is" if data.selection_split == data.test_split else "holds images, or may, of"
@@ -146,8 +146,8 @@ def _check_entry(config: Config, stage: Stage, attacks: Sequence[Stage]) -> None
         lacking.append(robustbench_entry.lacks(record))
     if least := min(lacking, key=len):
         raise ValueError(
-            f"--then={stage.text}: no record before it would be one that RobustBench takes: "
-            f"{'; '.join(least)}. Leave {stage.id} out, or evaluate what it takes"
+            f"--then={stage.text}: RobustBench would accept none of the records before it: "
+            f"{'; '.join(least)}. Leave {stage.id} out, or evaluate as it requires"
         )
 
 

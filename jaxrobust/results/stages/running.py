@@ -82,7 +82,7 @@ def run(
             if stage.kind != SELECT:
                 asked["weights_sha256"] = _by_first(lambda: _weights(workdir, selects))
             if _by_first(functools.partial(_is_done, workdir, asked)):
-                say(f"{stage.text}: done before, see {workdir / NOTES}")
+                say(f"{stage.text}: already done, see {workdir / NOTES}")
                 continue
             say(f"{stage.text}: begins")
             start = time.perf_counter()
@@ -194,7 +194,7 @@ def _place(new: Path, out: Path, files: dict[str, str]) -> None:
     }
     if out.exists() and not _are(out, lasting):  # certificates contain a date
         raise ValueError(
-            f"{out} holds something else than the export of these weights; move it away and "
+            f"{out} contains something other than the export of these weights; move it away and "
             "repeat the command"
         )
     shutil.rmtree(out, ignore_errors=True)

@@ -46,13 +46,12 @@ def parse(text: str) -> list[Stage]:
             raise ValueError(f"--then={text} has {stage.text} twice; give it once")
         if stage.kind == SELECT and earlier:
             raise ValueError(
-                f"--then={text}: select chooses the weights that {earlier[0].text} takes; put it "
-                "first"
+                f"--then={text}: select chooses the weights for {earlier[0].text}; put it first"
             )
         if stage.id and not any(other.attack == AUTOATTACK for other in earlier):
             raise ValueError(
                 f"--then={text}: {stage.text} writes the entry {stage.id} of RobustBench, which "
-                "holds an accuracy under AutoAttack; put autoattack before it"
+                f"needs an AutoAttack accuracy; put autoattack before it"
             )
     return stages
 
@@ -78,9 +77,9 @@ def _parsed(word: str) -> Stage:
         word, ATTACK, name, tuple(part.strip() for part in argument.split("+") if argument)
     )
     if name == CLEAN and argument:
-        raise ValueError(f"--then={word}: clean images are in no ball; leave {argument} out")
+        raise ValueError(f"--then={word}: clean has no radius; leave {argument} out")
     if len(set(stage.balls)) < len(stage.threats):  # `balls` parses, and may raise
-        raise ValueError(f"--then={word} has a threat twice; give it once")
+        raise ValueError(f"--then={word} repeats a threat; give it once")
     return stage
 
 

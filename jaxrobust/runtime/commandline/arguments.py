@@ -342,8 +342,8 @@ def config_file(text: str) -> Path:
     if name in recipes:
         if python_file.is_file() and not python_file.samefile(recipes[name]):
             raise NoConfigError(
-                f"{text} is a recipe of the package, and {python_file} is here too; write "
-                f"configs/{name}.py for the recipe, or {python_file}"
+                f"{text} is both a bundled recipe and a file here; write configs/{name}.py for "
+                f"the recipe, or {python_file} for the file"
             )
         return recipes[name]
     if text and path.is_dir():
@@ -459,7 +459,7 @@ def _change(config: Any, keys: list[str], value: Any) -> None:
         section = section[key]
     if value is None and not is_open and not isinstance(section[keys[-1]], str | None):
         name = ".".join(["config", *keys])
-        raise ValueError(f"--{name}=None: only keys of text can be unset; give a value")
+        raise ValueError(f"--{name}=None: only text keys can be unset; give a value")
     for key in reversed(keys[len(place) :]):
         value = {key: value}
     if is_open:

@@ -84,8 +84,8 @@ def _imported(flag: str, name: str, place: str) -> ModuleType:
         if not f"{place}.".startswith(f"{error.name}."):  # the user's module imports it
             raise
         raise ValueError(
-            f"{flag}={name}: there is no module {error.name}, neither installed nor in {Path.cwd()}"
-            f"; install it, run the command in its folder, or give its file: path/to/nets.py:make"
+            f"{flag}={name}: the module {error.name} is neither installed nor in {Path.cwd()}; "
+            f"install it, run the command in its folder, or give its file: path/to/nets.py:make"
         ) from error
 
 
@@ -94,8 +94,8 @@ def _of_file(flag: str, name: str, path: Path) -> ModuleType:
         source = path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"{flag}={name}: cannot read {path} ({error.strerror}); a file is named from the folder"
-            " where the command runs"
+            f"{flag}={name}: cannot read {path} ({error.strerror}); paths are relative to the "
+            f"folder where the command runs"
         ) from error
     path, sha256 = path.resolve(), hashlib.sha256(source).hexdigest()
     if path in _loaded and _loaded[path][0] == sha256:

@@ -19,7 +19,8 @@ def parse(text: str, flag: str = "threat") -> Threat:
     norm = spelled(norm)
     if norm not in THREAT_NORMS:
         raise ValueError(
-            f"--{flag}={text}: the norm {norm!r} is unknown; one of {', '.join(THREAT_NORMS)}, "
+            f"--{flag}={text}: the norm {norm!r} is unknown; choose one of "
+            f"{', '.join(THREAT_NORMS)}, "
             "as in linf:4/255"
         )
     if not (colon and radius):

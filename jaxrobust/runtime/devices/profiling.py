@@ -73,7 +73,7 @@ class PhaseTrace:
         self._running = False
         jax.profiler.stop_trace()
         say(
-            f"{self._directory.name}: steps {self._first + 1} to {self._step} are traced; look at "
+            f"{self._directory.name}: steps {self._first + 1} to {self._step} are traced; view "
             f"them with: pip install xprof; xprof --logdir {self._directory}"
         )
 
@@ -95,6 +95,6 @@ class PhaseTrace:
             self._end()
         elif self._step < self._first:
             say(
-                f"{self._directory.name}: nothing is traced; it ended at step {self._step}, and "
+                f"{self._directory.name}: nothing was traced: it ended at step {self._step}, but "
                 f"--profile starts after step {self._first}"
             )

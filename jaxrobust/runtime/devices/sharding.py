@@ -51,7 +51,7 @@ def make_mesh(
     sizes = list(Counter(map(slice_of, devices)).values())
     if len(set(sizes)) > 1:
         raise ValueError(
-            f"the slices have {', '.join(map(str, sizes))} devices; start slices of one size"
+            f"the slices have {', '.join(map(str, sizes))} devices; start slices of equal size"
         )
     fsdp = fsdp or sizes[0]
     check_groups(fsdp, sizes[0], "devices" if len(sizes) == 1 else "devices of a slice")

@@ -114,7 +114,7 @@ def answering(place: str) -> Iterator[None]:
         ) from error
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise BucketError(
-            f"{place} may not be used by this account ({_reason(error)}); grant it "
+            f"{place} is not accessible to this account ({_reason(error)}); grant it "
             "roles/storage.objectUser and roles/storage.legacyBucketReader on the bucket"
         ) from error
     except exceptions.NotFound as error:
@@ -271,7 +271,7 @@ class _Mirror:
             self.upload()
         except BucketError as error:
             copying = f"gcloud storage rsync --recursive {self.root} {self.address}"
-            print(f"jaxrobust: {error}; later, upload them: {copying}", file=sys.stderr)
+            print(f"jaxrobust: {error}; upload them later: {copying}", file=sys.stderr)
         else:
             shutil.rmtree(self.root.parent, ignore_errors=True)
 

@@ -108,7 +108,7 @@ def _downloaded(url: str, path: Path, sha256: str | None, tell: Tell) -> None:
     if path.is_file():
         if sha256 is None or _is(file_sha256(path), sha256):
             return tell(f"{path}: downloaded before")
-        tell(f"{path} has another sha256 than the one asked for: downloading it again")
+        tell(f"{path} does not have the requested sha256: downloading it again")
         path.unlink()
     part, failures = path.with_name(path.name + ".part"), 0
     while True:
@@ -132,8 +132,8 @@ def _downloaded(url: str, path: Path, sha256: str | None, tell: Tell) -> None:
             fetching = shlex.join(["curl", "-L", "-o", path.name, url])
             done = f" ({size:,} bytes are kept, the same command continues there)" if size else ""
             raise Unreachable(
-                f"{url}: {reason}, {failures} times in a row{done}; where this machine has no "
-                f"network, run `{fetching}` on one that has, and give the file"
+                f"{url}: {reason}, {failures} times in a row{done}; if this machine has no "
+                f"network, run `{fetching}` on another machine and give the file"
             )
         tell(f"{url}: {reason} at {size:,} bytes; trying again")
         _pause(failures)
@@ -201,7 +201,7 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
             _etag(part).unlink()  # the next attempt starts from scratch
             raise ConnectionError(f"asked for bytes {start}-, the server sends {sent}")
         if start and not resumes:
-            tell(f"{url}: it changed, or its server cannot resume; from the start")
+            tell(f"{url}: it changed, or its server cannot resume; starting over")
             start = 0
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length is not None else None

@@ -45,6 +45,5 @@ def writing(flag: str, folder: Path) -> Iterator[None]:
         if whole.disk_full(error):
             raise
         raise ValueError(
-            f"cannot write to --{flag} {folder} ({error.strerror or error}); name a folder that "
-            "can be written"
+            f"cannot write to --{flag} {folder} ({error.strerror or error}); name a writable folder"
         ) from error

@@ -303,7 +303,7 @@ def evaluates(run: PhaseRun, state: TrainState) -> None:
         where = f"its checkpoint of step {step}" if step else "the weights it starts from"
         remedy = "start again in a new --workdir" if step else "give other weights"
         raise ValueError(
-            f"{run.name}: in {where} {broken}, so that an evaluation says nothing; {remedy}"
+            f"{run.name}: in {where} {broken}, so an evaluation is meaningless; {remedy}"
         )
 
 

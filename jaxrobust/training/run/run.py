@@ -240,8 +240,8 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[
     """Build the phases to run and describe the data; reject whatever would fail later."""
     if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
         raise ValueError(
-            f"--workdir {str(workdir.absolute())!r}: Orbax loses the arrays of checkpoints under a "
-            f"path with {bad[0]!r}; name another folder"
+            f"--workdir {str(workdir.absolute())!r}: Orbax loses checkpoint arrays under a path "
+            f"with {bad[0]!r}; name another folder"
         )
     names = phases(config)
     start_weights.check_phases(config, names)
@@ -347,7 +347,8 @@ def claim(workdir: Path, values: dict, data: dict[str, Any]) -> None:
         of_loss = all(attack_losses.KEY in line for line in differing)
         subject = f"the code of {attack_losses.KEY}" if of_loss else "the data"
         raise ValueError(
-            f"{subject} is not what the run in {workdir} began with ({'; '.join(differing)}); "
+            f"{subject} differs from what the run in {workdir} began with "
+            f"({'; '.join(differing)}); "
             "restore it, or give a new --workdir"
         )
 

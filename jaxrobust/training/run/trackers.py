@@ -183,7 +183,7 @@ def check(text: str, *, first: bool = True) -> None:
     """Reject a tracker that is unknown or cannot start; the `first` process logs in."""
     if unknown := [name for name in named(text) if name not in KINDS]:
         there = ", ".join(KINDS)
-        raise ValueError(f"log.to={text!r} names {unknown[0]!r}, and the trackers are {there}")
+        raise ValueError(f"log.to={text!r} names {unknown[0]!r}; the trackers are {there}")
     for name in named(text):
         try:
             importlib.import_module(KINDS[name].package)
@@ -296,7 +296,7 @@ NONE = Trackers(Path(), [])
 
 def _warn(name: str, error: Exception) -> None:
     say(
-        f"WARNING: {name} is left out from here on, and the training continues: {_short(error)}. "
+        f"WARNING: {name} is disabled from here on, and training continues: {_short(error)}. "
         "metrics.jsonl has everything, and the same command tries again"
     )
 

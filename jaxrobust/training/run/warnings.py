@@ -77,9 +77,9 @@ def check_start(config: Config, first: str) -> None:
     """
     if objectives.named(config[first].objective).helped and not config.init.weights:
         raise ValueError(
-            f"{first}.objective={config[first].objective!r} takes labels of the weights that it "
-            "starts from, which would be random; give clean weights (init.weights), or epochs of a "
-            "clean phase before it (pretrain.epochs)"
+            f"{first}.objective={config[first].objective!r} takes labels from the weights that it "
+            f"starts from, which would be random; give clean weights (init.weights), or a clean "
+            f"phase before it (pretrain.epochs)"
         )
     augmentation = config.data.augmentation
     chain = PRESETS[augmentation].chain if augmentation in PRESETS else augmentation
@@ -90,8 +90,8 @@ def check_start(config: Config, first: str) -> None:
         raise ValueError(
             f"{first} would attack random weights under heavy augmentation, which the paper (arXiv "
             "2303.01870) reports as failing; give clean weights (init.weights=convnext_tiny."
-            "fb_in1k, for a ConvStem with init.stem=fresh and pretrain.epochs=100), take "
-            f"data.augmentation=basic, or, where it is meant, {first}.from_random=True"
+            "fb_in1k, for a ConvStem with init.stem=fresh and pretrain.epochs=100), use "
+            "data.augmentation=basic, or, if you really want this, {first}.from_random=True"
         )
 
 

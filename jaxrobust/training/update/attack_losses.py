@@ -70,8 +70,8 @@ def of_objective(attack: AttackSection, objective: str) -> objectives.Loss:
     if loss not in NAMES:
         example = f"{loss}:margin" if loss.endswith(".py") else "my_losses.py:margin"
         raise ValueError(
-            f"{KEY}={loss!r} is not a loss of labels; {near(loss, NAMES)}one of "
-            f"{', '.join(NAMES)}, or a function of yours, such as {example}"
+            f"{KEY}={loss!r} is not a loss on labels; {near(loss, NAMES)}one of "
+            f"{', '.join(NAMES)}, or your own function, such as {example}"
         )
     return loss
 

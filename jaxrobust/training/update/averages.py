@@ -72,7 +72,7 @@ def running_statistics(p: PhaseSection, name: str) -> Statistics:
         )
     if objectives.named(p.objective).both and p.bn_statistics != "adversarial":
         raise ValueError(
-            f"{setting} is of statistics that move once in an update, and objective="
+            f"{setting} needs statistics that move once per update, but objective="
             f"{p.objective!r} moves them twice; set {name}.bn_statistics='adversarial'"
         )
     first, later = values

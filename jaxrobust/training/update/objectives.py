@@ -269,7 +269,7 @@ ROWS: dict[str, ObjectiveRow | str] = {}  # a string: the entry of an optional r
 def add(name: str, row: ObjectiveRow | str) -> None:
     """Register an objective under a name for the key `objective` of a phase."""
     if name in ROWS:
-        raise ValueError(f"there is an objective {name} already; choose another name")
+        raise ValueError(f"the objective {name} already exists; choose another name")
     ROWS[name] = row
 
 

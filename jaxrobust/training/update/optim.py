@@ -153,8 +153,8 @@ def of_phase(
     if p.cycle_momentum:
         if (p.schedule, p.optimizer) != ("one-cycle", "sgd"):
             raise ValueError(
-                f"{name}.cycle_momentum=True is of schedule='one-cycle' with optimizer='sgd', and "
-                f"these are {p.schedule!r} and {p.optimizer!r}; set {name}.cycle_momentum=False"
+                f"{name}.cycle_momentum=True needs schedule='one-cycle' and optimizer='sgd', not "
+                f"{p.schedule!r} and {p.optimizer!r}; set {name}.cycle_momentum=False"
             )
         momentum = schedules.cycled_momentum(p, steps_per_epoch=steps_per_epoch)
     decay: dict[str, Any] = {"weight_decay": p.weight_decay, "decay_mask": mask}

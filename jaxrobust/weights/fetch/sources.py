@@ -149,7 +149,9 @@ def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print
     if source.file is not None and wanted:
         remote_weights.check_sha256(source.file, wanted)
     elif wanted:
-        raise ValueError(f"{source.path} is a run, which has no one file; leave --sha256 out")
+        raise ValueError(
+            f"{source.path} is a run, which has more than one file; leave --sha256 out"
+        )
     return source
 
 

@@ -116,13 +116,13 @@ def check_choices(name: str, stem: str, head: str) -> None:
             raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES[key])}")
         if value != "keep" and functions.is_name(name) and not (of_torch and key == "head"):
             raise ValueError(
-                f"init.{key}={value}: which weights of {name} are its {key} is not known; let "
-                f"that function load the weights that it keeps, or set init.{key}=keep"
+                f"init.{key}={value}: the {key} of {name} is unknown; let your function load the "
+                f"weights, or set init.{key}=keep"
             )
     if starts_fresh and not of_torch:
         raise ValueError(
-            f"init.head={head}: parts are named of PyTorch's modules alone, and {name} knows its "
-            "head; set init.head=fresh"
+            f"init.head={head}: only PyTorch modules need a part's name, and {name} knows its "
+            f"head; set init.head=fresh"
         )
 
 
@@ -130,7 +130,7 @@ def _check_types(arrays: Arrays) -> None:
     if strange := [k for k, a in arrays.items() if a.dtype.kind == "f" and a.dtype != np.float32]:
         raise ValueError(
             f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
-            "float32; where rounding them is meant, import them first with "
+            "float32; to round them, import them first with "
             "`jaxrobust import --cast`"
         )
 
@@ -207,7 +207,7 @@ def normalized(network: Network, name: str) -> Network:
         )
     if len(NORMALIZATIONS[name][0]) not in (1, *mean.shape):
         raise ValueError(
-            f"init.normalize={name} is of {len(NORMALIZATIONS[name][0])} channels, and the images "
+            f"init.normalize={name} has {len(NORMALIZATIONS[name][0])} channels, but the images "
             f"have {mean.size}; set init.normalize=half, none or keep"
         )
     return network._replace(stats=network.stats | _first_layer(NORMALIZATIONS[name], mean.shape))

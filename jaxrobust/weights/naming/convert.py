@@ -49,8 +49,8 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
     ]:
         if twice := [key for key in names if shared[0] + key in names]:
             raise ValueError(
-                f"{twice[0]} and {shared[0]}{twice[0]} are both there: a network that normalises "
-                "twice; fold one of them into the other"
+                f"{twice[0]} and {shared[0]}{twice[0]} are both present, so the network "
+                f"normalises twice; fold one of them into the other"
             )
         names = {key.removeprefix(shared[0]): array for key, array in names.items()}
     return names
@@ -301,7 +301,7 @@ def reference_names(name: str, arrays: Mapping, *, wrapped: bool, **overrides: A
         renamed[full] = _out(arrays[target], renaming.transform, dtype, target)
         used.add(target)
     if extra := arrays.keys() - used:
-        raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
+        raise ValueError(f"{sorted(extra)[:8]} do not fit {name}: check the weights and options")
     return renamed
 
 
@@ -382,7 +382,7 @@ def _holds_normalisation(name: str, arrays: Mapping, layout: str, overrides: dic
             else "this layout has no normalisation layer"
         )
         raise ValueError(
-            f"{name} {has}, but {rule}, so the exported network would compute something else; "
+            f"{name} {has}, but {rule}, so the exported network would compute something different; "
             f"{_MODULE}"
         )
     return wrapped

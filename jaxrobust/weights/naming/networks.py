@@ -55,8 +55,8 @@ def network(artifact: Artifact, request: Request) -> Network:
     as_stored = not (network.fresh or network.resized or request.raw or request.normalize != "auto")
     if exported and as_stored and network.weights_sha256 != exported:
         raise ValueError(
-            f"{facts.where} holds other weights than config.json next to it describes (another "
-            "sha256); get both again"
+            f"{facts.where} holds other weights than config.json next to it describes (the sha256 "
+            f"differs); download both again"
         )
     return network
 
@@ -89,7 +89,7 @@ def _name(facts: WeightFacts, model: str | None) -> str:
         return PUBLISHED[facts.published].model
     if facts.model is None:
         raise ValueError(
-            f"{facts.where} does not say whose weights it holds; give --model NAME, one of "
+            f"{facts.where} does not name its network; give --model NAME, one of "
             "`python -m jaxrobust.models`"
         )
     return facts.model
@@ -103,12 +103,12 @@ def _sizes(
         if facts.published:
             raise ValueError(
                 f"its head has {width} classes, and RobustBench's {facts.published} has {classes}: "
-                "these are weights of another table or another network, whose id belongs here"
+                "these weights belong to another table or network; give its id"
             )
         if not request.keep_head:
             raise ValueError(
                 f"its head has {width} classes, not {classes}; --num_classes {width} keeps it, "
-                "another number draws a new one"
+                f"any other number draws a new one"
             )
         classes = int(width or 0)
     mean = stored.arrays.get("normalize.mean")

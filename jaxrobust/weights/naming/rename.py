@@ -104,7 +104,7 @@ def _moved(
         moved = renaming.transform.to_ours(copy)
         parts = list(moved) if isinstance(renaming.target, tuple) else [moved]
     except (ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"shape {array.shape} cannot be that of {', '.join(targets)}") from error
+        raise ValueError(f"shape {array.shape} does not fit {', '.join(targets)}") from error
     if renaming.resize and targets[0] in expected and parts[0].shape != tuple(expected[targets[0]]):
         parts = [renaming.resize(parts[0], tuple(expected[targets[0]]))]
     return parts

@@ -64,8 +64,9 @@ def options(
     chosen_options = (stored_options if model == name else {}) if overrides is None else overrides
     if models.computed(name, chosen_options) != models.computed(model, stored_options):
         raise ValueError(
-            f"{where} holds the weights of {models.words(model, stored_options)}, as is written in "
-            f"or next to it, not of {models.words(name, chosen_options)}; leave out the flag that "
+            f"{where} holds the weights of {models.words(model, stored_options)}, as its own "
+            f"description says, not of {models.words(name, chosen_options)}; leave out the flag "
+            f"that "
             "says otherwise"
         )
     return models.essential(name, chosen_options)
@@ -89,7 +90,8 @@ def _read(weights: Path) -> _Certificate | None:
         raise ValueError(f"{path} is damaged ({error!r}); remove it") from error
     if file_sha256(weights) not in files:
         raise ValueError(
-            f"{weights} is not the file that {path.name} describes (another sha256): get it again, "
+            f"{weights} is not the file that {path.name} describes (the sha256 differs): get it "
+            f"again, "
             "or remove the certificate if you replaced the weights"
         )
     return parsed

@@ -61,7 +61,7 @@ def artifact(path: Path, *, weights_kind: str | None = None, cast: bool = False)
             raise ValueError(f"{part} holds {sorted(twice)[:3]} a second time")
         arrays |= _single(part, stored.arrays) if cast else stored.arrays
     if not arrays:
-        raise ValueError(f"{path} holds no arrays; get it again")
+        raise ValueError(f"{path} holds no arrays; download it again")
     return stored._replace(arrays=arrays)
 
 
@@ -101,7 +101,7 @@ def _reader(path: Path) -> Callable[[Path, str | None, bool], Artifact]:
     with path.open("rb") as file:
         head = file.read(256)
     if not head:
-        raise ValueError(f"{path} is empty; get it again")
+        raise ValueError(f"{path} is empty; download it again")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(b"<"):
         raise ValueError(
@@ -134,7 +134,7 @@ def _read_safetensors(path: Path, weights_kind: str | None, cast: bool) -> Artif
         return Artifact(load_file(path))
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); get it again"
+            f"{path} is not a complete safetensors file ({error}); download it again"
         ) from error
     except (AttributeError, KeyError, TypeError) as error:  # bfloat16, which NumPy lacks
         if cast and "bfloat16" in str(error):
@@ -174,15 +174,17 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
                 f"it, save its weights with torch.save(torch.jit.load(FILE).state_dict(), ...)"
             ) from error
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
+        raise ValueError(
+            f"{path} is not a complete PyTorch file ({reason}); download it again"
+        ) from error
     stored = _state(path, tree, weights_kind)
     tensors = stored.arrays
     if cast:
         tensors |= {k: t.float() for k, t in tensors.items() if t.dtype == torch.bfloat16}
     if strange := [k for k, t in tensors.items() if t.dtype in (torch.bfloat16, torch.complex64)]:
         raise ValueError(
-            f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounded weights are other "
-            "weights: where that is meant, cast them to float32 first"
+            f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounding would change the "
+            f"weights; if you want that, cast them to float32 first"
         )
     arrays: Arrays = {}
     for key, tensor in tensors.items():
@@ -243,7 +245,7 @@ def _check_parts(path: Path) -> None:
                         pass
             except zipfile.BadZipFile as error:
                 raise ValueError(
-                    f"{path} is damaged ({part.filename} has another checksum); get it again"
+                    f"{path} is damaged ({part.filename} has another checksum); download it again"
                 ) from error
 
 

@@ -34,7 +34,7 @@ def about(folder: Path) -> dict[str, Any] | None:
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); get it again") from error
+        raise ValueError(f"{path} is damaged ({error}); download it again") from error
     if not isinstance(config, dict) or "architecture" not in config:
         return None
     if missing := [key for key in _NEEDED if key not in config]:
@@ -47,11 +47,11 @@ def about(folder: Path) -> dict[str, Any] | None:
             raise ValueError(f"{path} is damaged ({key}={value!r}); import the weights again")
     weights = folder / WEIGHTS
     if not weights.is_file():
-        raise ValueError(f"{folder} has a {CONFIG} but no {WEIGHTS}; get both")
+        raise ValueError(f"{folder} has a {CONFIG} but no {WEIGHTS}; copy both")
     if file_sha256(weights) != config["sha256"]:
         raise ValueError(
-            f"{weights} is not the file that {CONFIG} next to it describes (another sha256); get "
-            "both again"
+            f"{weights} is not the file that {CONFIG} next to it describes (the sha256 differs); "
+            f"download both again"
         )
     return config
 
@@ -111,7 +111,8 @@ def write(
             os.replace(part, folder)
         elif json.loads((folder / CONFIG).read_text()) != config:
             raise ValueError(
-                f"{folder} holds other weights, or the same of another origin; name a new folder"
+                f"{folder} contains other weights, or the same weights from another origin; name "
+                f"a new folder"
             )
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -69,8 +69,8 @@ def chain(config: Config, workdir: Path) -> list[StartRun]:
         here = StartRun(wanted, folder(wanted, workdir), config)
         if here.folder.absolute() in folders:
             raise ValueError(
-                f"{here.words} is the run in {here.folder} itself; give another --workdir, or other"
-                " weights"
+                f"{here.words} is the run in {here.folder} itself; choose another --workdir, or "
+                f"other weights"
             )
         folders.add(here.folder.absolute())
         try:
@@ -96,7 +96,8 @@ def state(run: StartRun) -> str:
         return ABSENT
     if differing := differences(run.folder, run.config):
         raise ValueError(
-            f"{run.words}: the run in {run.folder} is not of that config: {'; '.join(differing)}. "
+            f"{run.words}: the run in {run.folder} does not have that config: "
+            f"{'; '.join(differing)}. "
             f"Start from it as it is with init.weights={run.folder}, or move it away"
         )
     return FINISHED if is_finished(run.folder, run.config) else BEGUN

@@ -127,7 +127,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if (v.pool > 1 or v.hidden) and image_size >> halvings != v.pool:
         raise ValueError(
             f"image_size={image_size}: the linear maps read {v.pool}x{v.pool} pixels of a map that "
-            f"is halved {halvings} times, so take {v.pool << halvings}"
+            f"is halved {halvings} times, so use {v.pool << halvings}"
         )
     return lambda rngs: VGG(v, num_classes, rngs)
 

@@ -35,14 +35,14 @@ def _check_norms(attack: AttackSection) -> None:
     norms = ",".join(ball.norm for ball in balls)
     if mix is None:
         raise ValueError(
-            f"attack.norm={norms} are several norms; say with attack.mix which of them a step "
-            f"trains on, one of {', '.join(map(repr, MIXES))}"
+            f"attack.norm={norms} are several norms; set attack.mix to how a step combines them, "
+            f"one of {', '.join(map(repr, MIXES))}"
         )
     one_of("attack.mix", mix, MIXES)
     if MIXES[mix].extreme and not {ball.norm for ball in balls}.issuperset(EXTREME):
         raise ValueError(
-            f"attack.mix={mix!r} chooses between {' and '.join(EXTREME)}, and attack.norm={norms} "
-            "lacks one of them; name both, or take attack.mix='worst'"
+            f"attack.mix={mix!r} chooses between {' and '.join(EXTREME)}, but attack.norm={norms} "
+            f"lacks one of them; name both, or set attack.mix='worst'"
         )
     if len(balls) == 1:
         raise ValueError(
@@ -51,8 +51,8 @@ def _check_norms(attack: AttackSection) -> None:
         )
     if attack.start_std is not None:
         raise ValueError(
-            f"attack.start_std={attack.start_std:.4g} pixels would be of all norms {norms}, whose "
-            "radii differ; leave it out, or set attack.relative_step"
+            f"attack.start_std={attack.start_std:.4g} would apply to all norms {norms}, whose "
+            f"radii differ; leave it out, or set attack.relative_step"
         )
     if MIXES[mix].steepest and attack.name != STEEPEST:
         raise ValueError(
@@ -77,8 +77,8 @@ def _check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
         )
     if keeps_pairs and not pairs:
         raise ValueError(
-            f"attack.mix={mix!r} is of objective='ramp', which compares the points of two norms; "
-            f"with objective={objective!r} take attack.mix='worst' or 'average'"
+            f"attack.mix={mix!r} needs objective='ramp', which compares the points of two norms; "
+            f"with objective={objective!r} use attack.mix='worst' or 'average'"
         )
 
 

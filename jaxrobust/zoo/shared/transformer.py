@@ -128,7 +128,7 @@ def grid_of(image_size: int, patch: int) -> int:
         fitting = [n for n in range(1, image_size + 1) if image_size % n == 0]
         near = [*[n for n in fitting if n < patch][-1:], *[n for n in fitting if n > patch][:1]]
         raise ValueError(
-            f"patch={patch} does not divide images of {image_size} px into whole patches; take "
+            f"patch={patch} does not divide images of {image_size} px into whole patches; use "
             f"patch={' or '.join(map(str, near)) or 1}, or another image_size"
         )
     return image_size // patch
@@ -138,7 +138,9 @@ def check(v: Any, *positive: str) -> None:
     """Raise `ValueError` if a row's activation is unknown or a number is not positive."""
     architecture_checks.check_row(v, **dict.fromkeys((*positive, "in_channels"), 1))
     if "heads" in positive and v.dim % v.heads:
-        raise ValueError(f"heads={v.heads} must divide dim={v.dim}: each has a part of it")
+        raise ValueError(
+            f"heads={v.heads} must divide dim={v.dim}, because each head gets an equal part"
+        )
 
 
 _LAYER = r"transformer\.layers\.(\d+)\."

@@ -107,7 +107,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     step = (1 if v.small_stem else 4) << (len(v.depths) - 1)
     if image_size < step or image_size % step:
         raise ValueError(
-            f"image_size={image_size} is not halved to whole maps; take a multiple of {step}"
+            f"image_size={image_size} cannot be halved at every stage; use a multiple of {step}"
         )
     return lambda rngs: BoTNet(v, num_classes, image_size, rngs)
 

@@ -136,7 +136,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     check(v, "dim", "depth", "heads", "hidden", "convolutions", "kernel", "stride")
     if v.kernel % 2 == 0:
-        raise ValueError(f"kernel={v.kernel} must be odd: windows have a pixel in their middle")
+        raise ValueError(f"kernel={v.kernel} must be odd, so that windows have a centre pixel")
     grid = grid_of(v, image_size)
     return lambda rngs: CCT(v, num_classes, grid, rngs)
 

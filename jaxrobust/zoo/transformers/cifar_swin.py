@@ -128,7 +128,7 @@ class Swin(nnx.Module):
 
 def _check_size(v: Variant, height: int, width: int) -> None:
     if height != width:
-        raise ValueError(f"images of {height} x {width} pixels: give square ones, for the windows")
+        raise ValueError(f"images of {height} x {width} pixels: the windows need square images")
     multiple, remedy = 1, f"choose another patch, other merges or a window other than {v.window}"
     for stage, merge in enumerate((v.patch, *v.merges), 1):
         multiple *= merge

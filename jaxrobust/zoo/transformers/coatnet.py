@@ -163,7 +163,10 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     check(v, "head_dim")
     architecture_checks.check_stages(v, "dims", "depths")
     if min(v.dims) < 4:
-        raise ValueError(f"dims={v.dims} must be at least 4: a squeeze has a quarter of them")
+        raise ValueError(
+            f"dims={v.dims} must be at least 4, because squeeze layers have a "
+            f"quarter of the channels"
+        )
     stages = len(v.dims) - 1
     if len(v.order) != stages or set(v.order) - BLOCKS.keys() or not v.order.startswith("C"):
         example = "CCTT" if stages == 4 else "C" * stages
@@ -175,7 +178,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     multiple = 1 << len(v.dims)
     if image_size < multiple or image_size % multiple:
         raise ValueError(
-            f"image_size={image_size}: each of the {len(v.dims)} stages halves the map, so take a "
+            f"image_size={image_size}: each of the {len(v.dims)} stages halves the map, so use a "
             f"multiple of {multiple}"
         )
     return lambda rngs: CoAtNet(v, num_classes, image_size, rngs)
@@ -193,8 +196,8 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return table
     if sides[1] > sides[0]:
         raise ValueError(
-            f"relative position biases of a map of {sides[0]} do not reach all of one of "
-            f"{sides[1]}; keep the image size that the weights were trained with"
+            f"relative position biases of a map of {sides[0]} do not cover one of {sides[1]}; "
+            f"keep the image size that the weights were trained with"
         )
     return cut_to(table, *sides)
 

@@ -172,7 +172,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
             f"dims={v.dims}, depths={v.depths} and heads={v.heads} must have the same length"
         )
     if len(v.stem_strides) != 4:
-        raise ValueError(f"stem_strides={v.stem_strides} needs four entries: one a convolution")
+        raise ValueError(f"stem_strides={v.stem_strides} needs four entries, one per convolution")
     architecture_checks.check_row(v, key_width=1, in_channels=1, bn_group=0)
     if v.dims[0] % 8 or any(dim % v.key_width for dim in v.dims[:-1]):
         raise ValueError(

@@ -88,13 +88,13 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
         )
     if v.patch < v.stride:
         raise ValueError(
-            f"patch={v.patch} leaves out pixels at stride={v.stride}; take a window at least as "
+            f"patch={v.patch} skips pixels at stride={v.stride}; use a window at least as "
             "large as the stride"
         )
     if image_size < v.patch:
         raise ValueError(
-            f"patch={v.patch} leaves no window in images of {image_size} px; take a smaller patch, "
-            "or larger images"
+            f"patch={v.patch} does not fit into images of {image_size} px; use a smaller patch, "
+            f"or larger images"
         )
     return lambda rngs: PoolFormer(v, num_classes, rngs)
 

@@ -201,8 +201,8 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
         raise ValueError(f"ratios={v.ratios}: a cell shrinks the map by 2, 4 or 8")
     if v.dilations[-1] * v.widths[-1] != (dim := v.dims[-1]):
         raise ValueError(
-            f"the last cell's {v.dilations[-1]} times {v.widths[-1]} channels are its tokens: "
-            f"dims={v.dims} must end with {v.dilations[-1] * v.widths[-1]}"
+            f"the tokens have {v.dilations[-1]} times {v.widths[-1]} channels, those of the last "
+            f"cell, so dims={v.dims} must end with {v.dilations[-1] * v.widths[-1]}"
         )
     architecture_checks.check_row(
         v, depth=1, heads=1, mlp_ratio=1, groups=1, in_channels=1, bn_group=0

@@ -112,20 +112,21 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     for ins, outs in zip(v.channels, v.channels[1:], strict=False):
         if ins == outs:
             raise ValueError(
-                f"channels={v.channels}: a stage that halves the map has a projection, which these "
-                "networks have where channels change; give neighbouring stages other channels"
+                f"channels={v.channels}: a stage that halves the map needs a projection, which "
+                f"these networks only have where the channels change; give adjacent stages "
+                f"different channels"
             )
     if v.se_ratio and (least := min(v.channels)) and not hidden(least, v.se_ratio):
         raise ValueError(
-            f"se_ratio={v.se_ratio} leaves {least} channels no hidden unit; take at least "
+            f"se_ratio={v.se_ratio} leaves {least} channels without a hidden unit; use at least "
             f"{1 / least:.3g}"
         )
     multiple = 1 << (len(v.depths) - 1)
     if image_size % multiple:
         near = max(multiple, image_size // multiple * multiple)
         raise ValueError(
-            f"image_size={image_size}: the map is halved {len(v.depths) - 1} times without a rest, "
-            f"so take {near} or {near + multiple}"
+            f"image_size={image_size}: the map is halved {len(v.depths) - 1} times, so use {near} "
+            f"or {near + multiple}"
         )
     return lambda rngs: DmWideResNet(v, num_classes, rngs)
 

@@ -91,7 +91,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     unit = REDUCTION * v.groups
     if wrong := [outs for outs in v.channels if outs % unit]:
         raise ValueError(
-            f"channels={v.channels}: a quarter of them is divided into {v.groups} groups, so take "
+            f"channels={v.channels}: a quarter of them is divided into {v.groups} groups, so use "
             f"multiples of {unit} instead of {wrong[0]}"
         )
     return lambda rngs: RaWideResNet(v, num_classes, rngs)

@@ -176,7 +176,7 @@ def check(v: Any, planes: Sequence[int]) -> None:
     """Raise `ValueError` if a row's channels do not divide into its parts and groups."""
     middle = BLOCKS[v.block].middle
     if v.kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size={v.kernel_size} has no middle pixel; give an odd number")
+        raise ValueError(f"kernel_size={v.kernel_size} has no centre pixel; give an odd number")
     if v.first_conv == "raw" and not (middle and v.preact):
         raise ValueError(
             "first_conv='raw' needs preactivated blocks that begin with a 1x1 convolution; give "
@@ -184,8 +184,8 @@ def check(v: Any, planes: Sequence[int]) -> None:
         )
     if v.se == "conv3x3" and middle in ("", "parts"):
         raise ValueError(
-            f"se='conv3x3' needs one 3x3 convolution between two 1x1, which block={v.block!r} has "
-            "not; take block='bottleneck', or se='residual'"
+            f"se='conv3x3' needs one 3x3 convolution between two 1x1, which block={v.block!r} "
+            f"lacks; use block='bottleneck', or se='residual'"
         )
     if v.se == "identity" and not v.residual:
         raise ValueError("se='identity' scales the shortcut; leave residual=False out")
@@ -210,13 +210,13 @@ def check(v: Any, planes: Sequence[int]) -> None:
 def _check_base_width(v: Any, planes: Sequence[int]) -> None:
     if BLOCKS[v.block].middle not in ("grouped", "parts"):
         raise ValueError(
-            f"base_width={v.base_width} is of blocks whose 3x3 convolutions have groups, not of "
-            f"block={v.block!r}; leave it out, or take block='aggregated' or 'hierarchical'"
+            f"base_width={v.base_width} only applies to blocks with grouped 3x3 convolutions, not "
+            f"to block={v.block!r}; leave it out, or use block='aggregated' or 'hierarchical'"
         )
     if not math.floor(min(planes) * (v.base_width / _UNIT)):
         raise ValueError(
-            f"base_width={v.base_width} leaves a block of {min(planes)} planes no channels; take "
-            f"at least {math.ceil(_UNIT / min(planes))}"
+            f"base_width={v.base_width} leaves a block of {min(planes)} planes without channels; "
+            f"use at least {math.ceil(_UNIT / min(planes))}"
         )
 
 
@@ -229,8 +229,8 @@ _RELEASED = {"scales": 4, "groups": 8, "se_reduction": 16}
 def _check_parts(v: Any) -> None:
     if v.scales < 2:
         raise ValueError(
-            f"scales={v.scales} leaves a hierarchical block no parts that read each other; take at "
-            "least 2, or block='aggregated'"
+            f"scales={v.scales} leaves a hierarchical block without parts that read each other; "
+            f"use at least 2, or block='aggregated'"
         )
     released = all(getattr(v, name) == value for name, value in _RELEASED.items())
     if released and not v.base_width:

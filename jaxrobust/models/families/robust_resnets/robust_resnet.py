@@ -130,7 +130,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     words["first_conv"] = ("activated", "raw")
     for name, values in words.items():
         if (value := getattr(v, name)) not in values:
-            raise ValueError(f"{name}={value!r} is unknown; one of {', '.join(values)}")
+            raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(values)}")
     architecture_checks.check_tuples(v, "depths", "widths", "planes", empty=True)
     if not v.depths or len(v.depths) != len(planes_of(v)):
         name = "planes" if v.planes else "widths"

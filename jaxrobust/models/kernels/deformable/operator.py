@@ -139,6 +139,5 @@ def _check(value: Array, offsets: Array, mask: Array, geometry: GridGeometry) ->
             raise ValueError(f"{name} are {array.dtype}; give floats, offsets in pixels")
     if not isinstance(offsets, jax.core.Tracer) and not jnp.isfinite(offsets).all():
         raise ValueError(
-            "offsets hold NaN or infinity, which are not places; look for the first layer whose "
-            "output is not finite"
+            "offsets contain NaN or infinity; look for the first layer whose output is not finite"
         )
