@@ -414,7 +414,7 @@ class AnsweredTest(parameterized.TestCase):
         del record["fingerprint"]
         Path("out/results.jsonl").write_text(json.dumps(record | {"evaluation": "0" * 12}) + "\n")
         _, said, _ = self.ask(**given)
-        self.assertIn("noted neither what the network computes nor the images' bytes", said)
+        self.assertIn("older version that fingerprinted neither the network nor the images", said)
         self.assertLen(result_lines.read(Path("out")), 2)
 
 

@@ -65,7 +65,7 @@ train --config raises.py | line 2: ZeroDivisionError
 {TRAIN} --process_id=3 --num_processes=2 | process
 {TRAIN} --config.train.epocs=3 | did you mean 'epochs'
 {TRAIN} --config.train.epochs=many | --config.train.epochs=many is not a whole number
-{TRAIN} --config.train.lr=None | train.lr=None: only keys of text can be unset
+{TRAIN} --config.train.lr=None | train.lr=None: only text keys can be unset
 {TRAIN} --config.train.lr=fast | --config.train.lr=fast is not a number
 {TRAIN} --config.train.epochs=0 --config.pretrain.epochs=0 | nothing to train
 {TRAIN} --config.train.lr=-1 | lr
@@ -80,7 +80,7 @@ train --config raises.py | line 2: ZeroDivisionError
 {TRAIN} --config.attack.steps=0 | steps
 {TRAIN} --config.attack.name=apdg | apgd
 {TRAIN} --config.attack.loss=cee | did you mean ce? one of ce, dlr, cw, cw-floor, ce-cw
-{TRAIN} --config.attack.loss=nets.py | a function of yours, such as nets.py:margin
+{TRAIN} --config.attack.loss=nets.py | your own function, such as nets.py:margin
 {TRAIN} --config.attack.loss=none.py:margin | attack.loss=none.py:margin: cannot read none
 {TRAIN} --config.attack.loss=nets.py:imges | no 'imges'; did you mean images? it has make
 {TRAIN} --config.attack.loss=nets.py:NET | NET is not a function, but of type int
@@ -97,9 +97,9 @@ train --config raises.py | line 2: ZeroDivisionError
 {TRAIN} --config.init.weights=none.pt | no such file
 {TRAIN} --config.init.weights=page.pt | page.pt
 {TRAIN} --config.init.stem=new | fresh
-{TRAIN} --config.model.name=nets.py | name a function of the file too: nets.py:make
+{TRAIN} --config.model.name=nets.py | name a function in the file too: nets.py:make
 {TRAIN} --config.model.name=none.py:make | cannot read none.py
-{TRAIN} --config.model.name=nowhere.nets:make | there is no module nowhere
+{TRAIN} --config.model.name=nowhere.nets:make | the module nowhere is neither installed nor
 {TRAIN} --config.model.name=nets.py:mke | no 'mke'; did you mean make? it has make, 
 {TRAIN} --config.model.name=nets.py:make | returns nothing; return a flax.nnx.Module
 {TRAIN} --config.model.name=nets.py:raises | nets.py, line 6: ZeroDivisionError
@@ -150,7 +150,7 @@ prepare pseudo-labelled page.pt | page.pt
 {AGAIN} --config.attack.epsilon=0.2 | attack.epsilon
 evaluate | name a network, as the first word: a run, imported weights, an id such as
 evaluate nets.py | is Python code, not weights; name a function in it, such as nets.py:log
-evaluate nowhere.nets:logits --dataset digits | there is no module nowhere
+evaluate nowhere.nets:logits --dataset digits | the module nowhere is neither installed nor
 evaluate runs/quickstrat | did you mean runs/quickstart
 select runs/quickstrat | did you mean runs/quickstart
 report runs/quickstrat | did you mean runs/quickstart
@@ -180,8 +180,8 @@ evaluate --workdir runs/nothing | runs/nothing
 {EVALUATE} --ladder=linf:0:0.1 | NORM:LOW:HIGH:RADII
 {EVALUATE} --ladder=linf:0.1:0:3 | descends
 {EVALUATE} --corruptions=fgo | did you mean fog
-{EVALUATE} --corruptions=fog-6 | there is no severity '6' of fog
-{EVALUATE} --corruptions=fog | images of 32 and of 224 pixels in colour
+{EVALUATE} --corruptions=fog-6 | fog has no severity '6'
+{EVALUATE} --corruptions=fog | colour images of 32 and 224 pixels
 {EVALUATE} --frost=nowhere | without --corruptions
 evaluate --function nets.py:images --dataset cifar10-c:nowhere --corruptions fog | no folder
 {EVALUATE} --ladder=linf:0:0.1:3 --epsilon=0.1 | --ladder

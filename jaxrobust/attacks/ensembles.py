@@ -97,7 +97,7 @@ def plan(
             raise ValueError(f"attack {name!r} is not in version {version!r}; {choices}")
     if unused := [name for name in overrides or {} if name not in names]:
         raise ValueError(
-            f"overrides of {unused}, which do not run; the attacks of this version are {[*names]}"
+            f"overrides of {unused}, which do not run; the attacks that run are {[*names]}"
         )
     if not names or len(set(names)) < len(names):
         raise ValueError(f"attacks={tuple(names)} is empty or repeats an attack; {choices}")

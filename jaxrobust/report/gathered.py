@@ -318,7 +318,7 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
         and (record.stopped is None or stopped.get("rule") in stopping.RULES)
         and (record.fast is None or is_sound(record.fast))
     ):
-        raise ValueError(f"{file} has a record with parts of a wrong type; download the file again")
+        raise ValueError(f"{file} has a record with parts of a wrong type; restore the original")
 
 
 def is_sound(fast: Mapping[str, Any]) -> bool:

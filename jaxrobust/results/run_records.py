@@ -72,7 +72,7 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         config = json.loads(path.read_text())
         values = {key: value for key, value in config.items() if key != "version"}
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); download it again") from error
+        raise ValueError(f"{path} is damaged ({error}); restore the original") from error
     if "architecture" in values:  # of an imported folder
         yield hashes.config_sha256(values), values
         return

@@ -658,7 +658,7 @@ class ErrorTest(parameterized.TestCase):
         ({"epsilon": 4}, r"epsilon=4.0 is larger than the pixel range \[0, 1\]; write 4/255"),
         ({"epsilon": "4/255"}, r"epsilon='4/255' is not a number; pass one, without quotes"),
         ({"steps": 0}, "steps=0 is not a number of steps; pass an int >= 1"),
-        ({"alpha_max": 1.5}, r"alpha_max=1.5 is outside \[0, 1\]; pass a number in it"),
+        ({"alpha_max": 1.5}, r"alpha_max=1.5 is outside \[0, 1\]; pass a number in this"),
         ({"alpha_max": float("nan")}, "alpha_max=nan is outside"),
         ({"eta": 0.9}, r"eta=0.9 is outside \[1, inf\]"),
         ({"beta": -0.1}, r"beta=-0.1 is outside \[0, 1\]"),

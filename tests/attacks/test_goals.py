@@ -420,9 +420,9 @@ DATA = (
     ({"images": POINTS[0]}, r"do not fit 6 images; .*; of one image, pass images\[None\]"),
     (
         {"images": NAN},
-        "images have NaN or infinite pixels; leave these images out",
+        "images contain NaN or infinite pixels; remove these images",
     ),
-    ({"images": np.full_like(POINTS, np.inf)}, "images have NaN or infinite pixels"),
+    ({"images": np.full_like(POINTS, np.inf)}, "images contain NaN or infinite pixels"),
 )
 KEYS = (
     (None, "a random start needs randomness; pass a key"),
@@ -454,7 +454,7 @@ REFUSED = (
     (
         {"epsilon": jnp.full(3, 0.1)},
         ("fgsm",),
-        "a radius for each image needs a step; pass step_si",
+        "with one radius per image, pass step_size too",
     ),
     *(
         (
@@ -492,7 +492,7 @@ REFUSED = (
     (
         {"loss": "dlr-targeted"},
         WITH_LOSS,
-        "needs a target class per image, which this attack has no",
+        "needs a target class per image, which this attack does not accept; use apgd_run",
     ),
     (
         {"loss": "kl"},
@@ -564,7 +564,7 @@ DONE = (
 TREES = (
     (
         LABELS[:2],
-        r"targets of shape \(2,\) do not fit 3 images; their first axis is the image: give",
+        r"targets of shape \(2,\) do not fit 3 images; their first axis is the batch: pass",
     ),
     ({"labels": LABELS, "count": 3}, r"targets of shape \(\) do not fit 3 images"),
     (["cat", "dog", "cat"], "targets are of type str, not an array of numbers"),

@@ -210,7 +210,7 @@ class PropertyTest(parameterized.TestCase):
             attacks.fmn(norm="L0", step_size=0)
         with self.assertRaisesRegex(ValueError, "init_epsilon=0 must be above 0"):
             attacks.ddn(init_epsilon=0)
-        with self.assertRaisesRegex(ValueError, "starts at the image; pass start='image'"):
+        with self.assertRaisesRegex(ValueError, "attacks start at the image; pass start='image'"):
             attacks.ddn_machine().init(jnp.float32(IMAGES), LABELS, start="random")
 
 

@@ -189,7 +189,9 @@ class SparsePgdTest(parameterized.TestCase):
         images, keys = jnp.float32(IMAGES), attacks.image_keys(jax.random.key(0), COUNT)
         with self.assertRaisesRegex(ValueError, "pixels=64 is not fewer than the 64 of an image"):
             attacks.sparse_pgd(pixels=64, steps=1)(net, jax.random.key(0), images, LABELS)
-        with self.assertRaisesRegex(ValueError, "one start; pass start='random' and keys"):
+        with self.assertRaisesRegex(
+            ValueError, "only has a random start; pass start='random' and keys"
+        ):
             attacks.sparse_pgd_machine(pixels=2, steps=1).init(
                 images, LABELS, keys=keys, start="image"
             )

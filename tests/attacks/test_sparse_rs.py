@@ -163,7 +163,8 @@ class SparseRsTest(parameterized.TestCase):
         images, keys = jnp.float32(IMAGES), attacks.image_keys(jax.random.key(0), COUNT)
         with self.assertRaisesRegex(ValueError, "pixels=64 is not fewer than the 64 of an image"):
             attacks.sparse_rs(pixels=64)(net, jax.random.key(0), images, LABELS)
-        with self.assertRaisesRegex(ValueError, "one start; pass start='random' and keys"):
+        said = "only has a random start; pass start='random' and keys"
+        with self.assertRaisesRegex(ValueError, said):
             attacks.sparse_rs_machine(pixels=2).init(images, LABELS, keys=keys, start="image")
 
 

@@ -290,7 +290,9 @@ class CoresTest(FlagsCase):
                 self.assertEqual(asked.mock_calls, [mock.call("c", cores)] if cores else [])
                 expected = [mock.call("jax_num_cpu_devices", devices)] if devices else []
                 self.assertEqual(update.mock_calls, expected)
-                line = f"one CPU device for all {cores} cores, not one for each: {reason}"
+                line = (
+                    f"using one CPU device for all {cores} cores instead of one per core: {reason}"
+                )
                 self.assertEqual(line in found.error, said)
 
 

@@ -71,7 +71,7 @@ CASES = {
     "report": "PATH",
     "report quickstart --watch --out x.html": "leave --out, --json out",
     "select runs/x --attack foo": "choose from",
-    "select runs/x --attack autoattack --steps 3": "leave it out of --attack autoattack",
+    "select runs/x --attack autoattack --steps 3": "leave it out with --attack autoattack",
     "compare": "evaluations",
     "verify": "BUNDLE",
     "models --jsno": "did you mean --json",

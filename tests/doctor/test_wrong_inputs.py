@@ -61,7 +61,7 @@ WRONG = {
     "nets.py:tem --dataset digits": "has no 'tem'; did you mean ten? it has raises, images",
     "nets.py:raises --dataset digits": "nets.py, line 5: ZeroDivisionError",
     "nets.py:images --dataset digits": "logits",
-    "nets.py:three --dataset digits": "return one for each of them",
+    "nets.py:three --dataset digits": "return one logit per class",
     "nets.py:to_numpy --dataset digits": "write it with jax.numpy",
     "nets.py:ten --dataset digits --weights=w.pt": "and --weights=w.pt both name the network",
     "--config quikstart": "did you mean quickstart",

@@ -305,11 +305,11 @@ class FigureTest(Folders):
         places = self.write("a", 1), self.write("b", 2)
         paper = self.folder / "paper.tex"
         paper.write_text(r"\documentclass{article}")
-        said = "paper.tex is there, and paper.tex is not a table that jaxrobust figure wrote"
+        said = "paper.tex exists, and paper.tex was not written by jaxrobust figure"
         self.assertIn(said, self.refused("compare", *places, out="paper.pdf"))
         self.assertEqual(paper.read_text(), r"\documentclass{article}")
         (self.folder / "photo.png").write_bytes(b"mine")
-        said = "photo.png is there, and photo.tex is not a table"
+        said = "photo.png exists, and photo.tex was not written"
         self.assertIn(said, self.refused("compare", *places, out="photo.png"))
         self.assertEqual((self.folder / "photo.png").read_bytes(), b"mine")
 
@@ -322,7 +322,7 @@ class RefusedTest(Folders):
     def test_a_suffix_that_is_none(self):
         for name in ("figure", "figure.jpg", "figure.PDF", "figure.tex"):
             with self.subTest(name=name):
-                said = f"{name} ends with none of .pdf, .svg, .png, which say what is written"
+                said = f"{name} does not end with one of .pdf, .svg, .png; name a file such as"
                 self.assertIn(said, self.refused("attacks", self.write("a", 1), out=name))
 
     def test_a_folder_for_a_file(self):
@@ -355,11 +355,11 @@ class RefusedTest(Folders):
 
     def test_what_the_records_cannot_give(self):
         a, b = self.write("a", 1), self.write("b", 2, accuracy_after=None)
-        said = f"{a} has no ladder of radii, so that no figure of radii can be made of it; evaluate"
+        said = f"{a} has no ladder of radii, so there is nothing to draw for --kind radius; eval"
         self.assertIn(said, self.refused("radius", a))
-        said = f"{b} has no evaluation by several attacks, so that no figure of attacks can be"
+        said = f"{b} has no evaluation by several attacks, so there is nothing to draw for --kind"
         self.assertIn(said, self.refused("attacks", a, b))
-        said = "has no verdicts image by image, as of a training or of an older version"
+        said = "has no per-image verdicts, because it comes from a training or an older version"
         old = KEPT / "cifar_study"
         self.assertIn(said, self.refused("compare", old / "base-0", old / "base-1"))
         self.assertIn("one evaluation has nothing to compare", self.refused("compare", a))
@@ -392,7 +392,7 @@ class RefusedTest(Folders):
         other = self.resolutions("b", 2, sizes, dataset="cifar100")
         self.assertIn('data set is "cifar10" there, "cifar1', self.refused("resolution", a, other))
         other = self.resolutions("d", 2, sizes, preprocessing="bilinear-256")
-        said = "at 192 px these have other preprocessings: bicubic-192, bilinear-256; evaluate all"
+        said = "at 192 px these differ in preprocessing: bicubic-192, bilinear-256; evaluate all"
         self.assertIn(said, self.refused("resolution", a, other))
         l2 = [(192, "l2", 0.5, 0.3), (224, "l2", 0.5, 0.4)]
         other = self.resolutions("c", 2, l2, dataset="cifar100")
@@ -401,9 +401,9 @@ class RefusedTest(Folders):
 
     def test_a_ladder_that_is_not_finished(self):
         place = self.ladder("a", 1, RADII[:1] + RADII[2:])
-        self.assertIn("lacks 0.007843 of its radii; the command", self.refused("radius", place))
+        self.assertIn("lacks 0.007843 of its radii; repeat", self.refused("radius", place))
         zero = self.ladder("b", 1, RADII[:1], ladder={"radii": [0.0]})
-        self.assertIn("has radius 0 alone", self.refused("radius", zero))
+        self.assertIn("only has radius 0", self.refused("radius", zero))
 
     def test_two_ladders_in_a_folder(self):
         place = self.ladder("a", 1)
@@ -441,17 +441,17 @@ class RefusedTest(Folders):
         error = self.refused("attacks", a, b, words=("--names", "x"))
         self.assertIn("--names has 1 names, and the figure shows 2 networks; give one", error)
         error = self.refused("attacks", a, b, words=("--names", "x", "x"))
-        self.assertIn("--names has a name twice", error)
+        self.assertIn("--names repeats a name", error)
 
     def test_too_many(self):
         places = [self.write(f"n{at}", at) for at in range(8)]
-        self.assertIn("shows at most 7 networks, whose colours", self.refused("attacks", *places))
+        self.assertIn("shows at most 7 networks, so that colours", self.refused("attacks", *places))
         self.assertIn("at most 30 networks", self.refused("compare", *places, *places * 3))
 
     def test_a_number_of_images_that_is_not_known(self):
         for ids in (None, "some", "0..a"):
             place = self.write(f"of {ids}", 1, image_ids=ids)
-            self.assertIn(f"images {ids}, whose number is not", self.refused("attacks", place))
+            self.assertIn(f"images {ids}, whose number is unk", self.refused("attacks", place))
 
 
 @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
@@ -478,15 +478,13 @@ class CertifiedTest(Folders):
         self.assertNotIn("no noise", table)
 
     def test_refuses(self):
-        self.assertIn(
-            "has nothing that is certified", self.refused("certified", self.write("b", 1))
-        )
+        self.assertIn("has no certificates to draw", self.refused("certified", self.write("b", 1)))
         words = ("--threat", "l2:0.5")
         said = self.refused("certified", self.both(), words=words)
-        self.assertIn("holds at every radius in l2; leave --threat out", said)
+        self.assertIn("certificates cover every l2 radius; leave --threat out", said)
         other = self.certified("c", 0.25, {"0": 0.5}, dataset="others")
         said = self.refused("certified", self.folder / "a", other)
-        self.assertIn("do not belong into one figure", said)
+        self.assertIn("cannot be in one figure", said)
 
 
 class LettersTest(absltest.TestCase):

@@ -223,7 +223,7 @@ class CommandTest(parameterized.TestCase):
         for other in (("--seed", 1), ("--n", 39), ("--side", 3), ("--reach", 2)):
             code, _, said = self.call(*weights(), *other)
             self.assertEqual(code, 2)
-            self.assertIn("of other weights, images, directions or points", said)
+            self.assertIn("to other weights, images, directions or points", said)
 
     def test_refused(self):
         for words, said in (

@@ -77,10 +77,10 @@ class TableTest(parameterized.TestCase):
             with self.subTest(row=(side, reach)):
                 self.compute()
                 points = landscape.grid(side, reach)
-                with self.assertRaisesRegex(ValueError, "is of other weights, images"):
+                with self.assertRaisesRegex(ValueError, "belongs to other weights, images"):
                     landscape._done(self.table, points, ABOUT)
 
     def test_more_points_than_there_are(self):
         self.compute()
-        with self.assertRaisesRegex(ValueError, "is of other weights, images"):
+        with self.assertRaisesRegex(ValueError, "belongs to other weights, images"):
             landscape._done(self.table, POINTS[:8], ABOUT)

@@ -56,7 +56,7 @@ class TablesTest(parameterized.TestCase):
         for wanted, place in (("1", 0), ("5", 4), ("a", 0), ("c [others]", 3), ("7", 4)):
             self.assertEqual(tables.row(of, wanted), place)
         for wanted, said in (
-            ("b", "has 2 rows of that name; give the number, one of 2, 3"),
+            ("b", "has 2 rows with that name; give a number instead, one of 2, 3"),
             ("0", "no such row; give a name, or a number from 1 to 5"),
             ("6", "no such row"),
             ("c", "no such row"),
@@ -306,7 +306,9 @@ class FoundTest(absltest.TestCase):
         )
         for text in ("{", "[1]"):
             (folder / "config.json").write_text(text)
-            with self.assertRaisesRegex(ValueError, "config.json is damaged .*; get it again"):
+            with self.assertRaisesRegex(
+                ValueError, "config.json is damaged .*; restore the original"
+            ):
                 list(run_records._read(folder))
 
     def test_lines_that_are_no_records_are_refused(self):

@@ -159,14 +159,17 @@ class CommandTest(absltest.TestCase):
                 ["revisiting_at", "--on", "v5e:8x8", "--table=12", "--row=9"],
                 "--row 9: Table 12 of revisiting_at has no such row; give a name, or a number",
             ),
-            (["revisiting_at", "--on", "v5e:8x8", "--row=9"], "is one of a table; name it with --"),
+            (
+                ["revisiting_at", "--on", "v5e:8x8", "--row=9"],
+                "--row 9 needs a table; name it with --table",
+            ),
             (
                 ["revisiting_at", "--on", "v5e:8x8", "--table=18", "--row=1"],
                 "nothing is trained for that row; jaxrobust reproduce --commands --paper re",
             ),
             (
                 ["revisiting_at", "--on", "cpu"],
-                "is not a chip that can be assumed; name some, as v5e",
+                "--on cpu is not a known chip; write one such as v5e",
             ),
             (["revisiting_at", "--on", "v5e:8x8", "--utilisation=2"], "above 0 and at most 1"),
         ):

@@ -317,8 +317,11 @@ class CommandTest(parameterized.TestCase):
                 ("--table", "1", "--row", "ConvNeXt-T + CvS"),
                 "no such row; did you mean ConvNeXt-T + C",
             ),
-            (("--table", "1", "--row", "ConvNeXt-T"), "rows of that name; give the number, one of"),
-            (("--row", "1"), "--row is one of --table, and is shown by --commands; give both"),
+            (
+                ("--table", "1", "--row", "ConvNeXt-T"),
+                "rows have that name; give a number instead, one of",
+            ),
+            (("--row", "1"), "--row needs --table and --commands; give both"),
             (("--table", "tabel_2"), "no such table; did you mean table_2?"),
         ):
             with self.subTest(row=(words, said)):

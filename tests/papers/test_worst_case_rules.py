@@ -21,13 +21,13 @@ class FlagsTest(parameterized.TestCase):
             ({}, None, None),
             ({"corruptions": "all"}, None, "--worst_case contradicts --corruptions"),
             ({}, "0.1,0.2", "--worst_case contradicts --ladder"),
-            ({"norm": "l2"}, None, "of three norms, so leave --norm out; give --threat"),
+            ({"norm": "l2"}, None, "covers three norms, so leave --norm out; give --threat"),
             ({"norm": "l2", "epsilon": 0.0}, None, "so leave --norm and --epsilon out"),
             ({"steps": 5, "version": "plus"}, None, "leave --version, --steps out, or ask for one"),
             ({"attack": "apgd-ce"}, None, "leave --attack out"),
             ({"start": "zero"}, None, "leave --start out"),
             ({"l1_rule": "art"}, None, "leave --l1_rule out"),
-            ({"bundle": "there"}, None, "--bundle is of one attack under one threat"),
+            ({"bundle": "there"}, None, "--bundle covers one attack under one threat"),
         ):
             with self.subTest(row=(changes, ladder, words)):
                 given = GivenFlags(worst_case=True, **changes)
@@ -40,7 +40,7 @@ class FlagsTest(parameterized.TestCase):
     def test_balls(self):
         found = three_norms.balls(["l2:2", "linf:4/255"])
         self.assertEqual(found, [Threat("l2", 2.0), Threat("linf", 4 / 255)])
-        with self.assertRaisesRegex(ValueError, "--threat=l2:3: .*and l2 has one already"):
+        with self.assertRaisesRegex(ValueError, "--threat=l2:3: .*and l2 already has one"):
             three_norms.balls(["l2:2", "l2:3"])
 
 

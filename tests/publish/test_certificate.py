@@ -227,7 +227,7 @@ class FileTest(Case):
             ("--model=xcit_n12", "--image-size=32", "--bogus"),
             "--bogus is not a flag; --help-all lists them",
         ),
-        ((), "does not say whose weights it holds; give --model NAME"),
+        ((), "does not name its network; give --model NAME"),
         (("--model=convnext",), "unknown model 'convnext'; did you mean"),
         (("--model=convnext_t",), "weights do not fit"),
         (("--model=xcit_n12", "--against=nowhere.pt"), "nowhere.pt: no such file"),

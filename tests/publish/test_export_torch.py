@@ -212,7 +212,7 @@ class LayoutTest(FileCase):
         stats = {"normalize.mean": np.zeros(3, np.float32), "normalize.std": np.ones(3, np.float32)}
         save_file(vit | stats, self.folder / "vit.safetensors")
         self.refused(
-            ".*made for another image size than 224; give --image_size",
+            ".*was not made for image size 224; give --image_size",
             *("--weights", self.folder / "vit.safetensors", "--model=vit_s", "--layout=timm"),
         )
 
@@ -317,7 +317,7 @@ class RefusalTest(FileCase):
         (["--layout=timm", "--out={}/ours.safetensors"], "--out .* is a file; name a folder"),
         (
             ["--layout=timm", "--out={}/ours.safetensors/out"],
-            r"cannot write to --out .*/out \(Not a directory\); name a folder that can be written",
+            r"cannot write to --out .*/out \(Not a directory\); name a writable folder",
         ),
     )
     def test_mistakes(self, arguments, message):

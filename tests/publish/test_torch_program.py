@@ -207,7 +207,7 @@ class ProgramTest(parameterized.TestCase):
             mock.patch.object(Network, "create", lambda *_, **__: mock.Mock(apply=apply)),
             self.assertRaisesRegex(
                 ValueError,
-                rf"has the operation '\w+' \({__file__}:\d+\), for which there is no rule",
+                rf"has the operation '\w+' \({__file__}:\d+\), which cannot be translated to PyT",
             ),
         ):
             torch_program.printed(network)

@@ -137,7 +137,7 @@ class NamesTest(parameterized.TestCase):
         self.assertEqual(torch_modules.identified(name, turned), found)
         self.assertNotEqual(torch_modules.identified(name, given | {"width": 4}), found)
         with self.assertRaisesRegex(
-            ValueError, f"model.name={name}: options are plain values; .*o"
+            ValueError, f"model.name={name}: options must be plain values; .*o"
         ):
             torch_modules.identified(name, {"of": object()})
         with self.assertRaisesRegex(TypeError, "^3 is not a section$"):
@@ -197,7 +197,7 @@ class NamesTest(parameterized.TestCase):
             got = models.create(NAME, **SIZES).init(jax.random.key(0))
             jax.tree.map(np.testing.assert_array_equal, got, want)
             with self.subTest("another one is another"):
-                with self.assertRaisesRegex(ValueError, "keeps another network; give a new --work"):
+                with self.assertRaisesRegex(ValueError, "contains another network; give a new --w"):
                     torch_modules.keep(folder, NAME, **SIZES, width=2)
                 self.assertIn("needs PyTorch", self.refused(NAME, width=2))
 
@@ -209,7 +209,7 @@ class NamesTest(parameterized.TestCase):
         Path("nets.py").write_text(NETS.replace("ReLU", "GELU"))
         self.assertEqual(models.origin(name, **SIZES), began)  # what the run computes
         self.assertNotEqual(models.origin(name)["sha256"], began["sha256"])
-        message = "a/.* and b/.* keep different networks of the name"
+        message = "a/.* and b/.* contain different networks called"
         with self.assertRaisesRegex(ValueError, message):
             torch_modules.keep(second, name, **SIZES)
         torch_modules._folders.clear()

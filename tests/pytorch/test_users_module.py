@@ -248,13 +248,13 @@ class ExportTest(parameterized.TestCase):
         said = self.refused(self.network("torch:nets.py:Named", other="module"))
         self.assertRegex(
             said,
-            "cuts the names model.0.weight and module.0.weight to the same 0.weight, .* call the",
+            "shortens the names model.0.weight and module.0.weight to the same 0.weight, .* rename",
         )
 
     def test_several_results(self):
         network = self.network("torch:nets.py:Two", torch_output="logits")
         said = self.refused(network)
-        self.assertRegex(said, "has several results, and RobustBench takes .*layout state-dict")
+        self.assertRegex(said, "has several results, but RobustBench needs .*layout state-dict")
         self.exported(network, "state-dict")
         certificate = json.loads(Path("out/state_dict.certificate.json").read_text())
         self.assertTrue(certificate["agrees"])
@@ -265,12 +265,12 @@ class ExportTest(parameterized.TestCase):
         network = self.network()
         Path("nets.py").write_text(NETS.replace("stride=4", "stride=4, bias=True"))
         said = self.refused(network)
-        self.assertRegex(said, "nets.py is another file than the run began with .*; bring back")
+        self.assertRegex(said, "nets.py has changed since the run began .*; bring back")
         Path("nets.py").unlink()
         said = self.refused(network)
-        self.assertRegex(said, "nets.py is not there; run the command where .* --layout jaxrobust")
+        self.assertRegex(said, "nets.py does not exist; run the command in .* --layout jaxrobust")
         Path("nets.py").write_text("def build(:")
-        self.assertRegex(self.refused(network), "nets.py is another file than")
+        self.assertRegex(self.refused(network), "nets.py has changed since")
 
     def test_a_file_that_needs_its_neighbours(self):
         Path("parts.py").write_text("from torch import nn\n")

@@ -208,7 +208,7 @@ class RefusedTest(Folders):
         said = f"{a} is the same evaluation as {a}; name two different ones"
         self.assertIn(said, self.refused(a, b, "against", c, a))
         copy = self.write("copy", 1)
-        said = f"{copy} has the same weights as {b}, and a network counts once in groups; name an"
+        said = f"{copy} has the same weights as {b}, but each network counts only once; name anot"
         for words in ((a, b, "against", c, copy), (b, copy, "against", a, c)):
             self.assertIn(said, self.refused(*words))
 
@@ -229,7 +229,7 @@ class RefusedTest(Folders):
     def test_one_image(self):
         seen = [found(at, n=1) for at in range(3)]
         places = [write(self.folder / f"{at}", own, f"e{at}") for at, own in enumerate(seen)]
-        said = "one image alone compares no groups; evaluate on more images"
+        said = "one image is not enough to compare groups; evaluate more images"
         self.assertIn(said, self.refused(*places[:2], "against", places[2]))
 
 

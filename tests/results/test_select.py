@@ -253,12 +253,12 @@ class FlowTest(Case):
                 {"computed": {"8": own | {"gradient": other}}, "by": said["by"] | {"jax": "0.9"}},
                 rf"{at} gradient is another \(begun by jaxrobust .*, jax 0.9, .*\). Move it away",
             ),
-            ({"candidates": mine}, "the weights of train, step 4, .* are others than those in"),
+            ({"candidates": mine}, "the weights of train, step 4, .* differ from those in"),
         ):
             self.file.write_text(json.dumps(said | changes))
             self.assertRegex(call(self.workdir, code=2), words)
         self.file.write_text(json.dumps({k: v for k, v in said.items() if k != "computed"}))
-        self.assertIn("is of an older version, which noted neither", call(self.workdir, code=2))
+        self.assertIn("by an older version that fingerprinted neither", call(self.workdir, code=2))
 
     @pytest.mark.slow
     def test_again_while_the_training_goes_on(self):
@@ -274,7 +274,7 @@ class FlowTest(Case):
         with self.subTest("another question overwrites nothing"):
             before = self.file.read_text()
             said = call(self.workdir, "--steps", 1, code=2)
-            self.assertRegex(said, r"is a choice of another kind: attack is .*Repeat its flags, or")
+            self.assertRegex(said, r"holds a different choice: attack is .*Repeat its flags, or")
             self.assertEqual(self.file.read_text(), before)
 
     @pytest.mark.slow
@@ -315,7 +315,7 @@ class MistakesTest(Case):
             (("--image_size", 8, 0), "--image_size=0 must be at least 1"),
             (("--n", -1), "--n=-1 is not a number of images: 1 or more, or --n=all"),
             (("--batch", 0), "--batch=0 must be at least 1"),
-            (("--attack", "autoattack", "--steps", 10), "--steps are those of APGD-CE"),
+            (("--attack", "autoattack", "--steps", 10), "--steps only applies to APGD-CE; leave"),
             (("--attack", "pgd"), "invalid choice: 'pgd'"),
             (("--phase", "trian"), "--phase=trian is unknown; one of pretrain, train"),
             ((), "has kept no weights to choose from; train with --config.checkpoint.keep_every"),

@@ -113,7 +113,8 @@ def check_draws(test, name: str, *, factor: float = 1.0, **options) -> None:
     first, again, second = (train(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     test.assertGreater(parity.relative(first, second), 1e-3)
-    with test.assertRaisesRegex(ValueError, "above 0 draws in training: call apply with a key"):
+    message = "above 0 needs randomness in training: call apply with a key"
+    with test.assertRaisesRegex(ValueError, message):
         net.apply(params, stats, x, train=True)
     rates = ("dropout", "attention_dropout", "drop_path")
     none = {rate: 0.0 for rate in rates if rate in models.variant(name)._fields}

@@ -60,7 +60,7 @@ ARRAYS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "flattened kernel": (_with(_MLP, np.ravel), r"fc1\.weight: shape"),
     "flattened convolution": (
         _with(_CONV, np.ravel),
-        r"stem\.0\.weight: shape \(\d+,\) cannot be that of",
+        r"stem\.0\.weight: shape \(\d+,\) does not fit ",
     ),
     "wrong classes": (
         lambda arrays: arrays | {k: arrays[k][:7] for k in (_FC, "head.fc.bias")},
@@ -101,7 +101,7 @@ ARRAYS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
             {f"model.model.{k}": v for k, v in arrays.items()}
             | {f"{p}normalize.mean": np.zeros((1, 3, 1, 1), np.float32) for p in ("", "model.")}
         ),
-        r"normalize\.mean and model\.normalize\.mean are both there",
+        r"normalize\.mean and model\.normalize\.mean are both present",
     ),
     "normalisation of grey images": (
         lambda arrays: (
@@ -149,11 +149,11 @@ _PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</t
 _LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1144\n"
 # name of the case -> (file name, bytes from those of a right safetensors file, what the error says)
 BYTES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
-    "empty": ("a.safetensors", lambda whole: b"", "is empty; get it again"),
-    "empty torch file": ("a.pt", lambda whole: b"", "is empty; get it again"),
-    "truncated": ("a.safetensors", _cut(0.7), "not a whole safetensors file"),
-    "truncated header": ("a.safetensors", _cut(1e-4), "not a whole safetensors file"),
-    "garbage": ("a.safetensors", lambda whole: b"\0" * 999, "not a whole safetensors file"),
+    "empty": ("a.safetensors", lambda whole: b"", "is empty; download it again"),
+    "empty torch file": ("a.pt", lambda whole: b"", "is empty; download it again"),
+    "truncated": ("a.safetensors", _cut(0.7), "not a complete safetensors file"),
+    "truncated header": ("a.safetensors", _cut(1e-4), "not a complete safetensors file"),
+    "garbage": ("a.safetensors", lambda whole: b"\0" * 999, "not a complete safetensors file"),
     "web page": ("a.safetensors", lambda whole: _PAGE, "is a web page, not weights: the download"),
     "web page as torch file": ("a.pth", lambda whole: b"\n" + _PAGE, "is a web page, not weights"),
     "refused by the hub": (

@@ -309,8 +309,8 @@ FILES = [
     Forgery("beyond the end", row("apgd-ce", offset=10**6), "at bytes 1000000 to .*, which has"),
     Forgery("before the start", row("apgd-ce", offset=-1), "at bytes -1 to"),
     Forgery("a file that is cut off", cut, "at bytes .* of differences-0.bin, which has"),
-    Forgery("a byte", byte, "differences-0.bin is not the file that the bundle was written with"),
-    Forgery("a file that is gone", gone, "images.jsonl is missing; get the bundle again"),
+    Forgery("a byte", byte, "differences-0.bin differs from the file that the bundle was written"),
+    Forgery("a file that is gone", gone, "images.jsonl is missing; download the bundle again"),
     Forgery("pickled arrays", stored(pickled), r"image \d+: a difference cannot be decompressed"),
     Forgery(
         "too few pixels", stored(lambda *_: steps(1, 100)), "difference of 100 bytes does not fit"
@@ -325,8 +325,8 @@ FILES = [
         "something behind it", stored(lambda *_: steps(1) + b"more"), "of 192 bytes does not fit"
     ),
     Forgery("a numpy of its own", listed("numpy.py"), "lists numpy.py, which no bundle has"),
-    Forgery("a schema of nothing", about(schema=None), "has no schema; get the bundle again"),
-    Forgery("a schema of the future", about(schema=9), "schema 9, and this program knows up to"),
+    Forgery("a schema of nothing", about(schema=None), "has no schema; download the bundle again"),
+    Forgery("a schema of the future", about(schema=9), "schema 9, but this program only reads"),
 ]
 ALL = [*IMAGES, *NUMBERS, *VERDICTS, *POINTS, *FILES]
 

@@ -162,7 +162,7 @@ REFUSED = {
     ),
     "change in place without gradients": (
         lambda m: m.insert(0, Layer(_in_place)),
-        r"torch_defences\.py, line \d+ .*aten\.clamp_.* changes in place, under",
+        r"torch_defences\.py, line \d+ .*aten\.clamp_.* changes a tensor in place under",
     ),
     "noise of NumPy's": (
         lambda m: m.insert(0, Layer(_noise_of_numpy)),
@@ -178,7 +178,7 @@ REFUSED = {
     ),
     "state": (
         lambda m: m.insert(0, Remembering()),
-        r"two passes .* differ: .*keeps something from pass to pass",
+        r"two passes .* differ: .*keeps state between passes",
     ),
     "a batch": (
         lambda m: m.insert(0, Layer(lambda x: x - x.mean(0))),

@@ -362,7 +362,7 @@ class BadInputTest(parameterized.TestCase):
         ("targets are object", dict(labels=np.array([None] * N))),
         ("masks have class -1", dict(labels=np.where(MASKS == VOID, -1, MASKS.astype(int)))),
         ("masks have class 9", dict(labels=np.where(MASKS == 1, 9, MASKS))),
-        ("1 of 12 masks have no pixel that counts, the first at 3", dict(labels=EMPTY)),
+        ("1 of 12 masks have no pixel to count, the first at 3", dict(labels=EMPTY)),
         (
             "the scores of all 12 images are NaN or infinite",
             dict(
@@ -399,7 +399,11 @@ class BadInputTest(parameterized.TestCase):
         ("and finite", tasks.embedding, dict(farthest=np.inf, distance="l2")),
         ("distance=[] is unknown", tasks.embedding, dict(farthest=1, distance=[])),
         ("ignore=None must be an int", tasks.segmentation, dict(ignore=None)),
-        ("pass loss=task.goal", attacks.apgd, dict(epsilon=0.1, steps=2, loss=TASK)),
+        (
+            "loss is a task; pass its goal instead: loss=task.goal",
+            attacks.apgd,
+            dict(epsilon=0.1, steps=2, loss=TASK),
+        ),
         ("choose one of cosine, l2", tasks.embedding, dict(farthest=1, distance="l1")),
         ("texts have shape (8,)", tasks.zero_shot, dict(encoder=encode, texts=np.zeros(8))),
     )

@@ -97,7 +97,7 @@ class FolderTest(parameterized.TestCase):
         for path in (bad, self.images("train")[20], self.images("val")[0], self.images("val")[-1]):
             named = [line for line in said.splitlines() if str(path) in line]
             self.assertLen(named, 1)
-            self.assertRegex(named[0], r"is damaged \(not a whole image.*\); \d of at most 50")
+            self.assertRegex(named[0], r"is damaged \(not a complete image.*\); \d of at most 50")
         self.assertEqual(self.metrics()[-1]["damaged_images"], 2)
         splits = sorted(row["split"] for row in jsonl.read(self.workdir / "damaged-0.jsonl"))
         self.assertEqual(splits, ["train"] * 2 + ["val[50%:]", "val[:50%]"])
@@ -106,7 +106,7 @@ class FolderTest(parameterized.TestCase):
         self.assertIn(str(self.images("val")[-1]), record["damaged"][0])
 
     @parameterized.parameters(
-        ({"data__strict": True}, "is damaged: not a whole image"),
+        ({"data__strict": True}, "is damaged: not a complete image"),
         ({"data__max_damaged": 0}, r"and there are more than data.max_damaged=0"),
     )
     @pytest.mark.matrix

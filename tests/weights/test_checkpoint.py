@@ -208,7 +208,7 @@ class BucketTest(BucketCase):
         self.saved(checkpoints, 5)
         with (
             self.server.refusing("^GET"),
-            self.assertRaisesRegex(buckets.BucketError, "may not be used by this account"),
+            self.assertRaisesRegex(buckets.BucketError, "is not accessible to this account"),
         ):
             checkpoints.meta(5)
 

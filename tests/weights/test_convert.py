@@ -88,7 +88,7 @@ class RenameTest(parameterized.TestCase):
     def test_what_cannot_be_turned_is_one_problem(self):
         """Not a second one, that its name here is not filled."""
         split = row(r"(\w+)\.weight", (r"\1.q", r"\1.k"), lambda a: np.split(a, 5))
-        with self.assertRaisesRegex(ValueError, r"^1 weights .*:\n.*cannot be that of a\.q, a\.k$"):
+        with self.assertRaisesRegex(ValueError, r"^1 weights .*:\n.*does not fit a\.q, a\.k$"):
             convert.rename([split], SOURCE, {"a.q": (1, 3), "a.k": (1, 3)})
 
     def test_all_problems_in_one_message(self):
@@ -284,7 +284,7 @@ class LayoutTest(parameterized.TestCase):
             (
                 ("convnext_n", params | {"more": np.zeros(1, np.float32)}, stats),
                 "timm",
-                "'more'.* no place in convnext_n",
+                "'more'.* do not fit convnext_n",
             ),
             (
                 ("convnext_n", {k: v.astype(np.float16) for k, v in params.items()}, stats),
@@ -431,7 +431,7 @@ class LoadTest(parameterized.TestCase):
                 convert.load("convnext_n", path, **KWARGS)
         torch.save(tensors, path)
         path.write_bytes(path.read_bytes()[:-9000])
-        with self.assertRaisesRegex(ValueError, "not a whole PyTorch file"):
+        with self.assertRaisesRegex(ValueError, "not a complete PyTorch file"):
             files.read(path)
 
     def test_without_torch(self):

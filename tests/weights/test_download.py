@@ -237,8 +237,8 @@ class HubTest(LocalCase):
         with self.assertRaisesRegex(
             remote_weights.Unreachable,
             "does not answer.*not in the cache; try again, set HF_ENDPOINT to a mirror, or run "
-            "`hf download a/b model.safetensors config.json --revision v1 --local-dir DIR` where "
-            "there is a network and give DIR",
+            "`hf download a/b model.safetensors config.json --revision v1 --local-dir DIR` on a "
+            "machine with network access and give DIR",
         ):
             self.fetch("hf://a/b@v1")
 
@@ -249,7 +249,9 @@ class HubTest(LocalCase):
         self.server.repository("a/c", {"model.safetensors": CONTENT[::-1]})
         self.server.linked["/a/c/resolve/main/model.safetensors"] = SHA256
         with self.assertRaisesRegex(
-            ValueError, f"another sha256 than the hub says .{SHA256}.: a damaged download; it was"
+            ValueError,
+            f"does not have the hub's sha256 .{SHA256}., so the download was damaged and has been "
+            "removed; run",
         ):
             self.fetch("hf://a/c")
         self.server.files["/a/c/resolve/main/model.safetensors"] = CONTENT

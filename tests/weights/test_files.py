@@ -156,7 +156,7 @@ class PartsTest(absltest.TestCase):
             files.read(self.folder / "a.npz")
         empty = self.folder / "b.safetensors"
         save_file({}, empty)
-        with self.assertRaisesRegex(ValueError, "holds no arrays; get it again"):
+        with self.assertRaisesRegex(ValueError, "holds no arrays; download it again"):
             files.read(empty)
 
     def test_halves_are_cast_and_whole_numbers_stay(self):

@@ -86,7 +86,7 @@ class PathTest(Case):
         file = self.folder / "timm.safetensors"
         save_file(as_timm(weights()), file)
         self.assert_same(self.load(file, model="convnext_n", image_size=16), weights())
-        with self.assertRaisesRegex(ValueError, "does not say whose weights it holds; give --mod"):
+        with self.assertRaisesRegex(ValueError, "does not name its network; give --model NAME"):
             self.load(file)
         with self.assertRaisesRegex(ValueError, "unknown model 'convnext'; did you mean"):
             self.load(file, model="convnext")
@@ -220,7 +220,7 @@ class HubTest(Case):
 
     def test_of_an_architecture_that_is_not_here(self):
         self.serve(jaxrobust=None, architecture="efficientnet_b0")
-        with self.assertRaisesRegex(ValueError, "me/net does not say whose .*give --model NAME"):
+        with self.assertRaisesRegex(ValueError, "me/net does not name its network; give --model"):
             self.load("hf://me/net")
 
 
@@ -257,7 +257,7 @@ class PublishedTest(Case):
         self.server.close()
         with self.assertRaisesRegex(
             remote_weights.Unreachable,
-            rf"run `curl -L -o {KEY}.pt '.*/uc\?id=abc'` on one that has",
+            rf"run `curl -L -o {KEY}.pt '.*/uc\?id=abc'` on another machine",
         ):
             self.load(KEY)
         for name, how in ((f"{KEY}.pt", {}), ("other.pt", {"model": KEY})):
@@ -281,7 +281,7 @@ class AddressTest(Case):
         self.server.files["/w.safetensors"] = save(as_timm(weights()))
         address = f"{self.server.address}/w.safetensors"
         self.assert_same(self.load(address, model="convnext_n", image_size=16), weights())
-        with self.assertRaisesRegex(ValueError, "does not say whose weights it holds; give --mod"):
+        with self.assertRaisesRegex(ValueError, "does not name its network; give --model NAME"):
             self.load(address)
 
 

@@ -29,7 +29,7 @@ class FileTest(parameterized.TestCase):
         self.folder = Path(self.create_tempdir())
 
     @sweeps.rows(
-        (b"", "is empty; get it again"),
+        (b"", "is empty; download it again"),
         (b"\xef\xbb\xbf\r\n <!DOCTYPE html>", "is a web page, not weights"),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
@@ -102,7 +102,9 @@ class FileTest(parameterized.TestCase):
         self.assertEqual(weights_folder.write(folder, params, stats, own), done)
         changes = ({"k": np.zeros(2, np.float32)}, own), (params, own | {"source": "elsewhere"})
         for other, config in changes:
-            with self.assertRaisesRegex(ValueError, "holds other weights, or the same of another"):
+            with self.assertRaisesRegex(
+                ValueError, "contains other weights, or the same weights from another origin"
+            ):
                 weights_folder.write(folder, other, stats, config)
         self.assertEqual([p.name for p in folder.parent.iterdir()], ["w"])  # and no parts
 
@@ -119,7 +121,7 @@ class NetworkTest(parameterized.TestCase):
                 self.assertEqual((request.image_size, request.options), (64, {"a": 1}))
             with self.assertRaisesRegex(ValueError, "w.pt holds a resnet18; leave --model=vit_s o"):
                 load.fitted(artifact, "vit_s")
-            with self.assertRaisesRegex(ValueError, "w.pt was made for another image size than 64"):
+            with self.assertRaisesRegex(ValueError, "w.pt was not made for image size 64"):
                 load.fitted(artifact)
             made.resized = {}
             self.assertIs(load.fitted(artifact), made)
@@ -136,7 +138,7 @@ class NetworkTest(parameterized.TestCase):
     def test_a_network_that_normalises_twice(self):
         arrays = {"model.w": 1, "model.model.w": 2, "normalize.mean": 3}
         with self.assertRaisesRegex(
-            ValueError, "^model.w and model.model.w are both there: a network that normalises twice"
+            ValueError, "^model.w and model.model.w are both present, so the network normalises"
         ):
             convert.unwrapped(arrays)
         self.assertEqual(convert.unwrapped({"module.w": 1, convert.COUNT: 2}), {"w": 1})

@@ -174,7 +174,7 @@ class NormalizeTest(parameterized.TestCase):
             "init.normalize='mine'; one of keep, none, half, imagenet, cifar10, cifar100, "
             "cifar10-robustart",
         ),
-        ("cifar10", "cifar10 is of 3 channels, and the images have 1; set init.normalize=half"),
+        ("cifar10", "cifar10 has 3 channels, but the images have 1; set init.normalize=half"),
     )
     def test_refuses(self, name, message):
         folder = Path(self.create_tempdir())
@@ -316,7 +316,7 @@ class StartTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError,
             r"they are those of convnext_n_cvst with .*stem_strides=\[2, 2\].*, and the config "
-            r"has convnext_n_cvst with (?!.*\[2, 2\]).*; set model.options to theirs",
+            r"has convnext_n_cvst with (?!.*\[2, 2\]).*; set model.options to match",
         ):
             start_weights.of_config(config())
         start_weights.of_config(config(stem_strides=(1, 1)))  # said, so meant
@@ -444,7 +444,7 @@ class FolderTest(parameterized.TestCase):
         ):
             weights_folder.about(self.folder)
         file.unlink()
-        with self.assertRaisesRegex(ValueError, "no weights.safetensors; get both"):
+        with self.assertRaisesRegex(ValueError, "no weights.safetensors; copy both"):
             weights_folder.about(self.folder)
         (self.folder / "config.json").write_text('{"architecture": "convnext_n"}')
         with self.assertRaisesRegex(ValueError, "lacks num_classes.*import the weights again"):
@@ -456,7 +456,7 @@ class RunTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({}, {}, ""),
-        ({"dims": (16,)}, {}, r"(?s)those of convnext_n with .*16.*; set model.options to theirs$"),
+        ({"dims": (16,)}, {}, r"(?s)those of convnext_n with .*16.*; set model.options to match$"),
         ({"stem_strides": (2,)}, {}, "only the stem differs"),
         ({"stem_strides": (2,)}, {"init__stem": "fresh"}, ""),
         (

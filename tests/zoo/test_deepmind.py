@@ -137,19 +137,22 @@ class MessageTest(parameterized.TestCase):
     @sweeps.rows(
         ("dm_wrn_28_10", {"depths": (2, 1)}, r"channels=.* and depths=\(2, 1\) must have the same"),
         ("dm_wrn_28_10", {"channels": (0, 1, 2)}, "must be a tuple of positive integers"),
-        ("dm_wrn_28_10", {"channels": (8, 8, 16)}, "a stage that halves the map has a projection"),
-        ("dm_wrn_28_10", {"activation": "swish"}, "activation='swish' is unknown; one of relu, si"),
+        ("dm_wrn_28_10", {"channels": (8, 8, 16)}, "a stage that halves the map needs a project"),
+        (
+            *("dm_wrn_28_10", {"activation": "swish"}),
+            "activation='swish' is unknown; choose one of relu, si",
+        ),
         ("dm_wrn_28_10", {"stem": 0}, "stem=0 must be at least 1"),
         ("dm_wrn_28_10", {"bn_momentum": 0.0}, "bn_momentum=0.0 must be above 0 and at most 1"),
         ("ra_wrn_70_16", {"se_ratio": -0.5}, "se_ratio=-0.5 must be at least 0"),
         (
             *("ra_wrn_70_16", {"se_ratio": 0.01, "channels": (8, 16, 32)}),
-            "se_ratio=0.01 leaves 8 channels no hidden unit; take at least 0.125",
+            "se_ratio=0.01 leaves 8 channels without a hidden unit; use at least 0.125",
         ),
         ("dm_preactresnet18", {"depths": ()}, r"depths=\(\) must be a tuple of positive integers"),
         ("dm_preactresnet18", {"width": 0}, "width=0 must be at least 1"),
         ("dm_preactresnet18", {"image_size": 4}, "the map is halved 3 times, so take at least 8"),
-        ("dm_wrn_28_10", {"image_size": 30}, "halved 2 times without a rest, so take 28 or 32"),
+        ("dm_wrn_28_10", {"image_size": 30}, "halve evenly 2 times, so use 28 or 32"),
     )
     def test_message(self, name, changes, message):
         cifar_study.check_message(self, name, changes, message)

@@ -109,8 +109,14 @@ class NamesTest(parameterized.TestCase):
         cifar_study.check_both_ways(self, GOLDEN[golden], weights(golden))
 
     @sweeps.rows(
-        ("cifar_botnet50", r"positions of shape \(1, 4, 128, 1, 8\), and this network has \(1,"),
-        ("cifar_levit", r"position biases of shape \(4, 64\), and this network has \(4, 256\); gi"),
+        (
+            "cifar_botnet50",
+            r"positions have shape \(1, 4, 128, 1, 8\), but this network needs \(1,",
+        ),
+        (
+            "cifar_levit",
+            r"position biases have shape \(4, 64\), but this network needs \(4, 256\); gi",
+        ),
     )
     @pytest.mark.slow
     def test_positions_belong_to_one_size(self, name, message):
@@ -179,11 +185,11 @@ class OptionsTest(parameterized.TestCase):
 
 
 MESSAGES = (
-    ("cifar_botnet50", {"image_size": 36}, "image_size=36 is not halved .*; take a multiple of 8"),
-    ("cifar_botnet50_224", {"image_size": 16}, "image_size=16 .*; take a multiple of 32"),
+    ("cifar_botnet50", {"image_size": 36}, "image_size=36 cannot be halved.*; use a multiple of 8"),
+    ("cifar_botnet50_224", {"image_size": 16}, "image_size=16 .*; use a multiple of 32"),
     ("cifar_botnet50", {"heads": 3}, "heads=3 must divide the 512 channels of the last stage"),
     ("cifar_botnet50", {"depths": (3,)}, "depths=.* must be two or more positive integers"),
-    ("cifar_botnet50", {"activation": "elu"}, "activation='elu' is unknown; one of relu"),
+    ("cifar_botnet50", {"activation": "elu"}, "activation='elu' is unknown; choose one of relu"),
     ("cifar_botnet50", {"dropout": 1.0}, "dropout=1.0 is a probability"),
     (
         "cifar_ceit",
@@ -204,7 +210,7 @@ MESSAGES = (
         {"image_size": 30},
         "image_size=30 is not a whole number of patches of 4 px; use image_size=32, or other stem_",
     ),
-    ("cifar_levit", {"stem_strides": (2, 2)}, "needs four entries: one a convolution"),
+    ("cifar_levit", {"stem_strides": (2, 2)}, "needs four entries, one per convolution"),
     ("cifar_levit", {"heads": (4, 6)}, "depths=.* and heads=.* must have the same length"),
     ("cifar_levit", {"dims": (128, 100, 384)}, "multiples of key_width=16, for the heads between"),
     ("cifar_levit", {"depths": (0, 3, 4)}, "depths=.* must be a tuple of positive integers"),
@@ -225,7 +231,7 @@ MESSAGES = (
     ("cifar_mobilevit", {"dims": (8, 0, 8)}, "dims=.* must be a tuple of positive integers"),
     ("cifar_vitae", {"image_size": 40}, "image_size=40: .* take a square with a multiple of 16"),
     ("cifar_vitae", {"ratios": (3, 2, 2)}, "a cell shrinks the map by 2, 4 or 8"),
-    ("cifar_vitae", {"dims": (64, 64, 256)}, "2 times 192 channels are its .* must end with 384"),
+    ("cifar_vitae", {"dims": (64, 64, 256)}, "have 2 times 192 channels, .* must end with 384"),
     ("cifar_vitae", {"kernels": (7, 3)}, "must have the same length: one entry for each cell"),
     ("cifar_vitae", {"groups": 7}, "groups=7 must divide the last of dims="),
 )

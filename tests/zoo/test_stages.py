@@ -132,7 +132,7 @@ class NamesTest(parameterized.TestCase):
         cut, _ = convert.from_torch("cifar_coatnet", theirs, image_size=16, num_classes=3, **row)
         inner = biases.reshape(7, 7, 8)[2:5, 2:5]
         np.testing.assert_array_equal(cut[key], inner.reshape(9, 8))
-        with self.assertRaisesRegex(ValueError, "a map of 4 do not reach all of one of 8; keep"):
+        with self.assertRaisesRegex(ValueError, "a map of 4 do not cover one of 8; keep"):
             convert.from_torch("cifar_coatnet", theirs, image_size=64, num_classes=3, **row)
 
 
@@ -192,11 +192,11 @@ MESSAGES = (
     ("cifar_coatnet", {"order": "CCTTT"}, "order='CCTTT' names the 4 stages"),
     ("cifar_coatnet", {"order": "CXTT"}, r"C \(convolutions\) or T \(attention\) for each"),
     ("cifar_coatnet", {"order": ""}, "order='' names the 4 stages"),
-    ("cifar_coatnet", {"image_size": 48}, "the 5 stages halves the map, so take a multiple of 32"),
+    ("cifar_coatnet", {"image_size": 48}, "the 5 stages halves the map, so use a multiple of 32"),
     ("cifar_coatnet", {"image_size": 0}, "image_size=0 must be at least 1"),
     ("cifar_coatnet", {"depths": (2, 2)}, "depths=.* and dims=.* must have the same length"),
     ("cifar_coatnet", {"dims": ()}, r"dims=\(\) must be a tuple of positive integers"),
-    ("cifar_coatnet", {"dims": (3, 4, 4, 4, 4)}, "at least 4: a squeeze has a quarter of them"),
+    ("cifar_coatnet", {"dims": (3, 4, 4, 4, 4)}, "at least 4, because squeeze layers have a quart"),
     ("cifar_coatnet", {"heads": 0}, "heads=0 must be at least 1"),
     ("cifar_coatnet", {"activation": "elu"}, "activation='elu' is unknown; one of relu, silu"),
     ("cifar_pvt_v2", {"patch": 3}, "patch=3 must divide image_size=32 .*; one of 1, 2, 4$"),
@@ -249,7 +249,7 @@ class MessageTest(parameterized.TestCase):
         for name, options, size, message in (
             ("cifar_coatnet", COATNET | {"order": "CT"}, (8, 8), "those of image_size=16; create"),
             ("cifar_swin", SWIN | {"image_size": 16}, (8, 8), "a map of 2 in stage 2"),
-            ("cifar_swin", SWIN | {"image_size": 16}, (16, 24), "16 x 24 pixels: give square"),
+            ("cifar_swin", SWIN | {"image_size": 16}, (16, 24), "16 x 24 pixels: the windows need"),
         ):
             cifar_study.check_images_message(self, name, size, message, **options)
 

@@ -78,8 +78,7 @@ def read(folder: Path, *, of_task: bool = False) -> Bundle:
         if file_sha256(folder / name) != sha256:
             raise ValueError(
                 f"{folder / name} differs from the file that the bundle was written with; "
-                f"download the "
-                f"bundle again"
+                "download the bundle again"
             )
     about = _parsed(folder / ABOUT, (folder / ABOUT).read_text())
     schema = about.get("schema") if isinstance(about, dict) else None

@@ -119,8 +119,7 @@ def stored_corruptions(
     if not folder.is_dir():
         raise ValueError(
             f"--images {folder} is not a folder; a bundle of common corruptions needs a folder "
-            f"with "
-            "KIND.npy for each corruption and labels.npy, as CIFAR-10-C has"
+            "with KIND.npy for each corruption and labels.npy, as CIFAR-10-C has"
         )
     stored, count = {}, 0
     for name in names:

@@ -16,6 +16,7 @@ from jaxrobust.evaluation.engine.schedule import Aims, ImageVerdict
 from jaxrobust.evaluation.network import randomised, reliability
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text import spelling
 
 
 def ordering(setting: Setting, full: Setting) -> tuple[int, int]:
@@ -314,7 +315,7 @@ class Attack:
                     f"float32. If some remain then: {why[0].lower()}{why[1:]}"
                 )
             flags[f"unconfirmed by {self.name}"] = (
-                f"{self.unconfirmed} images were fooled in the search but not in a last forward "
-                "pass, or left the ball, and later steps found nothing else; they "
-                f"count as robust. {why}"
+                f"the search fooled {spelling.counted(self.unconfirmed, 'image')} that a last "
+                "forward pass classified correctly, or that had left the ball, and later steps "
+                f"found nothing else; each counts as robust. {why}"
             )

@@ -124,8 +124,7 @@ def _checked(
         names = [f"{ball.norm}:{fraction(ball.epsilon)}" for ball in balls]
         raise ValueError(
             f"{one} only works for one evaluation, but {flags.workdir} trained in {len(balls)} "
-            f"norms; name "
-            f"one of them: --threat={' or --threat='.join(names)}"
+            f"norms; name one of them: --threat={' or --threat='.join(names)}"
         )
     return flags, balls
 

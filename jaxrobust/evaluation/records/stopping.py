@@ -149,7 +149,7 @@ def check_width(width: float, images: int) -> None:
     if width * images <= 1:
         raise ValueError(
             f"a width of {100 * width:g} points is too narrow for {images} images, whose "
-            f"accuracies are {100 / images:.3g} points apart; evaluate more images, or allow more"
+            f"accuracies are {100 / images:.3g} points apart; evaluate more images, or widen it"
         )
 
 

@@ -132,7 +132,7 @@ def read(path: Path) -> Verdicts:
         stored = older | stored
         columns = [] if newer else [np.asarray(stored[k], kind) for k, kind in _KINDS.items()]
     except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); download it again") from error
+        raise ValueError(f"{path} is damaged ({error!r}); restore the original") from error
     if newer:
         raise ValueError(
             f"{path} has schema {stored['schema']}, but this version only reads up to {SCHEMA}; "
@@ -141,11 +141,11 @@ def read(path: Path) -> Verdicts:
     sizes = {len(column) for column in columns if column.ndim == 1}
     if len(sizes) != 1 or any(column.ndim != 1 for column in columns):
         raise ValueError(
-            f"{path} is damaged: its columns have different lengths; download it again"
+            f"{path} is damaged: its columns have different lengths; restore the original"
         )
     verdicts = Verdicts(*columns)
     if (verdicts.clean == (verdicts.fooled_by == "clean")).any():
-        raise ValueError(f"{path} is damaged: clean and fooled_by disagree; download it again")
+        raise ValueError(f"{path} is damaged: clean and fooled_by disagree; restore the original")
     if edited:
-        raise ValueError(f"{path} has been edited: its sha256 differs; download it again")
+        raise ValueError(f"{path} has been edited: its sha256 differs; restore the original")
     return verdicts

@@ -60,7 +60,7 @@ def refusing(name: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
 
     def refused(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(
-            f"{name} has shape {array.shape}, but this network needs {shape}; give the image_size "
+            f"{name} have shape {array.shape}, but this network needs {shape}; give the image_size "
             "and options that the weights were trained with"
         )
 

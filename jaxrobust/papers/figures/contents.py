@@ -139,7 +139,7 @@ def certified(
     the larger one, which is certified there too.
     """
     if threat:
-        raise ValueError("certificates hold at every l2 radius; leave --threat out")
+        raise ValueError("certificates cover every l2 radius; leave --threat out")
     shown = [one for place in places for one in figure_records.certified(place)]
     few_enough([one.place for one in shown])
     figure_records.check_together(shown)

@@ -88,8 +88,8 @@ def certified(place: str) -> list[FigureRecord]:
     records = [FigureRecord.read(place, run) for run in stored.values() if run.record.certified]
     if not records:
         raise ValueError(
-            f"{place} has no certificates to draw; evaluate "
-            "with --certify 0.25, or name another place"
+            f"{place} has no certificates to draw; evaluate with --certify 0.25, or "
+            "name another place"
         )
     return sorted(records, key=lambda one: (one.record.certified or {})["sigma"])
 
@@ -224,7 +224,7 @@ def _ladder(place: str) -> list[FigureRecord]:
     if missing := [radius for radius in radii if f"{radius:.6g}" not in there]:
         raise ValueError(
             f"the ladder of {place} lacks {', '.join(f'{r:.4g}' for r in missing)} of its radii; "
-            f"repeat the command that evaluated it"
+            "repeat the command that evaluated it to finish it"
         )
     if not any(rungs):
         raise ValueError(f"the ladder of {place} only has radius 0; evaluate larger radii")

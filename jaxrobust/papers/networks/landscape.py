@@ -180,8 +180,7 @@ def _done(table: Path, points: np.ndarray, about: dict[str, Any]) -> int:
         ):
             raise ValueError(
                 f"{table} belongs to other weights, images, directions or points; name another "
-                f"--out, "
-                "or remove it"
+                "--out, or remove it"
             )
     return len(there)
 

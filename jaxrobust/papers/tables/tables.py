@@ -103,7 +103,7 @@ def row(table: Table, wanted: str) -> int:
     if matches:
         numbers = ", ".join(str(at + 1) for at in matches)
         raise ValueError(
-            f"{of} {len(matches)} rows have that name; give a number instead, one of {numbers}"
+            f"{of} {len(matches)} rows with that name; give a number instead, one of {numbers}"
         )
     near = meant(wanted, dict.fromkeys(names))
     advice = near if near.startswith("did") else f"give a name, or a number from 1 to {len(names)}"

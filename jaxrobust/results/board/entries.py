@@ -112,7 +112,7 @@ def entry(listed: ListedBundle, done: Verification) -> BoardEntry:
     checked.check(record, listed.folder)
     if record.fast or record.method == stopping.FAST_METHOD:
         raise ValueError(
-            "its record comes from the fast version, which is not an AutoAttack accuracy; "
+            "its record comes from the fast version, whose accuracy is not AutoAttack's; "
             "complete it with --finish and bundle the result"
         )
     model, function = record.model or {}, record.function or {}

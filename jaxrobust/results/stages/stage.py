@@ -77,7 +77,7 @@ def _parsed(word: str) -> Stage:
         word, ATTACK, name, tuple(part.strip() for part in argument.split("+") if argument)
     )
     if name == CLEAN and argument:
-        raise ValueError(f"--then={word}: clean has no radius; leave {argument} out")
+        raise ValueError(f"--then={word}: clean takes no threat; leave {argument} out")
     if len(set(stage.balls)) < len(stage.threats):  # `balls` parses, and may raise
         raise ValueError(f"--then={word} repeats a threat; give it once")
     return stage

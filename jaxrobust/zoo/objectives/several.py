@@ -51,8 +51,8 @@ def _check_norms(attack: AttackSection) -> None:
         )
     if attack.start_std is not None:
         raise ValueError(
-            f"attack.start_std={attack.start_std:.4g} would apply to all norms {norms}, whose "
-            f"radii differ; leave it out, or set attack.relative_step"
+            f"attack.start_std={attack.start_std:.4g} pixels would apply to all norms {norms}, "
+            f"whose radii differ; leave it out, or set attack.relative_step"
         )
     if MIXES[mix].steepest and attack.name != STEEPEST:
         raise ValueError(

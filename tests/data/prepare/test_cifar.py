@@ -145,7 +145,7 @@ class RecordsTest(CifarCase):
         self.run_tool("cifar10", "--from", path)
         self.assertIn("all of it was there already", self.run_tool("cifar10", "--from", path)[0])
         self.assertIn("all of it was there already", self.run_tool("cifar10")[0])
-        self.assertIn("37 images; every record", self.run_tool("cifar10", "--check")[0])
+        self.assertIn("37 images; all records", self.run_tool("cifar10", "--check")[0])
         (shard,) = (self.out / "cifar10" / "3.0.2").glob("*-train.array_record*")
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
@@ -162,7 +162,7 @@ class RecordsTest(CifarCase):
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").write_text("{}")
         said = self.run_tool("cifar10", code=2)[1]
-        self.assertIn("was written by another tool; use it, or give another --out", said)
+        self.assertIn("was written by another tool; use it as it is, or give another --out", said)
         said = self.run_tool("cifar10", "--from", self.archive()[0], code=2)[1]
         self.assertIn("was not written by this tool", said)
         self.assertEqual([path.name for path in folder.iterdir()], ["dataset_info.json"])

@@ -48,7 +48,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         found = data.load(f"generated:{self.folder / 'shards'}", split="all", preprocessing="none")
         np.testing.assert_array_equal(np.round(255 * found.images), self.images)
         np.testing.assert_array_equal(found.labels, self.labels)
-        self.assertIn("130 images; every record", self.run_on(first, words=["--check"]))
+        self.assertIn("130 images; all records", self.run_on(first, words=["--check"]))
         self.assertIn("all were there already", self.run_on(first, second))
 
     @parameterized.parameters(0, 1, 2)
@@ -71,7 +71,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         self.assertIn("interrupted; the same command continues", said)
         out = self.folder / "shards"
         self.assertEmpty([p for p in out.iterdir() if writer.PARTIAL in p.name])
-        with self.assertRaisesRegex(data.DataError, "let that command continue"):
+        with self.assertRaisesRegex(data.DataError, "repeat that command"):
             data.open_source(f"generated:{out}", "all")
         printed = self.run_on(*files, words=["--json"])
         about = json.loads(printed.strip().splitlines()[-1])
@@ -85,7 +85,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         with mock.patch.object(generated, "blocks", wraps=generated.blocks) as read:
             self.run_on(*files)
         self.assertEqual([call.args[0].path.name for call in read.call_args_list], ["b.npz"])
-        self.assertIn("every record", self.run_on(*files, words=["--check"]))
+        self.assertIn("all records", self.run_on(*files, words=["--check"]))
 
     def test_check_finds_what_has_changed(self):
         file = self.write("a.npz")
@@ -95,17 +95,18 @@ class GeneratedCommandTest(parameterized.TestCase):
         content[5000] ^= 1
         shard.write_bytes(content)
         said = self.run_on(file, words=["--check"], code=2)
-        self.assertRegex(said, "00001-of-00003 is not what was written, .*; remove it, and the")
+        changed = "00001-of-00003 has changed since it was written .*; remove it and repeat"
+        self.assertRegex(said, changed)
         shard.unlink()
         self.run_on(file)
-        self.assertIn("every record", self.run_on(file, words=["--check"]))
+        self.assertIn("all records", self.run_on(file, words=["--check"]))
 
     @sweeps.rows(
         ({"image": np.zeros((130, 8, 8, 3), np.float32)}, r"float32\[130, 8, 8, 3\], not uint8"),
         ({"image": np.zeros((130, 3, 8, 8), np.uint8)}, r"write image.transpose\(0, 2, 3, 1\)"),
         (
             {"label": np.zeros(129, int)},
-            r"label is int64\[129\], not one integer for each of the 130 images; write the number",
+            r"label is int64\[129\], not one integer for each of the 130 images; write class",
         ),
         ({"label": np.zeros((130, 10), "f4")}, "or give --soft for probabilities"),
         (
@@ -113,7 +114,7 @@ class GeneratedCommandTest(parameterized.TestCase):
             "labels go from 10 to 10, outside of 10 classes; remove these images, or give",
         ),
         ({"label": np.full(130, -1)}, "labels go from -1 to -1, outside of 10 classes"),
-        ({"image": np.asfortranarray(np.zeros((130, 8, 8, 3), np.uint8))}, "in Fortran's order"),
+        ({"image": np.asfortranarray(np.zeros((130, 8, 8, 3), np.uint8))}, "in Fortran order"),
     )
     def test_refuses_arrays(self, changes, message):
         self.folder = Path(self.create_tempdir())
@@ -135,7 +136,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         whole = file.read_bytes()
         file.write_bytes(whole[:9000])
         said = self.run_on(file, code=2)
-        self.assertRegex(said, r"a.npz is damaged, or no .npz file \(.*\); copy the file again")
+        self.assertRegex(said, r"a.npz is damaged, or not a .npz file \(.*\); copy the file again")
         flipped = bytearray(whole)
         flipped[9000] ^= 1
         file.write_bytes(flipped)
@@ -151,7 +152,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         self.assertRegex(
             self.run_on(self.folder / "d.npz", code=2), "d.npz holds pixels; write one"
         )
-        self.assertRegex(self.run_on(self.folder / "e.npz", code=2), "there is no file .*e.npz")
+        self.assertRegex(self.run_on(self.folder / "e.npz", code=2), "e.npz does not exist; check")
 
     def test_refuses_a_folder_of_something_else(self):
         one, two = self.write("a.npz"), self.write("b.npz", slice(90))

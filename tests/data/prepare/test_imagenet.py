@@ -374,7 +374,7 @@ class InterruptedTest(PrepareTest):
         usage = namedtuple("usage", "total used free")(10**9, 10**9 - 100, 100)
         with mock.patch("shutil.disk_usage", return_value=usage):
             self.refused(
-                r"GB are to be written.*free.*the same command continues",
+                r"GB must be written, but only .* GB are free in .*the same command continues",
                 self.tars(train_images(2, 4)),
                 "--allow-partial",
                 code=3,
@@ -443,7 +443,7 @@ class CheckTest(PrepareTest):
         content = self.shard.read_bytes()
         self.shard.write_bytes(other.read_bytes())
         other.write_bytes(content)
-        self.refused(r"is not what the index says \(and 1 more\)", "--check", code=3)
+        self.refused(r"record \d+ differs from the index \(and 1 more\)", "--check", code=3)
 
     def test_other_labels_than_those_of_the_index(self):
         def shifted(*where):
@@ -452,7 +452,7 @@ class CheckTest(PrepareTest):
 
         command._index.cache_clear()
         with mock.patch.object(command, "read_index", shifted):
-            self.refused(r"is not what the index says", "--check", code=3)
+            self.refused(r"record \d+ differs from the index", "--check", code=3)
 
     def test_a_changed_index(self):
         (self.directory / "jaxrobust-index-train.npz").write_bytes(b"x")
@@ -517,7 +517,7 @@ class RefusedTest(PrepareTest):
         (tar({"n01440764.tar": tar({}), "n00000001.tar": b""}), "n00000001.tar is not"),
         (
             tar({"n01440764.tar": tar({"n01443537_1.JPEG": b"x"})}),
-            "n01443537_1.JPEG is an image of n01443537, not of n01440764",
+            "n01443537_1.JPEG shows class n01443537, not n01440764",
         ),
         (
             tar({"n01440764.tar": tar({"n01440764_1.JPEG": b""})}),
@@ -599,7 +599,7 @@ class RefusedTest(PrepareTest):
         (
             {"val": {"n01440764": {"ILSVRC2012_val_00000001.JPEG": b"x"}}},
             ("--allow-partial",),
-            "00000001.JPEG is an image of n01751748, not of n01440764",
+            "00000001.JPEG shows class n01751748, not n01440764",
         ),
         ({"train": {"cat": {"1.jpg": b"x"}}}, ("--name", "My-Pets"), "small letters"),
         ({"train": {"cat": {"1.jpg": b"x"}}}, ("--name", "digits"), "not digits or fake"),

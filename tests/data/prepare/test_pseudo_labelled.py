@@ -75,7 +75,7 @@ class PseudoLabelledTest(parameterized.TestCase):
 
     def test_refuses_what_is_no_such_pickle(self):
         self.assertRegex(self.prepared([1, 2], code=2), "holds list; it needs a dict with 'data'")
-        self.assertRegex(self.prepared(b"<html>", code=2), "pickle, or damaged|more than arrays")
+        self.assertRegex(self.prepared(b"<html>", code=2), "pickle, or is damaged|more than arrays")
         given = {"data": self.images, "extrapolated_targets": self.labels}
         said = self.prepared(given, "--out", "arrays.npy", code=2)
         self.assertIn("name a file that ends in .npz", said)

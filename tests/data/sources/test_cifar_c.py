@@ -112,12 +112,12 @@ class FilesTest(parameterized.TestCase):
         self.write()
         self.refused("has no snow.npy in", "snow-1")
         self.refused("no split 'fgo-1': there is no corruption 'fgo'; did you mean fog", "fgo-1")
-        self.refused("no split 'fog-6': there is no severity '6'", "fog-6")
+        self.refused("no split 'fog-6': fog has no severity '6'", "fog-6")
         for split in ("test", "fog", "all-1"):
-            self.refused("name one corruption in one severity, such as fog-3", split)
+            self.refused("name one corruption and severity, such as fog-3", split)
         self.refused("there is no folder .*nowhere", name="cifar10-c:nowhere")
 
     def test_damaged(self):
         self.write()
         (self.folder / "fog.npy").write_bytes(b"no array")
-        self.refused("fog.npy is damaged, or no .npy file")
+        self.refused("fog.npy is damaged, or not a .npy file")

@@ -58,17 +58,17 @@ def animation():
 ENCODED = {  # kind -> (file, what is said, whether it is refused)
     "16 bits of grey": (
         saved(Image.fromarray(RNG.integers(0, 65536, SIZE, np.uint16))),
-        "1 of 8 images .* grey values of 16 bits or floats, .* clip .*; write them with 8 bits",
+        "1 of 8 .* have 16-bit or float grey values, .* clip .*; write them with 8 bits",
         True,
     ),
     "32 bits of grey": (
         saved(Image.fromarray(RNG.integers(0, 65536, SIZE, np.int32)), "TIFF"),
-        "16 bits or floats",
+        "16-bit or float grey values",
         True,
     ),
     "floats": (
         saved(Image.fromarray(RNG.random(SIZE, np.float32)), "TIFF"),
-        "16 bits or floats",
+        "16-bit or float grey values",
         True,
     ),
     "16 bits of colour": (
@@ -132,7 +132,7 @@ class ImagesTest(ConventionsCase):
         """They passed in silence, and 8/255 was eight times their range."""
         images = [colours(2) for _ in range(8)]
         given = self.write(source, {"train": (images, [0, 1] * 4)}, "ab")
-        self.refuses(given, "have pixels of 0 and 1, where white is 255, .*; write 255 . x")
+        self.refuses(given, "the pixel values 0 and 1, although white is 255, .*; save 255 . x")
 
     @sweeps.rows(*sweeps.product(source=KINDS, top=(17, 1)))
     def test_dark_pixels(self, source, top):
@@ -164,7 +164,7 @@ class ImagesTest(ConventionsCase):
         files[6] = ENCODED["16 bits of grey"][0]
         given = self.write(source, {"train": (files, [0] * 40 + [1] * 40)}, "ab")
         self.assertIsNone(self.open(given).image_shape)
-        with self.assertRaisesRegex(data.DataError, "grey values .I;16. do not fit 8 bits; write"):
+        with self.assertRaisesRegex(data.DataError, "values .I;16. do not fit in 8 bits; save it"):
             data.load(**given, split="train", image_size=8)
 
     @sweeps.rows(

@@ -249,11 +249,11 @@ class RefusalTest(FolderTest):
         *(
             (["train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg"], f"train{part}", pattern)
             for part, pattern in (
-                ("[5:]", "beyond the 3 records"),
-                ("[2:1]", "holds no record; 3 are there"),
-                ("[:0]", "holds no record; 3 are there"),
-                ("[x:]", r"\[x:\] is not a part"),
-                ("[:]", r"\[:\] is not a part"),
+                ("[5:]", "exceeds the 3 available records"),
+                ("[2:1]", "is empty; 3 records are available"),
+                ("[:0]", "is empty; 3 records are available"),
+                ("[x:]", r"\[x:\] is not a valid part"),
+                ("[:]", r"\[:\] is not a valid part"),
             )
         ),
         *(
@@ -372,7 +372,7 @@ class ClassOrderTest(FolderTest):
     def test_a_class_that_train_lacks(self):
         write_tree(self.root, ["train/a/1.jpg", "train/c/1.jpg", "val/b/1.jpg", "val/c/1.jpg"])
         self.assert_refused(
-            r"split 'val': .*/train has no class folder for b \(1\), so that .* no such class; add",
+            r"split 'val': .*/train has no class folder for b \(1\), so a .* no such class; add",
             split="val",
         )
         self.assertEqual(self.labels("train")[0], [0, 1])
@@ -451,7 +451,7 @@ class ImageNetTest(FolderTest):
         for classes in (None, 1000, 999):
             with self.assertRaisesRegex(
                 registry.DataError,
-                r"/val has 999 of ImageNet's 1,000 class folders, so that labels would shift; "
+                r"/val has 999 of ImageNet's 1,000 class folders, so labels would shift; "
                 r"missing are n02123045 \(1\): restore them, or .* data.classes",
             ):
                 registry.open_source(name, "val", num_classes=classes)

@@ -78,7 +78,9 @@ class GeneratedTest(parameterized.TestCase):
     def test_pixels_of_0_and_1(self):
         folder = Path(self.create_tempdir())
         out = prepared(folder, self.images % 2, self.labels)
-        with self.assertRaisesRegex(data.DataError, "have pixels of 0 and 1, where white is 255"):
+        with self.assertRaisesRegex(
+            data.DataError, "only have the pixel values 0 and 1, although white is 255"
+        ):
             data.open_source(f"generated:{out}", "all")
 
     @absltest.skipUnless(hasattr(os, "posix_fadvise"), "the system takes no announcements")
@@ -138,9 +140,9 @@ class GeneratedTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("gone", "there is no folder .*; check the path"),
-        ("no info", "has no generated.json, with which jaxrobust prepare generated ends"),
+        ("no info", "has no generated.json, which jaxrobust prepare generated writes last"),
         ("cut info", "generated.json is damaged .*; prepare it again, jaxrobust prepare generated"),
-        ("version", "is of another version of jaxrobust; prepare it again"),
+        ("version", "was written by another version of jaxrobust; prepare it again"),
         ("missing", "00001-of-00003 is missing; prepare it again"),
         ("longer", "00001-of-00003 has .* bytes, not .*; prepare it again"),
         ("label", r"record 0 of .* has the label 0, outside the classes 0 to -1; prepare"),
@@ -168,9 +170,9 @@ class GeneratedTest(parameterized.TestCase):
             data.open_source(self.name, "train")
         ids = self.folder / "ids.txt"
         ids.write_text("a/b.png\n")
-        with self.assertRaisesRegex(DataError, "cannot be chosen by classes or ids; prepare"):
+        with self.assertRaisesRegex(DataError, "cannot be selected by class or id; prepare"):
             data.open_source(self.name, f"all@{ids}")
-        with self.assertRaisesRegex(DataError, "read at random from a local disk; copy them"):
+        with self.assertRaisesRegex(DataError, "must be on a local disk; copy them there"):
             data.open_source("generated:gs://bucket/shards", "all")
 
     def test_a_shard_that_is_cut_off_while_it_is_read(self):

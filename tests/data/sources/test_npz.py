@@ -166,7 +166,7 @@ class RefusedTest(NpzCase):
         ({"y_test": labels(4)}, r"y_test is int64\[4\], not one integer for each of the"),
         ({"y_test": np.ones(5)}, r"y_test is float64\[5\], not one integer"),
         ({"y_test": np.ones((5, 14), int)}, r"y_test is int64\[5, 14\], not one"),
-        ({"y_test": labels(5) - 1}, "y_test holds -1; labels are counted from 0 on"),
+        ({"y_test": labels(5) - 1}, "y_test holds -1; labels start at 0"),
         ({"y_test": np.array([None] * 5)}, r"y_test is object\[5\], not one integer"),
         ({"y_test": labels(5), "classes": np.array(["a"])}, "y_test go to 3, but it nam"),
     )  # fmt: skip
@@ -198,12 +198,12 @@ class RefusedTest(NpzCase):
         for content in (whole[:-100], whole[:50], b"", b"\x93NUMPY" + bytes(100), flipped):
             self.path.write_bytes(content)
             with self.assertRaisesRegex(
-                data.DataError, "set.npz is damaged, or no .npz file .*; copy the file again"
+                data.DataError, "set.npz is damaged, or not a .npz file .*; copy the file again"
             ):
                 data.open_source(name, "test")
 
     def test_no_file(self):
-        with self.assertRaisesRegex(data.DataError, "there is no file .*set.npz; check the path$"):
+        with self.assertRaisesRegex(data.DataError, "set.npz does not exist; check the path$"):
             data.open_source(f"npz:{self.path}", "test")
         with self.assertRaisesRegex(data.DataError, "is not the name of a data set; .*npz:PATH"):
             data.open_source("npz:", "test")

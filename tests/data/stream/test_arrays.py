@@ -60,7 +60,7 @@ class LoadTest(parameterized.TestCase):
         write_tree(self.root, ["all/a/1.png", "all/a/2.png", "all/b/3.png"])
         (self.root / "all" / "a" / "2.png").write_bytes(b"x")
         name = f"folder:{self.root}/all"
-        with self.assertRaisesRegex(data.DataError, "2.png is damaged: not a whole image file"):
+        with self.assertRaisesRegex(data.DataError, "2.png is damaged: not a complete image file"):
             data.load(name, split="all", image_size=8)
         loaded = data.load(name, split="all", image_size=8, strict=False)
         self.assertEqual((loaded.ids.tolist(), loaded.labels.tolist()), ([0, 2], [0, 1]))
@@ -70,7 +70,7 @@ class LoadTest(parameterized.TestCase):
         ({"split": "val"}, r"no split 'val': it has train \(1400\), test \(397\)"),
         ({"n": 0}, "limit=0 must be at least 1"),
         ({"preprocessing": "Res255"}, "unknown preprocessing 'Res255': known are none, Res256"),
-        ({"preprocessing": "Crop288", "image_size": 8}, "set image_size to the size it gives"),
+        ({"preprocessing": "Crop288", "image_size": 8}, "set image_size to its output size"),
         ({"classes": "/nowhere"}, "data.classes=/nowhere is neither imagenet100 nor"),
         ({"name": "cifar1000"}, "unknown data set 'cifar1000'|does not exist"),
         ({"name": "digitz"}, "did you mean digits\\? "),

@@ -321,7 +321,7 @@ class DamageTest(parameterized.TestCase):
         return dataclasses.replace(numbered(), read=read)
 
     @sweeps.rows(
-        ({"broken": [5]}, "not a whole image file"),
+        ({"broken": [5]}, "not a complete image file"),
         ({"wrong": [5]}, r"its shape is \(9, 9, 1\), not \(8, 8, 1\)"),
     )
     def test_strictly_a_damaged_image_is_an_error(self, damage, reason):
@@ -380,8 +380,8 @@ class DamageTest(parameterized.TestCase):
         self.assertLen(said, 2)
         self.assertRegex(
             said[0],
-            r"data set 'numbered', split 'train': the image of record 5 is damaged \(not a whole "
-            r"image file.*\); 1 of at most 2",
+            r"data set 'numbered', split 'train': the image of record 5 is damaged \(not a "
+            r"complete image file.*\); 1 of at most 2",
         )
         self.assertEqual(damage.new, {5, 9})
         with self.assertRaisesRegex(
@@ -404,7 +404,7 @@ class DamageTest(parameterized.TestCase):
 
     def test_nothing_whole_is_an_error(self):
         with self.assertRaisesRegex(
-            registry.DataError, "all that could take its place are damaged"
+            registry.DataError, "all its possible replacements are damaged"
         ):
             self.lenient(self.damaged(broken=range(37)), 1, batch_size=4)
 

@@ -191,7 +191,7 @@ class ExtraTest(parameterized.TestCase):
         ({"extra": extra(channels=3)}, "has 3 channels, and .* has 1; give one with the same"),
         (
             {"extra": extra(classes=tuple("abcdefghij"))},
-            r"names its classes otherwise .* \('a', ... and '0', ...\)",
+            r"names its classes differently .* \('a', ... and '0', ...\)",
         ),
         ({"extra": extra(4)}, "a batch of 16 needs 8 images of .*'generated'.* which has 4"),
         ({"views": 0}, r"data.views=0 does not divide the 16 rows .* one of \[1, 2, 4, 8, 16\]"),

@@ -113,7 +113,7 @@ class ColorTest(parameterized.TestCase):
         ranges = augmentations.jitter_ranges(0.25, 1.5, 0, 0.5)
         self.assertEqual(ranges, ((0.75, 1.25), (0, 2.5), (1, 1), (-0.5, 0.5)))
         for wrong in ((0, 0, 0, 0.501), (-0.1, 0, 0, 0), (0, -0.1, 0, 0), (0, 0, -0.1, 0)):
-            with self.assertRaisesRegex(ValueError, "numbers are 0 or more, and the hue's 0.5"):
+            with self.assertRaisesRegex(ValueError, "must be at least 0, and the hue at most 0.5"):
                 augmentations.jitter_ranges(*wrong)
 
     @sweeps.rows((0, "Desaturate"), (1, "Solarize"), (2, "GaussianBlurRand"))

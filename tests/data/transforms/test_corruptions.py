@@ -353,8 +353,8 @@ class ChosenTest(parameterized.TestCase):
     @sweeps.rows(
         ("fgo", "no corruption 'fgo'; did you mean fog"),
         ("", "no corruption ''"),
-        ("fog-6", "no severity '6' of fog; write fog-1 to fog-5"),
-        ("fog-", "no severity '' of fog"),
+        ("fog-6", "fog has no severity '6'; write fog-1 to fog-5"),
+        ("fog-", "fog has no severity ''"),
         ("fog,fog-1", "has fog-1 twice"),
     )
     def test_refused(self, text, said):
@@ -392,9 +392,9 @@ class SourceTest(parameterized.TestCase):
         self.assertEqual(decoding.decode(source[0].image, channels=3).shape, (224, 224, 3))
 
     @sweeps.rows(
-        ({"name": "fake:28x28x3", "size": 28}, "images of 32 and of 224 pixels in colour"),
-        ({"name": "fake:32x32x1"}, "images of 32 and of 224 pixels in colour"),
-        ({"name": "fake:64x64x3", "size": 64}, "images of 32 and of 224 pixels in colour"),
+        ({"name": "fake:28x28x3", "size": 28}, "for colour images of 32 and 224 pixels"),
+        ({"name": "fake:32x32x1"}, "for colour images of 32 and 224 pixels"),
+        ({"name": "fake:64x64x3", "size": 64}, "for colour images of 32 and 224 pixels"),
         ({"kind": "frost"}, "give --frost FOLDER"),
     )
     def test_refused(self, options, said):
@@ -438,8 +438,8 @@ class PhotographsTest(parameterized.TestCase):
         place = self.folder(a=(200, 200))
         (place / "a.png").write_bytes(b"\x89PNG")
         for folder, said in (
-            (place / "nowhere", "no folder .*nowhere of photographs"),
-            (place, "not a whole image file.*; copy it again"),
+            (place / "nowhere", "the folder of frost photographs .*nowhere does not exist"),
+            (place, "not a complete image file.*; copy it again"),
         ):
             with self.assertRaisesRegex(data.DataError, said):
                 corrupted_images.photographs(folder, 32)

@@ -112,26 +112,26 @@ class DecodeTest(PillowTest):
     def test_a_cut_or_foreign_file_is_refused(self, kind):
         data = encoded(pattern(64, 64), kind)
         for bad in (b"", b"not an image", data[: len(data) // 2], data[:30]):
-            with self.assertRaisesRegex(ValueError, "not a whole image file: "):
+            with self.assertRaisesRegex(ValueError, "not a complete image file: "):
                 decoding.decode(bad)
 
     @sweeps.rows(
         (b"", "it is empty"),
         (bytearray(), "it is empty"),
         (memoryview(b""), "it is empty"),
-        (b"not an image", "it has no format that Pillow knows"),
-        (memoryview(b"\0" * 999), "it has no format that Pillow knows"),
+        (b"not an image", "Pillow does not recognise its format"),
+        (memoryview(b"\0" * 999), "Pillow does not recognise its format"),
         (encoded(pattern(64, 64), "PNG")[:200], "image file is truncated"),
     )
     def test_what_is_wrong_with_a_file(self, data, reason):
-        with self.assertRaisesRegex(ValueError, rf"\Anot a whole image file: {reason}[^<>]*\Z"):
+        with self.assertRaisesRegex(ValueError, rf"\Anot a complete image file: {reason}[^<>]*\Z"):
             decoding.decode(data, channels=3)
 
     def test_a_decompression_bomb_is_refused(self):
         data = encoded(pattern(64, 64), "JPEG")
         with (
             mock.patch.object(Image, "MAX_IMAGE_PIXELS", 2000),
-            self.assertRaisesRegex(ValueError, "not a whole image file: .*decompression bomb"),
+            self.assertRaisesRegex(ValueError, "not a complete image file: .*decompression bomb"),
         ):
             decoding.decode(data)
 

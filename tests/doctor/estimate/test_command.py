@@ -213,7 +213,7 @@ class QuickCommandTest(parameterized.TestCase):
         ),
         ("--on h100:8 --fsdp 3", "mesh.fsdp=3 does not divide the 8 chips; one of 1, 2, 4, 8"),
         ("--on h100:1 --config.data.name=flowers", "flowers"),
-        ("--on h100:1 --config=other", "name the config as the first word, without --config"),
+        ("--on h100:1 --config=other", "give the config as the first word, without --config"),
     )
     def test_more_mistakes_are_one_sentence(self, words, sentence):
         self.refused(("quickstart", *words.split()), sentence)

@@ -195,7 +195,7 @@ class WrittenTest(parameterized.TestCase):
                 if path.name == claims.SUMS and place == len(whole) - 1:
                     continue  # the end of the last line, which says nothing
                 path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-                with self.assertRaisesRegex(ValueError, "get the bundle again"):
+                with self.assertRaisesRegex(ValueError, "download the bundle again"):
                     claims.read(self.folder)
             path.write_bytes(whole)
         claims.read(self.folder)
@@ -205,12 +205,12 @@ class WrittenTest(parameterized.TestCase):
             folder = Path(self.create_tempdir()) / "b"
             shutil.copytree(self.whole, folder)
             (folder / name).unlink()
-            with self.assertRaisesRegex(ValueError, f"{name} is missing; get the bundle again"):
+            with self.assertRaisesRegex(ValueError, f"{name} is missing; download the bundle"):
                 claims.read(folder)
-        with self.assertRaisesRegex(ValueError, "not a bundle, it has no SHA256SUMS; give"):
+        with self.assertRaisesRegex(ValueError, "not a bundle: it has no SHA256SUMS; give"):
             claims.read(self.folder / "nowhere")
         changed(self.folder, schema=contradictions.TASK_SCHEMA + 1)
-        with self.assertRaisesRegex(ValueError, "schema 5, and this program knows up to 4; use"):
+        with self.assertRaisesRegex(ValueError, "schema 5, but this program only reads up to 4;"):
             claims.read(self.folder)
 
     def test_what_is_not_confirmed_is_named(self):

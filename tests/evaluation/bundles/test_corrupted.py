@@ -277,4 +277,4 @@ class ProgramTest(Case):
         self.assertIn("fog.npy cannot be read as a .npy file", said)
         shutil.rmtree(self.images)
         self.images.touch()
-        self.assertIn("is not a folder; a bundle of common corruptions needs one", self.ran()[1])
+        self.assertIn("is not a folder; a bundle of common corruptions needs a", self.ran()[1])

@@ -375,7 +375,7 @@ class FunctionTest(Case):
 
     def test_adversarial_images_of_other_images(self):
         words = (self.bundle, "--write_adversarial", self.root / "x.pt", "--split=train")
-        self.assertIn("is not the one that was evaluated; give the --data", self.refused(*words))
+        self.assertIn("differs from the evaluated one; give the --data", self.refused(*words))
         said = self.refused(self.bundle, "--write_adversarial", self.root / "x.npy")
         self.assertIn("name a file that ends in .pt", said)
         said = self.refused(self.bundle, "--write_images", self.root / "x.npz")
@@ -383,7 +383,7 @@ class FunctionTest(Case):
 
     def test_a_changed_byte_and_other_labels(self):
         said = refused(self.checked("--bundle", self.changed(self.bundle)))
-        self.assertRegex(said, "differences-0.bin is not the file .* get the bundle again")
+        self.assertRegex(said, "differences-0.bin differs from the file .* download the bundle ag")
         labels = np.load(self.root / "images.labels.npy")
         np.save(self.root / "few.labels.npy", labels[:4])
         said = refused(self.checked("--labels", self.root / "few.labels.npy"))

@@ -285,9 +285,12 @@ class LinfTest(_OfANorm, parameterized.TestCase):
         with contextlib.redirect_stderr(said):
             evaluated(verbose=True)
         about = self.fast.about["fast"]
-        words = f"{about['survivors']} images survive; {about['sampled']} of them, at random, meet"
+        words = (
+            f"{about['survivors']} images survive; {about['sampled']} of them, chosen at random, "
+            "face all remaining attacks"
+        )
         self.assertIn(words, said.getvalue())
-        nearest = r"images survive; the \d+ nearest meet more of apgd-t and fab-t\n"
+        nearest = r"images survive; the \d+ nearest face more of apgd-t and fab-t\n"
         self.assertRegex(said.getvalue(), nearest)
 
 
@@ -359,11 +362,11 @@ class FewClassesTest(absltest.TestCase):
 
 class RefusedTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"attacks": ("apgd-ce",)}, "says which attacks run, and how; leave attacks out"),
-        ({"overrides": {"apgd-ce": {"steps": 2}}}, "and how; leave overrides out"),
-        ({"stop": StopRule(width=0.2)}, "version='fast' does not go with stop; omit one"),
-        ({"robust_beyond": np.ones(N, bool)}, "does not go with robust_beyond"),
-        ({"search_fn": lambda x: net(x)}, "does not go with search_fn"),
+        ({"attacks": ("apgd-ce",)}, "fixes the attacks and their settings; leave attacks out"),
+        ({"overrides": {"apgd-ce": {"steps": 2}}}, "and their settings; leave overrides out"),
+        ({"stop": StopRule(width=0.2)}, "version='fast' cannot be combined with stop; omit one"),
+        ({"robust_beyond": np.ones(N, bool)}, "cannot be combined with robust_beyond"),
+        ({"search_fn": lambda x: net(x)}, "cannot be combined with search_fn"),
         ({"rule": "mean"}, "judges a randomised network: pass version='rand'"),
     )
     def test_what_contradicts_it(self, given, message):

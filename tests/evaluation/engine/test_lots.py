@@ -268,7 +268,8 @@ class RefusedTest(parameterized.TestCase):
         some = {"search_fn": lambda x: net(x)}, {"robust_beyond": np.ones(N, bool)}
         some = *some, {"replay": ["ledger.jsonl"]}
         for given, name in zip(some, ("search_fn", "robust_beyond", "replay"), strict=True):
-            with self.assertRaisesRegex(ValueError, f"{name} may change verdicts after a look"):
+            message = f"{name} may change verdicts after they were looked at"
+            with self.assertRaisesRegex(ValueError, message):
                 evaluated(stop=StopRule(width=0.2), **given)
         random = lambda x, keys: net(x)  # noqa: E731
         given = {k: v for k, v in SETTINGS.items() if k not in ("attacks", "overrides")}
@@ -276,7 +277,7 @@ class RefusedTest(parameterized.TestCase):
             autoattack(random, IMAGES, LABELS, **given, version="rand", stop=StopRule(width=0.2))
 
     def test_a_rule_that_cannot_be_meant(self):
-        with self.assertRaisesRegex(ValueError, "is below what 260 images can give"):
+        with self.assertRaisesRegex(ValueError, "is too narrow for 260 images"):
             evaluated(stop=StopRule(width=0.001))
 
 

@@ -148,14 +148,14 @@ class RefusalTest(parameterized.TestCase):
     def test_other_images(self):
         asked = {"norm": "linf", "epsilon": 2 / 255, "attacks": FIRST, "batch_size": 8}
         ledger, given = self.ledger(), (NETS["lin"], IMAGES[8:16], LABELS[8:16])
-        with self.assertRaisesRegex(ValueError, "is of other images: 8 of 8 images of the same na"):
+        with self.assertRaisesRegex(ValueError, "belongs to other images: 8 of 8 images of the sa"):
             evaluate(*given, replay=[ledger], **asked)
         head, *rows = ledger.read_text().splitlines()
         head = json.dumps({"identity": json.loads(head)["identity"]})  # as of an older version
         ledger.write_text("\n".join([head, *rows]) + "\n")
         with self.assertRaisesRegex(
             ValueError,
-            r"is of other images, .* of image \d+ is [\d.]+ in linf away, more than its "
+            r"belongs to other images, .* for image \d+ is [\d.]+ in linf away, more than its "
             "radius of 0.007843; replay an evaluation of these images",
         ):
             evaluate(*given, replay=[ledger], **asked)
@@ -185,7 +185,7 @@ class RefusalTest(parameterized.TestCase):
         identity = json.loads(first)
         del identity["identity"]["image"]
         path.write_text("\n".join([json.dumps(identity), *rest]) + "\n")
-        with self.assertRaisesRegex(ValueError, "an older version, which did not note the size"):
+        with self.assertRaisesRegex(ValueError, "older version that did not store the image size"):
             quick(replay=[path])
 
     def test_images_are_missing(self):

@@ -82,7 +82,9 @@ class IdentityTest(parameterized.TestCase):
         weights = identity.pop("fingerprint")["arrays"]
         identity |= {"network": [[0.0, 1.0]], "weights": weights}
         self.path.write_text("".join([json.dumps({"identity": identity}) + "\n", *lines]))
-        with self.assertRaisesRegex(ValueError, "older version, which noted neither .* replay="):
+        with self.assertRaisesRegex(
+            ValueError, "older version that did not fingerprint networks, .* replay="
+        ):
             evaluate(partial(FIRST), ledger=self.path)
 
     def test_adversarial_images_that_fool_another_network(self):

@@ -203,7 +203,7 @@ class LedgerTest(parameterized.TestCase):
             about = {"identity": about["identity"]}
         before = "\n".join([json.dumps(about), *rows]) + "\n"
         self.path.write_text(before)
-        words = rf"its network answers \d+ of {N} clean images otherwise. Pass another"
+        words = rf"its network gave other answers on \d+ of {N} clean images. Pass another"
         with self.assertRaisesRegex(ValueError, words):
             self.evaluate(linear((-1, 1)))
         self.assertEqual(self.path.read_text(), before)
@@ -211,7 +211,7 @@ class LedgerTest(parameterized.TestCase):
             self.evaluate(linear((1, 1)))
         self.assertEqual(said.called, older)
         if older:
-            self.assertIn("which noted no answers", said.call_args.args[0])
+            self.assertIn("an older version that stored no answers", said.call_args.args[0])
 
     def test_other_images_of_the_same_ids(self):
         """Were compared as if they were the same, and their points replayed."""
@@ -220,7 +220,7 @@ class LedgerTest(parameterized.TestCase):
         self.images = self.images[:60, ::-1].copy()
         self.labels = np.asarray(network(self.images)).argmax(1)
         against = first.verdicts._replace(labels=np.resize(self.labels, N))
-        words = "of other images: 60 of 60 images of the same names are other images"
+        words = "belong to other images: 60 of 60 images of the same names are other images"
         with self.assertRaisesRegex(ValueError, words):
             self.evaluate(network, ledger=None, stop=StopRule(against=against))
 
@@ -248,7 +248,7 @@ class OtherImagesTest(CommandCase):
     def test_replay(self):
         given = {"function": "nets.py:logits_fn", "dataset": "npz:data.npz", "split": "all"}
         said = refused(call(**(given | BALL), n=90, out="second", replay=["first"]))
-        self.assertRegex(said, "ledger-.* is of other images: 90 of 90 images of the same names")
+        self.assertRegex(said, "ledger-.* belongs to other images: 90 of 90 images of the same")
 
     def test_the_same_images_are_compared(self):
         self.data(images())

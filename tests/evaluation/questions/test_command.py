@@ -257,7 +257,7 @@ class RunTest(OfRun):
             "--attack=cw is unknown; one of clean, fgsm, pgd-K, .*: apgd-ce, apgd-d",
         ),
         ({"attack": "fab"}, "attack 'fab' is not in version 'standard'; choose from apgd-ce"),
-        ({"attack": "apgd-ce,apgd-ce"}, "is empty or has repetitions"),
+        ({"attack": "apgd-ce,apgd-ce"}, "is empty or repeats an attack"),
         (
             {"attack": "pgd-2", "norm": "l0", "epsilon": "3"},
             "--attack=pgd-2 has no l0 ball; give --attack=autoattack, or --norm, one of linf, l2,",
@@ -271,11 +271,17 @@ class RunTest(OfRun):
         ({"attack": "pgd-2", "step": "four"}, "--step=four is not a number; write one"),
         (
             {"attack": "pgd-2", "l1_rule": "dense", "norm": "l1", "epsilon": "2"},
-            "--l1_rule=dense is unknown; one of sparse, art",
+            "--l1_rule=dense is unknown; choose one of sparse, art",
         ),
-        ({"version": "rand", "rule": "most"}, "--rule='most' is unknown; one of majority, mean"),
+        (
+            {"version": "rand", "rule": "most"},
+            "--rule='most' is unknown; choose one of majority, mean",
+        ),
         ({"threat": ["linf"]}, "--threat=linf has no radius; write linf:RADIUS, such as"),
-        ({"threat": ["l3:1"]}, "--threat=l3:1: the norm 'l3' is unknown; one of linf, l2, l1"),
+        (
+            {"threat": ["l3:1"]},
+            "--threat=l3:1: the norm 'l3' is unknown; choose one of linf, l2, l1",
+        ),
         ({"threat": ["linf:four"]}, "--threat=linf:four: is not a number; write one"),
         ({"threat": ["linf:4"]}, "--threat=linf:4: .* larger than the pixel range .*write 4/255"),
         ({"threat": ["l1:4/255"]}, "a radius of 0.01569 in l1 .* is the radius of an Linf ball"),

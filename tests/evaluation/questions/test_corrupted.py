@@ -141,15 +141,15 @@ class ComputedTest(CommandCase):
 
     @sweeps.rows(
         ({"corruptions": "fgo"}, "--corruptions=fgo: there is no corruption 'fgo'; did you mean"),
-        ({"corruptions": "fog-6"}, "there is no severity '6' of fog; write fog-1 to fog-5"),
+        ({"corruptions": "fog-6"}, "fog has no severity '6'; write fog-1 to fog-5"),
         ({"corruptions": "all"}, "frost needs photographs; give --frost FOLDER"),
-        ({"corruptions": "frost", "frost": "nowhere"}, "there is no folder nowhere of photogra"),
+        ({"corruptions": "frost", "frost": "nowhere"}, "photographs nowhere does not exist; ch"),
         ({"corruptions": "fog", "frost": "nowhere"}, "has no effect without the corruption frost"),
         ({"attack": "clean", "frost": "nowhere"}, "has no effect without --corruptions"),
         ({"corruptions": "fog", "attack": "pgd-2"}, "without an attack; leave --attack=pgd-2 out"),
         ({"corruptions": "fog", "image_size": [32, 224]}, "takes one --image_size"),
-        ({"corruptions": "fog", "dataset": "fake:28x28x3:5"}, "images of 32 and of 224 pixels"),
-        ({"corruptions": "fog", "dataset": "fake:32x32x1:5"}, "in colour, not of 32 pixels with 1"),
+        ({"corruptions": "fog", "dataset": "fake:28x28x3:5"}, "colour images of 32 and 224 pixels"),
+        ({"corruptions": "fog", "dataset": "fake:32x32x1:5"}, "pixels, not for 32 pixels with 1"),
         ({"corruptions": "fog", "threat": ["linf:4/255"]}, "--threat has no effect on"),
     )
     def test_refused(self, given, said):
@@ -211,7 +211,8 @@ class BundleTest(CommandCase):
         found = self.record(**self.given, bundle=str(self.bundle))
         own = found["corruptions"] | {"images": "files"}
         bundles.changed(self.bundle, record={"corruptions": own})
-        self.assertIn("the bundle is of published files, and data set", refused(self.check()))
+        said = refused(self.check())
+        self.assertIn("the bundle was made from published files, but data set", said)
 
     def test_it_is_written_of_a_record_that_is_there(self):
         first = self.record(**self.given)
@@ -260,7 +261,7 @@ class BundleTest(CommandCase):
         self.assertIn("images exists; name a new folder", said)
         code, _, said = self.check("--write_adversarial", self.folder / "x.pt", function=None)
         self.assertEqual((code, said.count("\n")), (2, 1))
-        self.assertIn("is of common corruptions, and has no adversarial images", said)
+        self.assertIn("covers common corruptions and has no adversarial images", said)
 
     def test_frost(self):
         place = self.folder / "frost"
@@ -272,10 +273,10 @@ class BundleTest(CommandCase):
         self.record(**given)
         self.assertEqual(self.check("--frost", place)[0], 0)
         said = refused(self.check())
-        self.assertIn("the bundle has images under frost, which are made with photographs", said)
+        self.assertIn("the bundle has images under frost, which needs photographs", said)
         (place / "frost2.png").unlink()
         said = refused(self.check("--frost", place))
-        self.assertIn("is of other photographs than the bundle's; give the same five files", said)
+        self.assertIn("has different photographs from the bundle's; give the same five files", said)
 
     def test_a_board(self):
         """Two networks on the same images, and one that does not verify."""
@@ -380,7 +381,7 @@ class FilesTest(CommandCase):
         ({"corruptions": "all"}, "has no gaussian_noise.npy in"),
         ({"corruptions": "fog", "split": "fog-1"}, "--split=fog-1 has no effect on the files"),
         ({"corruptions": "frost", "frost": "x"}, "--frost=x has no effect on the files"),
-        ({"attack": "clean"}, "name one corruption in one severity, such as fog-3"),
+        ({"attack": "clean"}, "name one corruption and severity, such as fog-3"),
     )
     def test_refused(self, given, said):
         given = {"dataset": f"cifar10-c:{self.files}", "split": None} | given

@@ -134,7 +134,7 @@ class CommandTest(parameterized.TestCase):
 
     def test_no_bundle_of_the_record(self):
         record = AccuracyRecord.from_json(self.fast)
-        with self.assertRaisesRegex(ValueError, "is of the fast version, whose verdicts are not"):
+        with self.assertRaisesRegex(ValueError, "from the fast version, whose verdicts are not"):
             bundle.of_record(Path("bundle"), record, Path("own"), np.zeros((1, 4, 4, 1)), None)
 
     def test_compared(self):
@@ -182,7 +182,7 @@ class CommandTest(parameterized.TestCase):
         Path("broken").mkdir(exist_ok=True)
         row = self.fast | {"fast": self.fast["fast"] | {"sampled": "all"}}
         Path("broken", "results.jsonl").write_text(json.dumps(row) + "\n")
-        with self.assertRaisesRegex(ValueError, "parts of a wrong type; get the file again"):
+        with self.assertRaisesRegex(ValueError, "parts of a wrong type; restore the original"):
             gather([Path("broken")])
 
     def test_captions_say_it(self):

@@ -45,9 +45,15 @@ class ContradictionTest(parameterized.TestCase):
         return command.evaluated(GivenFlags(**network | changes), sizes, threats, ladder, radius_at)
 
     @sweeps.rows(
-        ({"version": "fast"}, "--version=fast is for one evaluation, and .* trained in 2 norms"),
-        ({"finish": True}, "--finish is for one evaluation, .*; name one .*: --threat=linf:0.1"),
-        ({"until_width": 1.0}, "--until_width is for one .*=linf:0.1 or --threat=l2:0.5"),
+        (
+            {"version": "fast"},
+            "--version=fast only works for one evaluation, but .* trained in 2 norms",
+        ),
+        (
+            {"finish": True},
+            "--finish only works for one evaluation, .*; name one .*: --threat=linf:0.1",
+        ),
+        ({"until_width": 1.0}, "--until_width only works for one .*=linf:0.1 or --threat=l2:0.5"),
         ({"bundle": "new"}, "--bundle takes one threat at one image size"),
     )
     def test_what_takes_one_norm(self, changes, words):
@@ -92,7 +98,7 @@ class ContradictionTest(parameterized.TestCase):
         ({"corruptions": "fog", "attack": "clean", "sizes": (32, 64)}, "--corruptions takes one"),
         ({"bundle": "new", "sizes": (32, 64)}, "--bundle takes one threat at one image size"),
         ({"bundle": "new", "version": "rand"}, "not --version=rand"),
-        ({"bundle": "new", "threats": ["l0:3"]}, "--bundle has no form for l0; leave it out"),
+        ({"bundle": "new", "threats": ["l0:3"]}, "--bundle does not support l0; leave it out"),
         ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not keep"),
         ({"radius_at": 224, "sizes": (192,)}, "--radius_at=224 must be .*, with --threat, the ra"),
         ({"radius_at": 224, "threats": ["l2:2"]}, "and --image_size, the sizes that it grows with"),

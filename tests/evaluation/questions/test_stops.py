@@ -295,7 +295,7 @@ class FlagsTest(parameterized.TestCase):
             (GivenFlags(until_width=2.0), 50),
             (GivenFlags(until_width=1.0, n=99), 500),
         ):
-            words = r"--until_width=\d: .* below what \d+ images can give.* evaluate more images"
+            words = r"--until_width=\d: .* too narrow for \d+ images, .* evaluate more images"
             with self.assertRaisesRegex(ValueError, words):
                 stops.check_images(question, images)
 

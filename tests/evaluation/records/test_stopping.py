@@ -123,7 +123,7 @@ class RefusedTest(parameterized.TestCase):
         ({"width": 0.02, "against": verdicts(np.ones(200))}, "give one of them"),
         ({"width": 0.02, "tie": 0.01}, r"tie=0\.01 needs verdicts"),
         ({"against": verdicts(np.ones(200)), "tie": 1.5}, r"tie=1\.5 is not a share"),
-        ({"width": 0.005}, r"0\.5 points is below what 200 images can give.*0\.5 points apart"),
+        ({"width": 0.005}, r"0\.5 points is too narrow for 200 images.*0\.5 points apart"),
         ({"width": 1.2}, "the width must be between 0 and 100 points, not 120"),
         ({"against": verdicts(np.ones(3), IDS[:3] + 500, LABELS[:3])}, "none of these images"),
         ({"against": verdicts(np.ones(200), labels=LABELS + 1)}, "other labels on 200 of 200"),
@@ -133,7 +133,7 @@ class RefusedTest(parameterized.TestCase):
             StopRule(**given).check(IDS, LABELS)
 
     def test_no_images(self):
-        with self.assertRaisesRegex(ValueError, "there are no images to decide anything on"):
+        with self.assertRaisesRegex(ValueError, "there are no images to decide on"):
             StopRule(width=0.1).check(IDS[:0], LABELS[:0])
 
     def test_those_that_can(self):

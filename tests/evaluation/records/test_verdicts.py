@@ -35,8 +35,8 @@ class FileTest(parameterized.TestCase):
         self.assertEqual([p.name for p in self.path.parent.iterdir()], ["verdicts-abc.json"])
 
     @sweeps.rows(
-        ({"schema": 3}, "has schema 3, and this version knows up to 2; install a newer"),
-        ({"labels": [1, 2]}, "columns have different lengths; get it again"),
+        ({"schema": 3}, "has schema 3, but this version only reads up to 2; install a newer"),
+        ({"labels": [1, 2]}, "columns have different lengths; restore the orig"),
         ({"labels": None}, "is damaged"),
         ({"labels": [[1, 2, 3]]}, "columns have different lengths"),
         ({"clean": [True, True, True]}, "clean and fooled_by disagree"),

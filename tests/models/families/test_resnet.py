@@ -92,14 +92,14 @@ class NamesTest(parameterized.TestCase):
 
     @parameterized.parameters(((),), ((3,),), ((4, 2),))
     def test_statistics_that_are_not_of_two_groups(self, shape):
-        with self.assertRaisesRegex(ValueError, "is not that of the statistics of two groups"):
+        with self.assertRaisesRegex(ValueError, "does not match the statistics of two groups"):
             resnet._first_half(np.zeros(shape, np.float32))
 
     def test_message_on_statistics_that_are_not_of_two_groups(self):
         theirs = paths.GOLDEN / "models" / "advres50_gelu_bai_eightbn.tsv"
         weights = reference.seeded_weights(theirs)
         weights["bn1.bn0.proxy_bn.running_mean"] = np.zeros((), np.float32)
-        message = r"bn1\.bn0\.proxy_bn\.running_mean: shape \(\) cannot be that of"
+        message = r"bn1\.bn0\.proxy_bn\.running_mean: shape \(\) does not fit"
         with self.assertRaisesRegex(ValueError, message):
             convert.from_torch("resnet50_gelu", weights)
 

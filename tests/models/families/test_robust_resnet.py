@@ -156,9 +156,7 @@ class OthersTest(parameterized.TestCase):
                 convert.from_torch(A1, arrays, **cifar_study.SIZES, **SMALLER)
         arrays = cifar_study.weights("robustres_C2_W27_S3")
         arrays["blocks.0.layer.0.conv1.weight"] = np.zeros(3, np.float32)
-        with self.assertRaisesRegex(
-            ValueError, "(?s)check the model name.* cannot be that of blocks.0"
-        ):
+        with self.assertRaisesRegex(ValueError, "(?s)check the model name.* does not fit blocks.0"):
             convert.from_torch(A1, arrays, **cifar_study.SIZES, **OTHERS["robustres_C2_W27_S3"])
 
     def test_the_way_back_says_it_too(self):
@@ -390,7 +388,7 @@ class OptionsTest(parameterized.TestCase):
         ),
         ("robustresnet_a1", {"base_width": 1}, "base_width=1 leaves .* 80 planes .* at least 2"),
         ("robustresnet_a1", {"base_width": -1}, "base_width=-1 must be at least 0"),
-        ("wrn_a1", {"base_width": 10}, "not of block='basic'; leave it out, or take block='aggr"),
+        ("wrn_a1", {"base_width": 10}, "not to block='basic'; leave it out, or use block='aggr"),
         (
             "robustresnet_a1",
             {"cardinality": 8},
@@ -399,11 +397,11 @@ class OptionsTest(parameterized.TestCase):
         ("robustresnet_a1", {"se_reduction": 512}, "se_reduction=512 is above the 320 channels"),
         ("wrn_a1", {"se": "residual", "se_reduction": 100}, "is above the 80 channels"),
         ("wrn_a1", {"se": "residual", "se_reduction": 0}, "se_reduction=0 must be at least 1"),
-        ("wrn_a1", {"kernel_size": 4}, "kernel_size=4 has no middle pixel; give an odd number"),
+        ("wrn_a1", {"kernel_size": 4}, "kernel_size=4 has no centre pixel; give an odd number"),
         ("wrn_a1", {"first_conv": "raw"}, "give first_conv='activated'"),
-        ("wrn_a1", {"first_conv": "rar"}, "first_conv='rar' is unknown; one of activated, raw"),
-        ("wrn_a1", {"block": "robust"}, "block='robust' is unknown; one of basic, bottleneck"),
-        ("wrn_a1", {"se": "conv3x3"}, "take block='bottleneck', or se='residual'"),
+        ("wrn_a1", {"first_conv": "rar"}, "first_conv='rar' is unknown; choose one of activated"),
+        ("wrn_a1", {"block": "robust"}, "block='robust' is unknown; choose one of basic, bott"),
+        ("wrn_a1", {"se": "conv3x3"}, "lacks; use block='bottleneck', or se='residual'"),
         ("wrn_a1", {"se": "identity", "residual": False}, "leave residual=False out"),
         ("wrn_a1", {"norm": "group", "planes": (44, 64, 64)}, "44 channels are not 5 groups"),
         ("wrn_a1", {"depths": (1, 2)}, "need one entry for each stage"),

@@ -252,7 +252,7 @@ class DroppedTest(parameterized.TestCase):
             run(drawing, train=False, key=jax.random.key(1))
             self.assertEmpty(seen)
             run(drawing, train=True, key=jax.random.key(1))
-            with self.assertRaisesRegex(ValueError, "above 0 draws in training: call apply with"):
+            with self.assertRaisesRegex(ValueError, "above 0 needs randomness in training: call"):
                 run(drawing, train=True)
         self.assertEqual([shape for shape, *_ in seen], DROPPED[family])
         self.assertLen({key for *_, key in seen}, len(seen))

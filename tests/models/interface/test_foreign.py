@@ -161,9 +161,9 @@ class FamilyTest(OwnFolder):
         self.assertEqual(models.essential("a.py:make", options), expected)
 
     def test_is_no_network_of_ours(self):
-        with self.assertRaisesRegex(ValueError, "is a function of yours, and this needs one of"):
+        with self.assertRaisesRegex(ValueError, "is your own function, but this needs one of"):
             models.known("my_nets.py:make")
-        with self.assertRaisesRegex(ValueError, "name a function of the file too: my_nets.py:make"):
+        with self.assertRaisesRegex(ValueError, "name a function in the file too: my_nets.py:make"):
             models.create("my_nets.py")
 
 
@@ -184,7 +184,7 @@ class RefusalTest(OwnFolder):
         self.refused("make", message, **{key: given[key]})
 
     def test_options_that_are_no_values(self):
-        self.refused("make", "options are plain values; .*object", width=object())
+        self.refused("make", "options must be plain values; .*object", width=object())
 
     @parameterized.named_parameters(
         ("nothing", "return None", "returns nothing; return a flax.nnx.Module, or .*Classifier"),
@@ -235,7 +235,7 @@ class RefusalTest(OwnFolder):
             "return Classifier(lambda key: ({}, {'a': jnp.ones(2)}),\n"
             "        lambda p, s, x, train=False, key=None:\n"
             "            (jnp.ones((2, 10)), {} if train else s))",
-            "gives other stats than init for 2 images in training: .*give the same names",
+            "gives different stats from init for 2 images in training: .*give the same names",
         ),
         (
             "a_call_that_fails",
@@ -260,7 +260,9 @@ class RefusalTest(OwnFolder):
             "def own(rngs):\n    net = Net(10, 1, rngs=rngs)\n"
             "    net.count = nnx.Variable(jnp.zeros((), jnp.int32))\n    return net\n"
         )
-        self.refused("own", "the variable count is int32, and parameters and statistics are floats")
+        self.refused(
+            "own", "the variable count is int32, but parameters and statistics must be floats"
+        )
 
     def test_a_missing_argument(self):
         self.add("def own(depth, rngs):\n    return None\n")

@@ -242,7 +242,7 @@ class DeformableTest(parameterized.TestCase):
             self.assertEqual(bad.sum(), 16, formula)
         for bad in (jnp.nan, jnp.inf, -jnp.inf):
             with self.assertRaisesRegex(
-                ValueError, "^offsets hold NaN or infinity, which are not places"
+                ValueError, "^offsets contain NaN or infinity; look for the first layer whose"
             ):
                 deformable(value, offset.at[0, 3, 4, 5].set(bad), mask, groups=GROUPS)
 

@@ -158,7 +158,7 @@ class BoardTest(parameterized.TestCase):
         with (folder / "bad_l2" / "images.jsonl").open("a") as lines:
             lines.write("\n")
         plain, said, page = self.made(folder)
-        reason = "images.jsonl is not the file that the bundle was written with; get the"
+        reason = "images.jsonl differs from the file that the bundle was written with; download the"
         self.assertIn(reason, plain["left_out"][str(folder / "bad_l2")])
         self.assertRegex(said, rf"bad_l2 is left out: .*{reason}.*; it is not ranked")
         self.assertIn(reason, page[page.index("Left out") :])
@@ -210,7 +210,7 @@ class BoardTest(parameterized.TestCase):
         reasons = {Path(name).name: reason for name, reason in plain["left_out"].items()}
         self.assertEqual(set(reasons), {"good_linf", "bad_l2"})
         for reason in reasons.values():
-            self.assertIn("of the fast version, which is not a number of AutoAttack; make", reason)
+            self.assertIn("the fast version, whose accuracy is not AutoAttack's; complete", reason)
             self.assertIn(reason.partition(";")[0], page)
 
     def test_the_network_of_a_maker_raises(self):
@@ -249,7 +249,7 @@ class BoardTest(parameterized.TestCase):
             (("--out", place), "BUNDLES"),
             ((good, "--out", good / "SHA256SUMS"), "SHA256SUMS is a file; name a folder"),
             ((good, "--out", place, "--batch=0"), "--batch=0 must be at least 1"),
-            ((good, "--out", place, "--networks", place / "n"), "n is not there; name a file of"),
+            ((good, "--out", place, "--networks", place / "n"), "n does not exist; name a file of"),
         ):
             with self.subTest(expected):
                 code, printed, said = called(board, *words)

@@ -70,7 +70,7 @@ class WrittenTest(FolderCase):
         self.assertLen(found.memory, 2)
 
         said = self.refused("mine/birds.py", "--data", "birds")
-        self.assertIn("mine/birds.py is there already", said)
+        self.assertIn("mine/birds.py already exists", said)
 
     def test_the_name_of_a_data_set(self):
         for place, name in (
@@ -170,9 +170,9 @@ def lines(facts, **named):
 class RefusedTest(FolderCase):
     @parameterized.parameters(
         ("empty", "has no folders; its files must be"),
-        ("one", "has one class, owl (1); a network tells at least two apart"),
-        ("deep", "deep/a holds folders in place of images; name the folder whose folders"),
-        ("few", "class owl of data set 'folder:few', split 'all' has 3 images, which is too few"),
+        ("one", "only has the class owl (1); a classifier needs at least two"),
+        ("deep", "deep/a contains folders instead of images; name the folder that holds"),
+        ("few", "class owl of data set 'folder:few', split 'all' has 3 images, too few for"),
         ("notes.txt", "notes.txt is not a .npz file; give a folder of class folders"),
         ("nowhere/at/all", "does not exist, or may not be read"),
         ("broken", "is damaged"),
@@ -195,7 +195,7 @@ class RefusedTest(FolderCase):
         for words, message in (
             (
                 ("c.txt", "--data", "digits"),
-                "c.txt is not a name of a config; give one that ends in",
+                "c.txt is not a config's name; choose one that ends in",
             ),
             (("c.py",), "name the images with --data"),
             (("c.py", "--data", "digits", "--epsilon", "0"), "--epsilon=0 must be above 0"),

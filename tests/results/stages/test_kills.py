@@ -57,7 +57,7 @@ class KilledTest(absltest.TestCase):
         notes = [row["stage"] for row in jsonl.read(run / "stages.jsonl")]
         self.assertEqual(notes, then.split(","))
         for stage in notes:
-            self.assertIn(f"{stage}: done before, see", ended[-1].said)
+            self.assertIn(f"{stage}: already done, see", ended[-1].said)
         self.assertEqual([p.name for p in (run / "export").iterdir()], ["jaxrobust"])
         net, params, stats = self.loaded(run / "export" / "jaxrobust")
         _, weights = kept.selected_weights(run, chosen)

@@ -36,10 +36,10 @@ class PodTest(absltest.TestCase):
 
         codes, said = wait(start(2, 1, command), PATIENCE)
         self.assertEqual(codes, [0, 0], said)
-        self.assertEqual(said[0].count("done before, see"), 3)
+        self.assertEqual(said[0].count("already done, see"), 3)
 
         (run / "export" / "jaxrobust" / "config.json").write_text("{}")
         codes, said = wait(start(2, 1, command), PATIENCE)  # the first one refuses for both
         self.assertEqual(codes, [2, 2], said)
         for words in said:
-            self.assertIn("holds something else than the export of these weights", words)
+            self.assertIn("contains something other than the export of these weights", words)

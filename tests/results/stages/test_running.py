@@ -116,7 +116,7 @@ class RunningTest(parameterized.TestCase):
         self.ran(text)
         begun, out, said = self.ran(text)
         self.assertEqual((begun, out), (text.split(","), ""))
-        self.assertEqual(said.count(f"done before, see {self.run / running.NOTES}"), 3)
+        self.assertEqual(said.count(f"already done, see {self.run / running.NOTES}"), 3)
         self.assertLen(self.notes, 3)
 
     @parameterized.parameters(
@@ -175,7 +175,7 @@ class RunningTest(parameterized.TestCase):
         self.ran("export:module")
         place = self.run / "export/module"
         (place / "model.pt").write_text("somebody's")
-        with self.assertRaisesRegex(ValueError, "holds something else .* move it away"):
+        with self.assertRaisesRegex(ValueError, "contains something other .* move it away"):
             self.ran("export:module")
         self.assertEqual((place / "model.pt").read_text(), "somebody's")
 

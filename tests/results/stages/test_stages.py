@@ -60,17 +60,17 @@ class ParseTest(parameterized.TestCase):
             ("autoattack:", "has nothing after its colon"),
             ("select:30", "select takes nothing after a colon; leave it out"),
             ("autoattack:linf", "--then=linf has no radius; write linf:RADIUS, such as linf:4/255"),
-            ("autoattack:l7:2", "the norm 'l7' is unknown; one of"),
+            ("autoattack:l7:2", "the norm 'l7' is unknown; choose one of"),
             ("autoattack:linf:x", "is not a number; write one, or a fraction such as 4/255"),
             ("autoattack:linf:4/255+", "the norm '' is unknown"),
-            ("autoattack:linf:4/255+linf:4/255", "has a threat twice; give it once"),
-            ("clean:linf:4/255", "clean images are in no ball; leave linf:4/255 out"),
+            ("autoattack:linf:4/255+linf:4/255", "repeats a threat; give it once"),
+            ("clean:linf:4/255", "clean takes no threat; leave linf:4/255 out"),
             ("export", "it does not say in which layout; one of jaxrobust, timm, hub, module, sta"),
             ("export:hubb", "'hubb' is not a layout; did you mean hub?"),
             ("export:torch", "'torch' is not a layout; one of jaxrobust, timm, hub, module, state"),
             ("export:Singh2023Revisiting_ViT-S-ConvStm", "did you mean Singh2023Revisiting_ViT-S-"),
-            ("export:hub,select", "select chooses the weights that export:hub takes; put it first"),
-            ("clean,select", "select chooses the weights that clean takes; put it first"),
+            ("export:hub,select", "select chooses the weights for export:hub; put it first"),
+            ("clean,select", "select chooses the weights for clean; put it first"),
             ("select,select", "has select twice; give it once"),
             ("export:hub,export:hub", "has export:hub twice; give it once"),
             ("apgd-ce:l2:1+linf:.1,apgd-ce:linf:0.1+l2:1.0", "twice; give it once"),
@@ -142,11 +142,11 @@ class CheckTest(parameterized.TestCase):
             checks.check(tiny(**own), stage.parse(f"export:{layout}"), Path("runs/x"))
         self.refused("export:hub", f"does not go with {name}: choose --layout state-dict", **own)
         own["model__name"] = "torch:examples/none.py:build"
-        self.refused("export:robustbench", "examples/none.py is not there; run the", **own)
+        self.refused("export:robustbench", "examples/none.py does not exist; run the", **own)
 
     def test_an_entry_of_robustbench_is_of_its_images_and_radius(self):
         text = "autoattack:linf:8/255,export:module:Me2026Robust"
-        self.refused(text, "no record before it would be one that RobustBench takes: its data, dig")
+        self.refused(text, "RobustBench would accept none of the records before it: its data, dig")
         self.refused("autoattack,export:module:me", "is not an id of RobustBench")
         self.refused("autoattack,export:jaxrobust:Me2026Robust", "choose export:module")
 
@@ -169,7 +169,7 @@ class EntryTest(absltest.TestCase):
         self.checked("autoattack")
         self.checked("autoattack:l2:2+linf:4/255")
         with self.assertRaisesRegex(
-            ValueError, r"RobustBench takes: its balls are .* not linf 4/2"
+            ValueError, r"RobustBench would accept none .*: its balls are .* not linf 4/2"
         ):
             self.checked("autoattack:linf:8/255")
         with self.assertRaisesRegex(ValueError, "its images are 0..99, not 0..4999. Leave Me2026"):
@@ -291,6 +291,7 @@ class NotesTest(absltest.TestCase):
         running._place(new, out, made("one"))
         running._place(new, out, made("one"))  # as after a kill before the note
         self.assertFalse(new.parent.exists())
-        with self.assertRaisesRegex(ValueError, "hub holds something else than the export of th"):
+        said = "hub contains something other than the export of th"
+        with self.assertRaisesRegex(ValueError, said):
             running._place(new, out, made("another"))
         self.assertEqual((out / "w").read_text(), "one")

@@ -110,9 +110,9 @@ class FilesTest(BucketCase):
         root = run.parents[1]
         self.assertRegex(
             said,
-            rf"^jaxrobust: gs://{self.objects.name}, as it is below {root.parent}, may not be used "
-            r"by this account \(.*\); grant it roles/storage.objectUser and .* on the bucket; "
-            rf"later, upload them: gcloud storage rsync --recursive {root} gs://",
+            rf"^jaxrobust: gs://{self.objects.name}, as it is below {root.parent}, is not "
+            r"accessible to this account \(.*\); grant it roles/storage.objectUser and .* on the "
+            rf"bucket; upload them later: gcloud storage rsync --recursive {root} gs://",
         )
         self.assertTrue((run / "config.json").exists())
 
@@ -159,7 +159,7 @@ class RefusedTest(BucketCase):
             buckets.opened("out", text)
 
     @sweeps.rows(
-        (403, "may not be used by this account .*roles/storage.legacyBucketReader on the bucket$"),
+        (403, "is not accessible to this account .*/storage.legacyBucketReader on the bucket$"),
         (401, "needs a login: gcloud auth application-default login$"),
         (400, r"does not answer \(.*\); check the network and the bucket$"),
     )

@@ -34,7 +34,7 @@ class SimilarTest(absltest.TestCase):
 class WritingTest(absltest.TestCase):
     def test_a_folder_that_cannot_be_written(self):
         there, reason = Path("/there/new"), os.strerror(errno.EROFS)
-        words = rf"--out /there/new \({reason}\); name a folder that can be written"
+        words = rf"--out /there/new \({reason}\); name a writable folder"
         with (
             mock.patch.object(Path, "mkdir", side_effect=OSError(errno.EROFS, reason, "/there")),
             self.assertRaisesRegex(ValueError, words),

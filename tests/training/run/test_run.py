@@ -231,7 +231,8 @@ class TroubleTest(parameterized.TestCase):
         """Orbax takes them for patterns or other paths, and reads nothing where it wrote."""
         for name in ("a[1]", "a\\b", "\udcff"):
             workdir = Path(self.create_tempdir()) / name / "run"
-            with self.assertRaisesRegex(ValueError, "loses the arrays .* name another folder"):
+            said = "loses checkpoint arrays .* name another folder"
+            with self.assertRaisesRegex(ValueError, said):
                 quiet_run(tiny(), workdir)
 
     @sweeps.rows(

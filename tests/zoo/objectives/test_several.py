@@ -338,15 +338,15 @@ class RefusalTest(parameterized.TestCase):
         ({"epsilon": 8 / 255}, "norm=linf,l2,l1 and epsilon=.*: give a radius for each"),
         ({"epsilon": (0.1, 0.5)}, "give a radius for each norm, in their order"),
         ({"norm": ("linf", "l2", "linf")}, "names linf twice; name it once"),
-        ({"mix": None}, "are several norms; say with attack.mix which of them a step"),
+        ({"mix": None}, "are several norms; set attack.mix to how a step combines"),
         ({"mix": "max"}, "attack.mix='max'; one of 'worst', 'average', 'alternate', 'ext"),
-        ({"step_size": 0.1}, "step_size=0.1 pixels would be of all norms linf,l2,l1, .*; give one"),
+        ({"step_size": 0.1}, "step_size=0.1 pixels would apply to all norms linf,l2,l1, .*; give"),
         (
             {"step_size": (0.1, 0.2)},
             "=0.1,0.2 and attack.norm=linf,l2,l1: give a step for each norm",
         ),
         ({"step_size": (0.1, 0.2, 0.0)}, "attack.step_size=0.0 must be above 0"),
-        ({"start_std": 0.1}, "attack.start_std=0.1 pixels would be of all norms"),
+        ({"start_std": 0.1}, "attack.start_std=0.1 pixels would apply to all norms"),
         ({"warmup_epochs": 1, "epsilon": (0.0, 0.0, 0.0)}, "epsilon=0: there is no radius to grow"),
         (
             {"mix": "msd"},
@@ -359,10 +359,10 @@ class RefusalTest(parameterized.TestCase):
         ({"mix": "msd", "norm": ("l2", "l2", "l1")}, "names l2 twice; name it once"),
         ({"mix": "msd", "epsilon": (0.1, 0.5)}, "give a radius for each norm, in their order"),
         (ONE, "attack.mix='worst' mixes several norms, and attack.norm=linf is one; name more"),
-        (ONE | {"mix": "extreme"}, "chooses between linf and l1, and attack.norm=linf lacks one"),
+        (ONE | {"mix": "extreme"}, "chooses between linf and l1, but attack.norm=linf lacks one"),
         (
             TWO | {"mix": "extreme"},
-            "between linf and l1, and attack.norm=linf,l2 lacks one of them",
+            "between linf and l1, but attack.norm=linf,l2 lacks one of them",
         ),
     )
     def test_what_a_phase_refuses(self, changes, message):

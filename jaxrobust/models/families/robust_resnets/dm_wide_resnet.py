@@ -125,8 +125,8 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if image_size % multiple:
         near = max(multiple, image_size // multiple * multiple)
         raise ValueError(
-            f"image_size={image_size}: the map is halved {len(v.depths) - 1} times, so use {near} "
-            f"or {near + multiple}"
+            f"image_size={image_size}: the map must halve evenly {len(v.depths) - 1} times, so use "
+            f"{near} or {near + multiple}"
         )
     return lambda rngs: DmWideResNet(v, num_classes, rngs)
 
