@@ -241,7 +241,10 @@ class RuleTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({"norm": "l1", "l1_rule": "dense"}, "l1_rule='dense' is unknown; choose one of sparse, a"),
-        ({"norm": "l2", "l1_rule": "art"}, "l1_rule='art' is of norm='l1', not of 'l2'; leave it"),
+        (
+            {"norm": "l2", "l1_rule": "art"},
+            "l1_rule='art' is only for norm='l1', not for 'l2'; leave it",
+        ),
     )
     def test_refuses(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):

@@ -304,7 +304,7 @@ class AddTest(absltest.TestCase):
 
     def test_two_of_one_call_that_are_alike(self):
         before = dict(registry.ROWS), dict(registry.MACHINES)
-        with self.assertRaisesRegex(ValueError, "there is an attack mine already"):
+        with self.assertRaisesRegex(ValueError, "an attack named mine already exists"):
             registry.add(self.facts, self.row, self.row._replace(searches=None))
         with self.assertRaisesRegex(ValueError, "attack other: number 1000 is mine's.* as 1001"):
             registry.add(self.facts, self.row, self.row._replace(name="other"))
@@ -315,7 +315,7 @@ class AddTest(absltest.TestCase):
 
     def test_what_is_there_already(self):
         registry.add(self.facts, self.row)
-        with self.assertRaisesRegex(ValueError, "there is an attack mine already"):
+        with self.assertRaisesRegex(ValueError, "an attack named mine already exists"):
             registry.add(self.facts, self.row)
         with self.assertRaisesRegex(ValueError, "so it needs `make`"):
             registry.add(self.facts, self.row._replace(name="third", searches=None, make=None))

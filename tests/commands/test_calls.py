@@ -65,7 +65,7 @@ class PlanTest(CallCase):
     def test_mistakes(self):
         for paper, words, sentence in (
             ("revisiting", (), "revisiting is not a paper; did you mean revisiting_at"),
-            ("revisiting_at", ("--row=1",), "--row 1 is one of a table; name it with --table"),
+            ("revisiting_at", ("--row=1",), "--row 1 needs a table; name it with --table"),
             ("revisiting_at", ("--budget=0",), "--budget=0 must be above 0 hours"),
             ("revisiting_at", ("--budget=-1",), "--budget=-1 must be above 0 hours"),
             ("revisiting_at", ("--budget=inf",), "--budget=inf must be above 0 hours"),

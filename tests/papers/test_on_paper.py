@@ -100,7 +100,8 @@ class PixelTest(parameterized.TestCase):
         rows, _ = from_noise.analyse(sample(), settings("synthesis", (1,), seed=3))
         self.assert_columns(rows, target=drawn)
         for target in (2, -1):
-            with self.assertRaisesRegex(ValueError, "--targets are classes from 0 to 1 of a pixel"):
+            said = "--targets must be classes of a pixel, from 0 to 1"
+            with self.assertRaisesRegex(ValueError, said):
                 from_noise.analyse(sample(), settings("synthesis", targets=(target,)))
 
     def test_noise_is_almost_all_black_or_white(self):

@@ -149,7 +149,7 @@ class StudyTest(parameterized.TestCase):
         for name, capacity, message in (
             ("depths", None, "study='depths' is unknown; depth, width, ratio, blocks, cardinality"),
             ("blocks", "wrn_28_12", "capacity='wrn_28_12' is unknown; one of wrn_28_10, wrn_34_12"),
-            ("depth", "wrn_28_10", "study='depth' is at one capacity; leave .* one of blocks, car"),
+            ("depth", "wrn_28_10", "study='depth' has one capacity; leave .* one of blocks, car"),
         ):
             with (
                 self.subTest(row=(name, capacity)),

@@ -130,7 +130,7 @@ class KeptTest(parameterized.TestCase):
     @sweeps.rows(*itertools.product(("parameter", "images"), ((True, False), (True,), (False,))))
     def test_what_a_later_pass_reads(self, of, modes):
         """Its numbers stayed in the program, without a word where they were of the first pass."""
-        said = r"line \d+ .* reads its tensor `kept` as an earlier pass left it"
+        said = r"line \d+ .* reads its tensor `kept` from an earlier pass, and a program"
         with self.assertRaisesRegex(ValueError, said):
             training_mode.trainable(Keeps(of, modes), IMAGE)
 

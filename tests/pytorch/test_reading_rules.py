@@ -156,8 +156,8 @@ class CheckTest(parameterized.TestCase):
         for shapes, message in (
             ([("batch", 3, 4, 4), ("batch", 48)], r"^it takes \('batch', 48\), not images"),
             ([], r"^it takes \(\), not images"),
-            ([(2, 3, 4, 4)], "^it takes 2 images at a time and no other number; export it with"),
-            ([(0, 3, 4, 4)], "^it takes 0 images"),
+            ([(2, 3, 4, 4)], "^it only takes 2 images at a time; export it with"),
+            ([(0, 3, 4, 4)], "^it only takes 0 images"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 loaded(*shapes)

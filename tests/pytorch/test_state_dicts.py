@@ -236,7 +236,7 @@ class StartTest(parameterized.TestCase):
             (
                 "six.pt",
                 {},
-                rf"^init.weights=six.pt: of the module's weights 2 have another shape "
+                rf"^init.weights=six.pt: the module's weights do not match: 2 have another shape "
                 rf"\({shape}, fc.bias .*\); for a head of other classes set init.head=fresh:fc$",
             ),
             ("six.pt", {"name": "torch:nets.py:named"}, "set init.head=fresh$"),
@@ -247,9 +247,9 @@ class StartTest(parameterized.TestCase):
                 r"1 is missing \(first.bias\), 1 is unexpected "
                 r"\(x\); give weights of torch:nets.py:build with these model.options",
             ),
-            ("loose.pt", {}, "second.weight and first.weight are one tensor of the module"),
+            ("loose.pt", {}, "second.weight and first.weight are the same tensor in the module"),
             ("double.pt", {"num_classes": 6}, "conv.weight is float64 there, .*module.float"),
-            ("order.pt", {"num_classes": 6}, "order holds other integers than the module"),
+            ("order.pt", {"num_classes": 6}, "order has different integers from the module"),
         ):
             with self.subTest(given, **how):
                 self.assertRegex(self.refused(given, **how), message)
@@ -257,7 +257,7 @@ class StartTest(parameterized.TestCase):
     def test_heads_that_cannot_be_drawn(self):
         torch.save(self.module().state_dict(), "own.pt")
         for head, message in {
-            "fresh": "are its head is not known; name the part, as init.head=fresh:fc; its parts "
+            "fresh": "the head of .* is unknown; name it, as in init.head=fresh:fc; its parts "
             "with num_classes outputs are fc$",
             "fresh:head": "has no weights under 'head'; name a part as .* outputs are fc$",
             "fresh-torch": "draws its new head itself; set init.head=fresh$",

@@ -287,7 +287,7 @@ class FileTest(parameterized.TestCase):
         np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
 
     def test_refuses_a_fixed_number_of_images(self):
-        with self.assertRaisesRegex(ValueError, "takes 4 images at a time and no other number"):
+        with self.assertRaisesRegex(ValueError, "only takes 4 images at a time; export it"):
             from_file(self.saved(dynamic=False, example=4))
 
     def test_refuses_what_it_cannot_read(self):

@@ -237,7 +237,7 @@ class EvaluationTest(PageCase):
         reports.evaluation(self.folder / "mine", "a2", schema=9)
         data, text, _ = self.page(self.folder)
         self.assertNotIn("e1-left", data)
-        self.assertRegex(text, "has a record of schema 9, and this version knows up to 2")
+        self.assertRegex(text, "has a record of schema 9, but this version only reads up to 2")
 
     def test_missing_verdicts_are_said(self):
         reports.evaluation(self.folder / "mine")
@@ -440,7 +440,7 @@ class FileTest(PageCase):
         run = reports.run(self.folder / "run")
         code, _, said = self.call(run, "--out", self.folder / "none" / "report.html")
         self.assertEqual(code, 2)
-        self.assertRegex(said, "the folder .*/none is not there; make it first")
+        self.assertRegex(said, "the folder .*/none does not exist; create it first")
         with mock.patch.object(whole, "writing", side_effect=PermissionError(13, "Not allowed")):
             code, out, said = self.call(run)
         self.assertEqual((code, out), (3, ""))

@@ -161,7 +161,8 @@ class WatchingTest(absltest.TestCase):
                 self.assertIn(wanted, said.getvalue())
 
     def test_a_place_that_is_not_there(self):
-        with self.assertRaisesRegex(ValueError, "nowhere is not there; name a run that has begun"):
+        said = "nowhere does not exist; name a run that has begun, or a folder of runs"
+        with self.assertRaisesRegex(ValueError, said):
             watching.serve([self.folder.parent, Path("nowhere")])
 
     def test_which_addresses_are_of_this_machine_alone(self):

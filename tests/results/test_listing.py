@@ -181,7 +181,7 @@ class DamagedTest(Folders):
         return error
 
     def test_missing_and_empty(self):
-        said = "nowhere is not there; name a folder of runs; jaxrobust train --config quickstart"
+        said = "nowhere does not exist; name a folder of runs; jaxrobust train --config quickstart"
         self.assertIn(said, self.refused(self.folder / "nowhere"))
         said = (
             f"{self.folder} holds neither a run (metrics.jsonl) nor records (results.jsonl); name"
@@ -194,7 +194,7 @@ class DamagedTest(Folders):
         here = os.getcwd()
         try:
             os.chdir(Path(self.create_tempdir()))
-            self.assertIn("runs is not there", self.refused())
+            self.assertIn("runs does not exist", self.refused())
         finally:
             os.chdir(here)
 
@@ -221,7 +221,8 @@ class DamagedTest(Folders):
             f"{config / 'config.json'} cannot be read (",
             f"{other / 'results.jsonl'} holds a line that is not a record of jaxrobust evaluate; "
             f"it",
-            f"{newer / 'results.jsonl'} has a record of schema 9, and this version knows up to 2;",
+            f"{newer / 'results.jsonl'} has a record of schema 9, but this version only reads up "
+            f"to 2;",
             f"{part / 'results.jsonl'} has a record with parts of a wrong type",
         ):
             self.assertIn(said, notes)

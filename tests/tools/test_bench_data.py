@@ -121,7 +121,7 @@ class BenchDataTest(parameterized.TestCase):
                 damaged.write_bytes(b"not an image")
                 with (
                     hidden("torch"),
-                    self.assertRaisesRegex(ValueError, f"^{damaged}: not a whole image"),
+                    self.assertRaisesRegex(ValueError, f"^{damaged}: not a complete image"),
                 ):
                     self.measured(root, f"--batches={batches * 40}")
 

@@ -112,7 +112,7 @@ class RunTest(parameterized.TestCase):
         self.assertIn("run (train, step 8, ema)", record["where"])
         with asked.unlocked():
             asked.init.head = "fresh"
-        with self.assertRaisesRegex(ValueError, "which weights of my_nets.py:make are its head"):
+        with self.assertRaisesRegex(ValueError, "the head of my_nets.py:make is unknown; let"):
             start_weights.of_config(asked)
         with asked.unlocked():
             asked.init.head, asked.model.options.width = "keep", 8
@@ -143,7 +143,7 @@ class RunTest(parameterized.TestCase):
     def test_is_not_exported(self):
         with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit):
             export_weights.main(["--workdir", "run", "--layout", "module", "--out", "ship"])
-        with self.assertRaisesRegex(ValueError, "my_nets.py:make is a function of yours, and this"):
+        with self.assertRaisesRegex(ValueError, "my_nets.py:make is your own function, but this"):
             export_torch.of_run(Path("run"), None, None)
         self.assertFalse(Path("ship").exists())
 
@@ -152,7 +152,9 @@ class RunTest(parameterized.TestCase):
             run = os.path.relpath(self.source.parent / "run")
             code, _, said = call(workdir=run, attack="clean")
             self.assertEqual(code, 2)
-            self.assertRegex(said, "model.name=my_nets.py:make: cannot read my_nets.py .*; a file")
+            self.assertRegex(
+                said, "model.name=my_nets.py:make: cannot read my_nets.py .*; paths are relative to"
+            )
             self.assertEqual(said.count("\n"), 1)
 
 
@@ -178,7 +180,7 @@ class FunctionsTest(absltest.TestCase):
         for name, message in {
             "my_nets.py:mak": r"no 'mak'; did you mean make\? it has Block, Net, make, linear",
             "my_nets:make_it": "my_nets has no 'make_it'",
-            "their_nets:make": "there is no module their_nets",
+            "their_nets:make": "the module their_nets is neither installed nor in",
             "my_nets.py:Block": r"unknown option \['width'\] for my_nets.py:Block; it takes",
         }.items():
             with self.assertRaisesRegex(ValueError, message):

@@ -163,5 +163,5 @@ class RowsTest(parameterized.TestCase):
         self.assertEqual(done.stdout.splitlines(), expected)
 
     def test_a_name_that_is_there(self):
-        with self.assertRaisesRegex(ValueError, "there is an objective mart already"):
+        with self.assertRaisesRegex(ValueError, "the objective mart already exists"):
             objectives.add("mart", objectives.ROWS["mart"])

@@ -197,7 +197,7 @@ class RunTest(absltest.TestCase):
         with self.assertRaises(SystemExit), mock.patch("sys.stderr") as said:
             export_weights.main(["--workdir", "run", "--layout", "robustbench", "--out", "no"])
         printed = "".join(str(c.args[0]) for c in said.write.call_args_list)
-        self.assertRegex(printed, "nets.py is another file than the run began with .*bring back")
+        self.assertRegex(printed, "nets.py has changed since the run began .*bring back")
         self.assertFalse(Path("no").exists())
 
     def test_other_layouts_are_refused(self):

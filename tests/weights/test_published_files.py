@@ -104,7 +104,7 @@ class NameTest(parameterized.TestCase):
         keys = (WANG, f"cifar10/L2/{WANG}", f"cifar100/Linf/{WANG}")
         with self.assertRaisesRegex(
             ValueError,
-            rf"^{WANG}.pt is what RobustBench calls the files of {', '.join(keys)}; run "
+            rf"^{WANG}.pt is RobustBench's file name for {', '.join(keys)}; run "
             rf"`jaxrobust import /somewhere/{WANG}.pt --model ID --out FOLDER`, or keep it in "
             rf"RobustBench's folders, as in cifar10/Linf/{WANG}",
         ):

@@ -127,7 +127,9 @@ class FetchTest(parameterized.TestCase):
     def test_a_run_has_no_one_file(self):
         source = sources.WeightSource("r", "run", Path("r"))
         self.assertIs(sources.fetch(source), source)
-        with self.assertRaisesRegex(ValueError, "r is a run, which has no one file; leave --sha"):
+        with self.assertRaisesRegex(
+            ValueError, "r is a run, which has more than one file; leave --sha"
+        ):
             sources.fetch(source, sha256="00")
 
     def test_five_files_of_a_repository_are_named(self):

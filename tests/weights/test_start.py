@@ -296,7 +296,7 @@ class StartTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "head has 5 classes.*set init.head=fresh"):
             start_weights.of_config(tiny(self.stored(arrays)))
         halves = {key: array.astype(np.float16) for key, array in small().items()}
-        with self.assertRaisesRegex(ValueError, "float16 .*where rounding .*--cast"):
+        with self.assertRaisesRegex(ValueError, "float16 .*to round them, .*--cast"):
             start_weights.of_config(tiny(self.stored(halves)))
 
     def test_refuses_other_options_of_the_same_shapes(self):

@@ -65,10 +65,10 @@ class GoldenTest(parameterized.TestCase):
 
 class MessageTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"cell": "darts"}, "cell='darts' is unknown; one of robnet, advrush, racl"),
+        ({"cell": "darts"}, "cell='darts' is unknown; choose one of robnet, advrush, racl"),
         ({"cells": 2}, "cells=2 must be at least 3"),
         ({"channels": 0}, "channels=0 must be at least 1"),
-        ({"image_size": 30}, "image_size=30: two cells halve the map, so take a multiple of 4"),
+        ({"image_size": 30}, "image_size=30: two cells halve the map, so use a multiple of 4"),
         ({"bn_momentum": 2.0}, "bn_momentum=2.0 must be above 0 and at most 1"),
     )
     def test_message(self, changes, message):

@@ -91,7 +91,7 @@ def check_start(config: Config, first: str) -> None:
             f"{first} would attack random weights under heavy augmentation, which the paper (arXiv "
             "2303.01870) reports as failing; give clean weights (init.weights=convnext_tiny."
             "fb_in1k, for a ConvStem with init.stem=fresh and pretrain.epochs=100), use "
-            "data.augmentation=basic, or, if you really want this, {first}.from_random=True"
+            f"data.augmentation=basic, or, if you really want this, {first}.from_random=True"
         )
 
 

@@ -279,7 +279,7 @@ class LabelsTest(ConventionsCase):
         ),
         (np.eye(4, dtype=np.float32), r"such as y_train.argmax\(1\) of one-hot"),
         (np.arange(4.0), r"y_train is float64\[4\].*such as y_train.astype\('int64'\)"),
-        (np.arange(4) - 1, "holds -1; labels are counted from 0 on"),
+        (np.arange(4) - 1, "holds -1; labels start at 0"),
     )
     def test_arrays(self, labels, pattern):
         images = np.stack([colours() for _ in range(4)])

@@ -38,7 +38,7 @@ class DamagedTest(absltest.TestCase):
                     found = data.load(f"npz:{self.path}", split="train")
                 except data.DataError as error:
                     refused += 1
-                    self.assertIn("is damaged, or no .npz file", str(error))
+                    self.assertIn("is damaged, or not a .npz file", str(error))
                 else:
                     np.testing.assert_array_equal(
                         np.rint(255 * np.asarray(found.images)), self.arrays["images"]

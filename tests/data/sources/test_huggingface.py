@@ -284,7 +284,8 @@ class ColumnTest(FolderCase):
         self.write("test", rows(4), [-1] * 4)
         name = self.write()
         self.assertLen(data.open_source(name, "train"), 12)
-        self.refused(name, "label holds -1, no class; a split that is published without", "test")
+        said = "label holds -1, which is not a class; a split published without labels cannot"
+        self.refused(name, said, "test")
         self.write("test", rows(4), [0, 1, None, 2])
         self.refused(name, "label is missing in some records; give a labelled split", "test")
 
@@ -307,7 +308,7 @@ class ColumnTest(FolderCase):
                 self.assertEqual(source[0].image, image_bytes(0))
                 wrong = [(label + 1) % 1000 for label in labels[::-1]]
                 name = self.write("validation", images[::-1], wrong, kinds={"label": words})
-                self.refused(name, "another class than the list for 4 of 4", "val@robustbench")
+                self.refused(name, "disagrees with the list for 4 of 4", "val@robustbench")
 
 
 class RefusedTest(FolderCase):
@@ -383,7 +384,7 @@ class RevisionTest(parameterized.TestCase):
         none = errors.RevisionNotFoundError("no such", response=missing)
         with self.assertRaisesRegex(data.DataError, "^hf:me/x has no revision v9$"):
             self.ask("v9", fails=none)
-        with self.assertRaisesRegex(ConnectionError, "^which commit v9 is, is not known .*: down$"):
+        with self.assertRaisesRegex(ConnectionError, "^cannot resolve the revision v9: down$"):
             self.ask("v9", fails=OSError("down.\nmore"))
         nobody = errors.RepositoryNotFoundError("no set", response=missing)
         self.assertEqual(self.ask("v9", fails=nobody, cached="v9"), ("v9", True))

@@ -136,7 +136,7 @@ class IdsTest(SubsetTest):
             f"val@{lacking}",
         )
         empty = self.list("", " ", name="empty")
-        self.assert_refused("empty is empty; write one name a line", kind, f"val@{empty}")
+        self.assert_refused("empty is empty; write one name per line", kind, f"val@{empty}")
         self.assert_refused(
             "@nothing is neither robustbench, selection nor a readable file", kind, "val@nothing"
         )
@@ -148,7 +148,7 @@ class IdsTest(SubsetTest):
         )
         wrong = self.list("bee_1.jpg", "bee/ant_0.jpg", name="wrong")
         self.assert_refused(
-            r"has the label 0 \(ant\) for bee/ant_0.jpg of .*wrong, and another class than the "
+            r"has the label 0 \(ant\) for bee/ant_0.jpg of .*wrong, and disagrees with the "
             "list for 1 of 2 ids",
             kind,
             f"val@{wrong}",
@@ -315,7 +315,7 @@ class PreparedTest(SubsetTest):
         self.write_prepared(("ant/1.jpg", "dog/2.jpg"))
         for split in ("val", "val[:50%]"):
             self.assert_refused(
-                "'pets', split 'val' has no record of data.classes; name other classes",
+                "'pets', split 'val' has no records of the classes in data.classes; choose other",
                 "prepared",
                 split,
                 classes=self.list("bee"),

@@ -169,7 +169,7 @@ class NumbersTest(parameterized.TestCase):
         ({"sigma": float("nan")}, "sigma=nan must be above 0"),
         ({"alpha": 0}, "alpha=0 must be between 0 and 0.5"),
         ({"alpha": 0.7}, "alpha=0.7 must be between 0 and 0.5"),
-        ({"selection": 0}, "0 draws choose no class"),
+        ({"selection": 0}, "0 draws cannot choose a class"),
         ({"draws": 9}, "9 draws abstain on every image at alpha=0.001; give at least 10"),
     )
     def test_refuses(self, changed, sentence):

@@ -21,7 +21,7 @@ class RulesTest(parameterized.TestCase):
 
     @sweeps.rows(
         ("best", None, "rule='best' is unknown; one of majority, mean, one-draw"),
-        ("one-draw", 2, "draws=2: the rule one-draw has one; leave draws out"),
+        ("one-draw", 2, "draws=2: the rule one-draw uses one draw; leave draws out"),
         ("mean", 0, "draws=0: pass an int >= 1"),
         ("mean", True, "draws=True: pass an int >= 1"),
         (None, 2.0, "draws=2.0: pass an int >= 1"),

@@ -202,7 +202,8 @@ class RunTest(OfRun):
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             self.assertEqual(target.preprocessing(origin, size, source), expected)
-        self.assertEqual("bicubic-8-crop-8 is for another image size" in said.getvalue(), dropped)
+        told = "bicubic-8-crop-8 is for a different image size" in said.getvalue()
+        self.assertEqual(told, dropped)
 
     @pytest.mark.slow
     def test_other_data_preprocessing_and_size(self):

@@ -124,7 +124,11 @@ class FunctionTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({}, "one_image", "--function=my_net.py:one_image takes one image, not .*jax.vmap"),
-        ({}, "features", "gives 7 logits, and data set digits has 10 classes; return one for each"),
+        (
+            {},
+            "features",
+            "gives 7 logits, and data set digits has 10 classes; return one logit per class",
+        ),
         ({}, "both", "--function=my_net.py:both gives tuple for 8 images; return logits"),
         ({}, "nothing", "gives NoneType for 8 images; return logits f.B, K."),
         ({}, "labels", r"gives \(8,\) for 8 images; return logits"),

@@ -261,7 +261,7 @@ class MistakesTest(Case):
         ({'ids': [0.0, 1.0]}, 'ids are float64\\[2\\]; save integers'),
         ({'ids': [0]}, 'shape \\(2, 8, 8, 1\\) for 1 ids; save one image for each'),
         ({'images': np.zeros((2, 1, 8, 8))}, 'images are .1, 8, 8., .* channels last'),
-        ({'images': np.zeros((2, 9, 9, 1))}, 'images are .9, 9, 1., and those of the'),
+        ({'images': np.zeros((2, 9, 9, 1))}, 'images are .9, 9, 1., but those of the'),
         ({'images': np.zeros((2, 64))}, 'shape \\(2, 64\\) for 2 ids'),
         ({'images': np.full(SHAPE, np.nan)}, '2 of 2 images have NaN or infinite'),
         ({'images': np.ones(SHAPE)}, '2 of 2 points are outside .* l2 0.5, .* by \\d'),

@@ -90,13 +90,13 @@ class ResultTest(parameterized.TestCase):
     @sweeps.rows(
         (
             {"schema": 3},
-            "has a record of schema 3, and this version knows up to 2; install a newer",
+            "has a record of schema 3, but this version only reads up to 2; install a newer",
         ),
-        ({"schema": "2"}, "has a record of schema 2, and"),
-        ({"schema": None}, "has a record of schema None, and"),
+        ({"schema": "2"}, "has a record of schema 2, but"),
+        ({"schema": None}, "has a record of schema None, but"),
         ({"attacks": {}}, "has a record whose attacks is {}"),
         ({"evaluation": 7}, "has a record whose evaluation is 7"),
-        ({"clean": "0.5"}, "has a record whose clean is '0.5'; remove that line, or get the file"),
+        ({"clean": "0.5"}, "has a record whose clean is '0.5'; remove that line, or restore"),
         ({"costs": 3}, "whose costs is 3"),
     )
     def test_what_is_no_record_is_refused(self, changes, message):

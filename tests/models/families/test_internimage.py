@@ -82,7 +82,7 @@ class InternImageTest(parameterized.TestCase):
         ({"groups": (4, 8, 12, 32)}, r"must divide dims=.*: 256 channels are not 12 groups"),
         ({"groups": (4, 8)}, r"groups=\(4, 8\) and dims=.* must have the same length"),
         ({"stem_widths": (32, 48)}, r"the last of stem_widths=\(32, 48\) must be dims\[0\]=64"),
-        ({"offset_scale": 0.0}, "offset_scale=0.0 must be above 0; it is 1.0 of size T"),
+        ({"offset_scale": 0.0}, "offset_scale=0.0 must be above 0; InternImage-T uses 1.0"),
         ({"head_dim": 0}, "head_dim=0 must be at least 1"),
     )
     def test_errors(self, changes, message):

@@ -247,7 +247,7 @@ class WindowTest(parameterized.TestCase):
             "swin_l_mimir",
             {"image_size": 256},
             "window=14 .*stage 1, whose side is 64 at image_size="
-            "256: take window=16, or padded=True, which adds zeros",
+            "256: take window=16, or padded=True, which pads with zeros",
         ),
         ("swin_b_mimir", {"image_size": 192}, "window=7 does not divide the map of stage 1, .* 48"),
         ("swin_b", {"padded": False, "window": 9}, "stage 1, whose side is 56 .*take window=7,"),

@@ -42,7 +42,9 @@ class ChecksTest(parameterized.TestCase):
         said = "^images of 8x12 px give 6 tokens, this network has positions for 4: create it, and"
         with self.assertRaisesRegex(ValueError, said):
             checks.check_fits(False, images, "6 tokens", "positions for 4")
-        said = r"^positions have shape \(2, 3\), but this network needs \(4, 3\); give the image_size"
+        said = (
+            r"^positions have shape \(2, 3\), but this network needs \(4, 3\); give the image_size"
+        )
         with self.assertRaisesRegex(ValueError, said):
             checks.refusing("positions")(np.zeros((2, 3)), (4, 3))
 

@@ -181,11 +181,13 @@ class BlocksTest(parameterized.TestCase):
 
     def test_a_key_is_needed_where_something_is_drawn(self):
         net, params, stats = made(rates=(0.0, 0.0, 0.5))
-        with self.assertRaisesRegex(ValueError, "drop_path above 0 draws in training.*with a key"):
+        said = "drop_path above 0 needs randomness in training.*with a key"
+        with self.assertRaisesRegex(ValueError, said):
             net.apply(params, stats, IMAGES, train=True)
         net.apply(params, stats, IMAGES)  # in evaluation nothing is
         net, params, stats = made(how={"draws": True})
-        with self.assertRaisesRegex(ValueError, "dropout above 0 draws in training.*with a key"):
+        said = "dropout above 0 needs randomness in training.*with a key"
+        with self.assertRaisesRegex(ValueError, said):
             net.apply(params, stats, IMAGES, train=True)
 
     def test_branches_are_left_out_at_the_rate_of_their_block(self):

@@ -36,7 +36,7 @@ class ModuleTest(parameterized.TestCase):
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "unknown model 'convnet'; did you mean"):
             models.module("convnet", rngs=nnx.Rngs(0))
-        with self.assertRaisesRegex(ValueError, "nets.py:make is a function of yours"):
+        with self.assertRaisesRegex(ValueError, "nets.py:make is your own function, but this"):
             models.module("nets.py:make", rngs=nnx.Rngs(0))
         small = small_networks.options("convnext")
         with self.assertRaisesRegex(ValueError, "these weights do not belong to this network"):

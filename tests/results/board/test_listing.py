@@ -50,7 +50,7 @@ class ListingTest(parameterized.TestCase):
             ("[a", "is not TOML .*; correct it"),
             ("a = 3", "a is not a section; write"),
             ('[a]\nweigths = "w"', r"\[a\] has weigths; did you mean weights\?"),
-            ("[a]\nweights = 3", r"weights of \[a\] is 3; write a text"),
+            ("[a]\nweights = 3", r"weights of \[a\] is 3; write a string"),
             ('[a]\nsplit = "test"', r"\[a\] names no network; give it weights or function"),
             ('[a]\nweights = "w"\nfunction = "f"', r"\[a\] names two networks; leave weights or"),
         ):
@@ -66,5 +66,5 @@ class ListingTest(parameterized.TestCase):
         empty.mkdir()
         with self.assertRaisesRegex(ValueError, "empty holds no bundle; name folders that `jax"):
             listing.find([empty])
-        with self.assertRaisesRegex(ValueError, "none.toml is not there; name a file of networks"):
+        with self.assertRaisesRegex(ValueError, "toml does not exist; name a file of networks"):
             listing.find([self.bundle("a")], self.root / "none.toml")

@@ -189,7 +189,8 @@ class RecipeTest(parameterized.TestCase):
         ("", "no config is named; give a file, or one of aligned_study"),
         (
             "quickstart",
-            "quickstart is a recipe of the package, and quickstart.py is here too; write",
+            "quickstart is both a bundled recipe and a file here; write configs/quickstart.py for "
+            "the recipe, or quickstart.py",
         ),
         ("birds", "birds: no such file; did you mean birds.py?"),
         ("bidrs.py", "bidrs.py: no such file; did you mean birds.py?"),

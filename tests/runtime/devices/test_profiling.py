@@ -66,7 +66,7 @@ class TraceTest(parameterized.TestCase):
         self.assertEqual(call.args, (profiling.Path("there").absolute(),))
         self.assertEqual(call.kwargs["profiler_options"].session_id, "step-42")
         stop.assert_called_once_with()
-        self.assertStartsWith(say.call_args.args[0], "there: steps 43 to 45 are traced; look at")
+        self.assertStartsWith(say.call_args.args[0], "there: steps 43 to 45 are traced; view them")
 
     @sweeps.fast(1)
     @parameterized.parameters((0, 3, 0), (2, 3, 0), (2, 3, 1000))
@@ -81,7 +81,7 @@ class TraceTest(parameterized.TestCase):
         self.assertEqual(touched, [n for n in (start + first, start + first + count) if n > start])
         self.assertRegex(
             said,
-            f"train: steps {start + first + 1} to {start + first + count} are traced; look at "
+            f"train: steps {start + first + 1} to {start + first + count} are traced; view "
             r"them with: pip install xprof; xprof --logdir /.*/train",
         )
 
@@ -94,7 +94,7 @@ class TraceTest(parameterized.TestCase):
     def test_a_phase_that_ends_before_says_so(self):
         steps, _, said, _ = self.run_steps(profiling.Profile(9, 1))
         self.assertEmpty(steps)
-        self.assertIn("nothing is traced; it ended at step 8, and --profile starts after", said)
+        self.assertIn("nothing was traced: it ended at step 8, but --profile starts after", said)
 
     def test_without_a_profile_nothing_happens(self):
         steps, calls, said, touched = self.run_steps(None)

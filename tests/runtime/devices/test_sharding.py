@@ -104,7 +104,7 @@ class SlicesTest(parameterized.TestCase):
 
     @sweeps.rows(
         (8, 2, "mesh.fsdp=8 does not divide the 4 devices of a slice; one of 1, 2, 4"),
-        (1, 3, "the slices have 3, 3, 2 devices; start slices of one size"),
+        (1, 3, "the slices have 3, 3, 2 devices; start slices of equal size"),
     )
     def test_slices_that_do_not_fit(self, fsdp, slices, message):
         with self.assertRaisesRegex(ValueError, message):

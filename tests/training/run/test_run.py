@@ -246,7 +246,7 @@ class TroubleTest(parameterized.TestCase):
         ({"model__in_channels": 3}, "digits has 1 channels; set model.in_channels=1"),
         ({"log__to": "tensorboard"}, r"pip install 'jaxrobust\[tensorboard\]'"),
         ({"log__to": "wandb"}, r"log.to=wandb needs an extra: pip install 'jaxrobust\[wandb\]'"),
-        ({"log__to": "wandb,aim"}, "names 'aim', and the trackers are tensorboard, wandb"),
+        ({"log__to": "wandb,aim"}, "names 'aim'; the trackers are tensorboard, wandb"),
     )
     def test_refuses_before_anything_is_written(self, changes, message):
         workdir = Path(self.create_tempdir()) / "refused"

@@ -114,7 +114,7 @@ class RefusedTest(Case):
         (folder / "config.json").write_text(json.dumps({"version": 1} | other))
         self.refused(
             self.robust(),
-            "the run in runs/clean is not of that config: pretrain.epochs is 5 there, 2 in the "
+            "the run in runs/clean does not have that config: pretrain.epochs is 5 there, 2 in the "
             "config. Start from it as it is with init.weights=runs/clean, or move it away",
         )
 
@@ -133,7 +133,7 @@ class RefusedTest(Case):
     def test_the_workdir_of_the_start(self, workdir):
         self.start()
         workdir = workdir.format(name=self.place.name)
-        words = "init.weights=run:clean.py is the run in .*runs/clean itself; give another --wor"
+        words = "init.weights=run:clean.py is the run in .*runs/clean itself; choose another --w"
         self.refused(self.robust(), words, workdir)
 
     @sweeps.rows(

@@ -59,7 +59,7 @@ class FailureTest(TrackersCase):
         self.assertEqual([m["step"] for m in good.scalars_of], [1, 2, 3])
         self.assertLen((self.workdir / "metrics.jsonl").read_text().splitlines(), 3)
         self.assertEqual(self.said.getvalue().count("WARNING"), 1)
-        self.assertIn("bad is left out from here on", self.said.getvalue())
+        self.assertIn("bad is disabled from here on", self.said.getvalue())
         self.assertIn("OSError: the network is gone", self.said.getvalue())
         self.assertEqual((bad.closed, good.closed), ([False], [True]))
 
@@ -88,7 +88,7 @@ class FailureTest(TrackersCase):
         ):
             log = self.open("bad")
         self.write(log, "train", 0, [1])
-        self.assertIn("bad is left out from here on", self.said.getvalue())
+        self.assertIn("bad is disabled from here on", self.said.getvalue())
 
     @RESVG
     def test_figures_that_cannot_be_drawn_are_said_once(self):

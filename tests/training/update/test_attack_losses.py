@@ -80,10 +80,10 @@ class FilesTest(parameterized.TestCase):
 
 class LossTest(FilesTest):
     @sweeps.rows(
-        ("cee", {}, r"attack.loss='cee' is not a loss of labels; did you mean ce\? one of ce, dlr"),
-        ("kl", {}, "'kl' is not a loss of labels; one of ce, dlr, cw, cw-floor, ce-cw, pm, or"),
-        ("dlr-targeted", {}, "'dlr-targeted' is not a loss of labels; one of ce, dlr, cw,"),
-        ("my_losses.py", {}, "or a function of yours, such as my_losses.py:margin"),
+        ("cee", {}, r"attack.loss='cee' is not a loss on labels; did you mean ce\? one of ce, dlr"),
+        ("kl", {}, "'kl' is not a loss on labels; one of ce, dlr, cw, cw-floor, ce-cw, pm, or"),
+        ("dlr-targeted", {}, "'dlr-targeted' is not a loss on labels; one of ce, dlr, cw,"),
+        ("my_losses.py", {}, "or your own function, such as my_losses.py:margin"),
         ("cw", {"label_smoothing": 0.1}, "mixed or smoothed here; set attack.labels='hard'"),
         ("dlr", {"model__num_classes": 2}, "'dlr' needs at least 3 classes, the logits have 2"),
         ("none.py:margin", {}, "attack.loss=none.py:margin: cannot read none.py"),
@@ -197,7 +197,7 @@ class RunTest(FilesTest):
         self.assertEqual(noted["train.attack.loss.sha256"], sha256)
         self.file.write_text(SOURCE + "\n# changed\n")
         message = (
-            "the code of attack.loss is not what the run in run began with "
+            "the code of attack.loss differs from what the run in run began with "
             rf"\(train.attack.loss.sha256: '{sha256}' there, '.*' now\); restore it, or give a new"
         )
         with self.assertRaisesRegex(ValueError, message):

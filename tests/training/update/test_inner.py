@@ -112,10 +112,10 @@ class RadiusTest(parameterized.TestCase):
         ({"name": "pgd", "start": "gauss"}, "needs attack.start_std, its standard deviation in"),
         (
             {"name": "pgd", "start": "uniform", "norm": "l1", "epsilon": 12.0},
-            "start is of linf and l2, not of l1",
+            "start needs linf and l2, not l1",
         ),
         ({"start": "random", "start_std": 0.1}, "start_std=0.1 has no effect .*; leave it out, or"),
-        ({"name": "pgd", "start": "gauss", "start_std": 0.0}, "std=0.0 is the image; pass a"),
+        ({"name": "pgd", "start": "gauss", "start_std": 0.0}, "std=0.0 is the image itself; pass"),
         ({"warmup_epochs": -1}, "attack.warmup_epochs=-1 must be at least 0 and below"),
         ({"warmup_epochs": 3}, "below train.epochs=3, so that the radius reaches"),
         ({"delay_epochs": -1}, "attack.delay_epochs=-1 must be at least 0, and with"),

@@ -133,7 +133,7 @@ class RowTest(parameterized.TestCase):
         ({**NORMS, "attack__mix": "worst"}, "attack.mix='worst' does not keep; set attack.mix='p"),
         (
             {**NORMS, "attack__mix": "pair", "train__objective": "adversarial"},
-            "attack.mix='pair' is of objective='ramp', .* with objective='adversarial' take",
+            "attack.mix='pair' needs objective='ramp', .* with objective='adversarial' use",
         ),
         ({**NORMS, "attack__mix": "pair", "train__ramp_lambda": -1.0}, "ramp_lambda=-1.0 must be"),
         (
