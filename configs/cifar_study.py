@@ -33,7 +33,7 @@ PAPER = {
     "patch": "41.6 instead of 42.2",
     "random": "37.6 instead of 42.2",
     "heavy": "47.5 instead of 42.2",
-    "one-step": "46.4 instead of 47.5 (heavy), in two thirds of the cost",
+    "one-step": "46.4 instead of 47.5 (heavy), at two thirds of the cost",
     "low-first": "no such run",
 }
 ROWS = ("base", "low-first,seed=1", "clean")

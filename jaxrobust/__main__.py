@@ -43,10 +43,10 @@ COMMANDS = {
     "models": Command(".models", "", "lists architectures and checkpoints that load"),
     "import": Command(
         *(".conversion.import_weights", "SOURCE --out DIR"),
-        "imports weights from files, URLs, the Hub or timm",
+        "imports weights of files, URLs, Hub or timm",
     ),
     "export": Command(
-        ".conversion.export_weights", "TARGET", "exports weights for PyTorch, the Hub, RobustBench"
+        ".conversion.export_weights", "TARGET", "exports weights for PyTorch and RobustBench"
     ),
     "certificate": Command(
         ".conversion.certificate", "--model M", "compares a network with its reference"
@@ -125,8 +125,7 @@ def _overview() -> str:
     return (
         f"jaxrobust {__version__}, adversarially robust image classifiers in JAX\n\n"
         f"jaxrobust COMMAND ..., where COMMAND is one of\n\n{rows}\n\n"
-        "For details, run jaxrobust COMMAND --help. README.md shows the commands in the order of "
-        "use."
+        "For details, run jaxrobust COMMAND --help. README.md shows the order of use."
     )
 
 

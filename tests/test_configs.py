@@ -325,7 +325,7 @@ class DecodersTest(parameterized.TestCase):
                 data = base().data
                 data.workers = given
                 with (
-                    mock.patch.object(resolved.jax, "default_backend", return_value=backend),
+                    mock.patch("jax.default_backend", return_value=backend),
                     mock.patch.object(resolved.launch, "own_cores", return_value=cores),
                 ):
                     self.assertEqual(resolved.decoders(data), expected)

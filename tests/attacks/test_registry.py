@@ -306,7 +306,9 @@ class AddTest(absltest.TestCase):
         before = dict(registry.ROWS), dict(registry.MACHINES)
         with self.assertRaisesRegex(ValueError, "an attack named mine already exists"):
             registry.add(self.facts, self.row, self.row._replace(searches=None))
-        with self.assertRaisesRegex(ValueError, "attack other: number 1000 is mine's.* as 1001"):
+        with self.assertRaisesRegex(
+            ValueError, "attack other: number 1000 already belongs to mine.* as 1001"
+        ):
             registry.add(self.facts, self.row, self.row._replace(name="other"))
         self.assertEqual((registry.ROWS, registry.MACHINES), before)
         searches = self.row.searches._replace(number=1001)

@@ -129,7 +129,7 @@ class CheckpointsTest(parameterized.TestCase):
         self.assertLen(augmentations._files([folder], 2), 2)
         with self.assertRaisesRegex(ValueError, "none.png: no such file"):
             augmentations._files([folder / "none.png"], 9)
-        with self.assertRaisesRegex(ValueError, "names no picture"):
+        with self.assertRaisesRegex(ValueError, "contains no pictures"):
             augmentations._files([Path(self.create_tempdir())], 9)
 
 

@@ -148,7 +148,11 @@ class StudyTest(parameterized.TestCase):
     def test_unknown(self):
         for name, capacity, message in (
             ("depths", None, "study='depths' is unknown; depth, width, ratio, blocks, cardinality"),
-            ("blocks", "wrn_28_12", "capacity='wrn_28_12' is unknown; one of wrn_28_10, wrn_34_12"),
+            (
+                "blocks",
+                "wrn_28_12",
+                "capacity='wrn_28_12' is unknown; choose one of wrn_28_10, wrn_34_12",
+            ),
             ("depth", "wrn_28_10", "study='depth' has one capacity; leave .* one of blocks, car"),
         ):
             with (

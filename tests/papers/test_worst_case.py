@@ -200,7 +200,7 @@ class CommandTest(parameterized.TestCase):
             ),
             ({"threat": [*THREATS, "l1:2"]}, "takes one radius per norm, and l1 already has one"),
             ({"threat": ["l1:8/255"]}, "a radius of 0.03137 in l1 changes less than one pixel"),
-            ({"threat": ["l3:1"]}, "the norm 'l3' is unknown; one of linf, l2, l1"),
+            ({"threat": ["l3:1"]}, "the norm 'l3' is unknown; choose one of linf, l2, l1"),
             ({"threat": [*THREATS[:2], "l1:99"]}, "a radius of 99 in l1 holds every image of 8x8"),
             ({"norm": "linf"}, "covers three norms, so leave --norm out; give --threat NORM:RADIU"),
             ({"norm": "l1", "epsilon": "8/255"}, "so leave --norm and --epsilon out; give"),

@@ -209,7 +209,10 @@ class ImportTest(ServedCase):
         self.assertEqual(done["source"], "run (train, step 7, ema)")
         self.assertEqual(weights_folder.about(self.out)["options"]["dims"], [8])
         said = io.StringIO()
-        for flag, message in (("--cast", "--cast is for foreign wei"), ("--sha256=0", "no one")):
+        for flag, message in (
+            ("--cast", "--cast is for foreign wei"),
+            ("--sha256=0", "more than one"),
+        ):
             with contextlib.redirect_stderr(said), self.assertRaises(SystemExit):
                 import_weights.main([*arguments[:1], f"--out={self.folder / 'new'}", flag])
             self.assertIn(message, said.getvalue())

@@ -237,7 +237,9 @@ class ConfirmTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "has 3 robust images of 8, and its record says 50"):
             self.verdicts([True] * 8)
         self.ledger.unlink()
-        with self.assertRaisesRegex(ValueError, "ledger-abc123.jsonl is not there.*results.jsonl"):
+        with self.assertRaisesRegex(
+            ValueError, "ledger-abc123.jsonl is missing or empty.*results.jsonl"
+        ):
             self.verdicts([True] * 8)
 
     def test_without_pyautoattack(self):

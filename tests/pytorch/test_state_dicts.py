@@ -265,7 +265,9 @@ class StartTest(parameterized.TestCase):
         }.items():
             with self.subTest(head):
                 self.assertRegex(self.refused("own.pt", head=head), message)
-        self.assertRegex(self.refused("own.pt", stem="fresh"), "weights of torch:nets.py:build are")
+        self.assertRegex(
+            self.refused("own.pt", stem="fresh"), "the stem of torch:nets.py:build is unk"
+        )
 
     def test_a_file_of_pytorch_on_a_host_without_it(self):
         torch.save(self.module().state_dict(), "own.pt")

@@ -313,5 +313,5 @@ class FilesTest(RunOfCheckpoints):
                 read = partial(jaxrobust.load, source, tell=lambda line: None, **model, **options)
                 read()
                 damage(file)
-                with self.assertRaisesRegex(ValueError, "get (it|both) again"):
+                with self.assertRaisesRegex(ValueError, "download (it|both) again"):
                     read()

@@ -90,7 +90,7 @@ class UrlTest(LocalCase):
         self.server.close()
         with self.assertRaisesRegex(
             remote_weights.Unreachable,
-            "refused, 5 times in a row; where .* run `curl -L -o weights.pth http.*give the file$",
+            "refused, 5 times in a row; if .* no network, run `curl -L -o .* http.*give the file$",
         ):
             self.fetch()
 

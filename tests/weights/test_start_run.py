@@ -142,7 +142,8 @@ class StateTest(parameterized.TestCase):
     )
     def test_another_run_is_in_the_folder(self, key, value, message):
         self.write(config(**{key: value}))
-        with self.assertRaisesRegex(ValueError, f"run:a: the run in .*/a is not of.*{message}"):
+        said = f"run:a: the run in .*/a does not have that config: .*{message}"
+        with self.assertRaisesRegex(ValueError, said):
             self.state()
 
     def test_options_and_starts(self):

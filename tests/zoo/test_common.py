@@ -53,5 +53,7 @@ class ChecksTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "depth=2 must be at least 3"):
             architecture_checks.check_row(row, depth=3)
         row.activation = "sine"
-        with self.assertRaisesRegex(ValueError, "activation='sine' is unknown; one of .*gelu"):
+        with self.assertRaisesRegex(
+            ValueError, "activation='sine' is unknown; choose one of .*gelu"
+        ):
             architecture_checks.check_row(row, depth=2)

@@ -164,7 +164,7 @@ class MessageTest(parameterized.TestCase):
         ("cifar_vgg16", {"drop_path": 0.1}, "a VGG has no residual branches to leave out"),
         ("cifar_vgg16", {"hidden": (0,)}, "hidden=.* must be a tuple of positive integers"),
         ("cifar_vgg16", {"pool": 0}, "pool=0 must be at least 1"),
-        ("cifar_vgg16_224", {"image_size": 32}, "read 7x7 pixels of a map .*, so take 224"),
+        ("cifar_vgg16_224", {"image_size": 32}, "read 7x7 pixels of a map .*, so use 224"),
         ("cifar_vgg16_224", {"dropout": 1.0}, "dropout=1.0 is a probability"),
         ("cifar_wrn_40_10", {"depths": ()}, "depths=.* must be a tuple of positive integers"),
         *(
@@ -172,7 +172,11 @@ class MessageTest(parameterized.TestCase):
             for name in ("cifar_resnext29", "cifar_preactresnet50", "cifar_densenet")
             for depths in ((), (2, 0))
         ),
-        ("cifar_wrn_40_10", {"activation": "rely"}, "activation='rely' is unknown; one of relu"),
+        (
+            "cifar_wrn_40_10",
+            {"activation": "rely"},
+            "activation='rely' is unknown; choose one of relu",
+        ),
         ("cifar_wrn_40_10", {"image_size": 0}, "image_size=0 must be at least 1"),
         ("cifar_densenet", {"image_size": 4}, "image_size=4: the map is halved 3 times, .* 8"),
         ("cifar_densenet", {"growth": 0}, "growth=0 must be at least 1"),

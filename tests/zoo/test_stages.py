@@ -198,7 +198,11 @@ MESSAGES = (
     ("cifar_coatnet", {"dims": ()}, r"dims=\(\) must be a tuple of positive integers"),
     ("cifar_coatnet", {"dims": (3, 4, 4, 4, 4)}, "at least 4, because squeeze layers have a quart"),
     ("cifar_coatnet", {"heads": 0}, "heads=0 must be at least 1"),
-    ("cifar_coatnet", {"activation": "elu"}, "activation='elu' is unknown; one of relu, silu"),
+    (
+        "cifar_coatnet",
+        {"activation": "elu"},
+        "activation='elu' is unknown; choose one of relu, silu",
+    ),
     ("cifar_pvt_v2", {"patch": 3}, "patch=3 must divide image_size=32 .*; one of 1, 2, 4$"),
     ("cifar_pvt_v2", {"patch": 8}, "patch=8 .* be below the 7 pixels of the first window"),
     ("cifar_pvt_v2", {"patch": 0}, "patch=0 must divide image_size=32"),
@@ -206,7 +210,11 @@ MESSAGES = (
     ("cifar_pvt_v2", {"heads": (3, 2, 5, 8)}, "must divide dims=.*, stage by stage"),
     ("cifar_pvt_v2", {"ratios": (8, 8)}, "ratios=.* and dims=.* must have the same length"),
     ("cifar_pvt_v2", {"depths": (0, 2, 2, 2)}, "must be a tuple of positive integers"),
-    ("cifar_pvt_v2", {"activation": "elu"}, "activation='elu' is unknown; one of relu, silu"),
+    (
+        "cifar_pvt_v2",
+        {"activation": "elu"},
+        "activation='elu' is unknown; choose one of relu, silu",
+    ),
     (
         "cifar_swin",
         {"patch": 3},
@@ -226,7 +234,7 @@ MESSAGES = (
     ("cifar_swin", {"heads": (5, 6, 12, 24)}, "must divide dim=96, doubled at every stage"),
     ("cifar_swin", {"window": 1}, "window=1: attention needs windows of at least 2"),
     ("cifar_swin", {"image_size": 0}, "image_size=0 must be at least 1"),
-    ("cifar_swin", {"activation": "elu"}, "activation='elu' is unknown; one of relu, silu"),
+    ("cifar_swin", {"activation": "elu"}, "activation='elu' is unknown; choose one of relu, silu"),
     (
         "cifar_cvt",
         {"patch": 4},
@@ -236,7 +244,7 @@ MESSAGES = (
     ("cifar_cvt", {"window": 4}, "window=4 must be odd, such as 3 or 7"),
     ("cifar_cvt", {"heads": (1, 3)}, "heads=.* and dims=.* must have the same length"),
     ("cifar_cvt", {"head_dim": 0}, "head_dim=0 must be at least 1"),
-    ("cifar_cvt", {"activation": "elu"}, "activation='elu' is unknown; one of relu, silu"),
+    ("cifar_cvt", {"activation": "elu"}, "activation='elu' is unknown; choose one of relu, silu"),
 )
 
 

@@ -106,7 +106,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         ({"image": np.zeros((130, 3, 8, 8), np.uint8)}, r"write image.transpose\(0, 2, 3, 1\)"),
         (
             {"label": np.zeros(129, int)},
-            r"label is int64\[129\], not one integer for each of the 130 images; write class",
+            r"label is int64\[129\], not one integer for each of the 130 images; write the",
         ),
         ({"label": np.zeros((130, 10), "f4")}, "or give --soft for probabilities"),
         (

@@ -108,7 +108,7 @@ class IdsTest(SubsetTest):
         part = self.open(kind, f"val@{path}[1:]")
         self.assertEqual(files(part), files(whole)[1:])
         self.assertEqual(part.ids_sha256, whole.ids_sha256)
-        self.assert_refused("beyond the 3 records", kind, f"val@{path}[:4]")
+        self.assert_refused("exceeds the 3 available records", kind, f"val@{path}[:4]")
 
     def test_pinned_list(self, kind):
         self.write(kind)
@@ -302,7 +302,7 @@ class PreparedTest(SubsetTest):
     def test_without_file_names(self):
         self.write_prepared(with_names=False)
         self.assert_refused(
-            "'pets', split 'val' has no file names, by which ids",
+            "'pets', split 'val' has no file names by which ids",
             "prepared",
             f"val@{self.list('ant_0.jpg')}",
         )

@@ -213,7 +213,7 @@ class AugmentationTest(parameterized.TestCase):
         ("rotate(-1)", "-1 is not from 0 to 180"),
         ("jitter", "jitter takes brightness, contrast, saturation, hue"),
         ("jitter(0.1,0.1,0.1,0.6)", "the hue"),
-        ("jitter(-0.1)", "0 or more"),
+        ("jitter(-0.1)", "at least 0"),
         ("grey(1.5)", "grey takes p .1.5 is not from 0 to 1"),
         ("blur(1, 2, 1)", "2 to 1 is not a range"),
         ("resized-crop(0)", "0 to 1 is not a range"),

@@ -378,7 +378,13 @@ class CascadeTest(parameterized.TestCase):
         ({}, True, 0, "", "first gradient is exactly zero for 1 of 2 images"),
         ({"targets": 9}, True, 0, "", "^$"),
         ({"suffix": " (full)"}, True, 0, "", "^$"),
-        ({}, False, 3, None, "3 images were .* robust. .* batch statistics, or .* batch_size=1"),
+        (
+            {},
+            False,
+            3,
+            None,
+            "the search fooled 3 images .* robust. .* batch statistics, or .* batch_size=1",
+        ),
         ({}, False, 3, "bfloat16", "in bfloat16 .*DEFAULT_MATMUL_PRECISION=highest .*batch_size=1"),
     )
     def test_flags(self, how, flat, unconfirmed, narrower, words):

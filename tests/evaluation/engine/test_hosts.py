@@ -211,6 +211,14 @@ SEVERAL = {
 SAME = ("evaluation", "clean", "robust", "accuracy_after", "flags", "attacks")
 
 
+def _same(records, number, key):
+    """A value of a record; a search in bfloat16 (AMX) may leave other images unconfirmed."""
+    value = records[number][key]
+    if key != "flags":
+        return value
+    return {name: said for name, said in value.items() if not name.startswith("unconfirmed")}
+
+
 class CommandTest(parameterized.TestCase):
     def begun(self, *flags) -> tuple[Path, list[str]]:
         """A folder with a run, and the command that evaluates it."""
@@ -225,7 +233,7 @@ class CommandTest(parameterized.TestCase):
         )
         for number, record in whole.items():
             for key in SAME:
-                self.assertEqual(parts[number][key], record[key], f"{record['method']} {key}")
+                self.assertEqual(_same(parts, number, key), _same(whole, number, key), key)
             self.assertBetween(record["robust"], 0.01, 0.99)  # else nothing is compared
         return list(whole.values())
 

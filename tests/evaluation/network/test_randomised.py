@@ -20,7 +20,7 @@ class RulesTest(parameterized.TestCase):
         self.assertEqual((how.words(), how.tally), (words, tally))
 
     @sweeps.rows(
-        ("best", None, "rule='best' is unknown; one of majority, mean, one-draw"),
+        ("best", None, "rule='best' is unknown; choose one of majority, mean, one-draw"),
         ("one-draw", 2, "draws=2: the rule one-draw uses one draw; leave draws out"),
         ("mean", 0, "draws=0: pass an int >= 1"),
         ("mean", True, "draws=True: pass an int >= 1"),

@@ -191,7 +191,7 @@ class SeveralTest(parameterized.TestCase):
         folder = [str(there)]
         for more, message in (
             ({"image_size": [16]}, "is of other images: .*image_size.*; replay an evaluation of"),
-            ({"split": "train[:8]"}, "--replay=.* is of other images: .*split"),
+            ({"split": "train[:8]"}, "--replay=.* belongs to other images: .*split"),
             ({"preprocessing": "Res256Crop224"}, "is of other images: .*preprocessing"),
             ({"replay": [str(self.workdir)]}, "--replay=.* has no ledger; name the folder of"),
         ):

@@ -281,7 +281,7 @@ class OptionsTest(parameterized.TestCase):
             jax.eval_shape(functools.partial(net.apply, train=True), params, stats, self.images)
 
     @parameterized.parameters(
-        ({"activation": "silu"}, r"activation='silu' is unknown; one of \['relu', 'gelu'\]"),
+        ({"activation": "silu"}, r"activation='silu' is unknown; choose one of \['relu', 'gelu'\]"),
         ({"depths": ()}, r"depths=\(\) must be a tuple of positive integers"),
         ({"depths": (1, 0)}, "must be a tuple of positive integers"),
         ({"bn_group": -1}, "bn_group=-1 must be at least 0"),

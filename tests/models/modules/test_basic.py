@@ -146,7 +146,7 @@ class SharedTest(parameterized.TestCase):
     def test_a_grid(self, size, patch, side):
         self.assertEqual(transformer.grid_of(size, patch), side)
 
-    @sweeps.rows((30, 4, "take patch=3 or 5,"), (30, 0, "take patch=1,"), (6, 7, "take patch=6,"))
+    @sweeps.rows((30, 4, "use patch=3 or 5,"), (30, 0, "use patch=1,"), (6, 7, "use patch=6,"))
     def test_no_grid(self, size, patch, said):
         with self.assertRaisesRegex(ValueError, said):
             transformer.grid_of(size, patch)

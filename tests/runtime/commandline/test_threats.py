@@ -19,7 +19,7 @@ class ThreatsTest(parameterized.TestCase):
         self.assertEqual(threats.parse(text), threat)
 
     @sweeps.rows(
-        ("l3:1", "--threat=l3:1: the norm 'l3' is unknown; one of linf, l2, l1"),
+        ("l3:1", "--threat=l3:1: the norm 'l3' is unknown; choose one of linf, l2, l1"),
         ("4/255", "--threat=4/255: the norm '4/255' is unknown"),
         ("l2", "--threat=l2 has no radius; write l2:RADIUS"),
         ("l2:", "--threat=l2: has no radius"),

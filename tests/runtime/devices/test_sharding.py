@@ -426,7 +426,9 @@ class RefusalTest(parameterized.TestCase):
         config = small_config(model__name="resnet50", train__batch_size=32).unlock()
         config.model.options = ConfigDict({"depths": (1,), "width": 8, "bn_group": 4})
         config.train.microbatches = 2
-        with self.assertRaisesRegex(ValueError, "bn_group=4 does not divide the 2 images that"):
+        with self.assertRaisesRegex(
+            ValueError, "bn_group=4 does not divide the 2 images per device"
+        ):
             build.phase(config, "train", 80)
 
 

@@ -127,7 +127,10 @@ class FilesTest(BucketCase):
                 (run / "config.json").write_text("{}")
                 self.wait(lambda: "trying again" in said.getvalue())
             self.wait(lambda: self.names() == ["config.json"])
-        self.assertRegex(said.getvalue(), "^WARNING: gs://.* may .*; trying again every 0 s\n$")
+        self.assertRegex(
+            said.getvalue(),
+            "^WARNING: gs://.* is not accessible to this account .*; trying again every 0 s\n$",
+        )
 
     def wait(self, until) -> None:
         stop = time.monotonic() + 20

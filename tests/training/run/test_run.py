@@ -209,7 +209,9 @@ class TroubleTest(parameterized.TestCase):
 
     def test_workdir_that_cannot_be(self):
         file = Path(self.create_tempfile().full_path)
-        with self.assertRaisesRegex(ValueError, "cannot write to --workdir.*name a folder"):
+        with self.assertRaisesRegex(
+            ValueError, "cannot write to --workdir.*name a writable folder"
+        ):
             quiet_run(tiny(), file / "run")
 
     def test_damaged_config_is_named(self):

@@ -94,7 +94,7 @@ class RefusedTest(Case):
     @sweeps.rows(
         (
             {"model__options": {"stem_strides": (1,), "depths": (1,), "dims": (16,)}},
-            "of convnext_n with .*dims=.*16.* set model.options to theirs",
+            "of convnext_n with .*dims=.*16.* set model.options to match",
         ),
         ({"model__name": "convnext_n_cvst"}, "those of convnext_n_cvst; set model.name"),
         ({"model__num_classes": 7}, "head has 7 classes, and .*; set init.head=fresh"),
