@@ -68,7 +68,7 @@ case "$*" in
     said=$(next create) && [ -n "$said" ] && { echo "ERROR: (gcloud) $said" >&2; exit 1; }
     for ((n = 0; n < $9; n++)); do echo "$5-host$n"; done >"$(of "$5")" ;;
   *" managed delete "*) rm "$(of "$5")"; [[ $5 != *-0 ]] || rm -f state ;;
-  "compute scp "*) cp -f "$3" ../host/ ;;
+  "compute scp "*) exec 9>turn; flock 9; cp -f "$3" ../host/ ;;
   "compute ssh "*)
     exec 9>turn
     flock 9

@@ -6,6 +6,7 @@ Kernels declare these cycles times what the compiler's final schedules say, kern
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -238,6 +239,8 @@ class ScheduledTest(parameterized.TestCase):
     @parameterized.parameters(*refresh_schedules.CHIPS)
     def test_within_15_percent_of_the_final_bundles(self, chip):
         """Compilers of one series differ by a few percent; more asks for a look at the kernel."""
+        if not importlib.metadata.version("libtpu").startswith("0.0.42."):
+            self.skipTest("the table is of libtpu 0.0.42; tools/generate/refresh_schedules.py")
         tool = paths.ROOT / "tools/generate/refresh_schedules.py"
         done = subprocess.run(
             [sys.executable, tool, "--print", chip], capture_output=True, text=True, check=True
