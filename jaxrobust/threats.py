@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+__all__ = ["NORMS", "THREAT_NORMS", "Threat", "check_length", "check_norm", "check_number"]
+__all__ += ["check_radius", "check_threat", "fraction", "threats"]
+
 NORMS = ("linf", "l2", "l1")  # of the balls that most attacks project onto
 THREAT_NORMS = (*NORMS, "l0")  # l0 counts changed pixels, each in all channels
 
@@ -37,7 +40,7 @@ class Threat:
         if others:
             raise ValueError(
                 f"several norms, {', '.join(map(str, (threat, *others)))}, are trained, selected "
-                f"and tested together, but this takes one; name it"
+                "and tested together, but this takes one; name it"
             )
         return threat
 
@@ -119,7 +122,7 @@ def check_threat(threat: Threat, size: int, channels: int) -> None:
     if norm == "l1" and 0 < epsilon < 1:
         raise ValueError(
             f"a radius of {epsilon:.4g} in l1 changes less than one pixel; it is the radius of an "
-            f"Linf ball: write linf, or an l1 radius such as 12"
+            "Linf ball: write linf, or an l1 radius such as 12"
         )
     pixels = channels * size**2
     largest = {"linf": 1, "l2": math.sqrt(pixels), "l1": pixels, "l0": size**2}[norm]

@@ -124,7 +124,7 @@ def _target(leaf: t.Array, *, count: int) -> t.Array:
     if leaf.shape[:1] != (count,):
         raise ValueError(
             f"targets of shape {leaf.shape} do not fit {count} images; their first axis is the "
-            f"batch: pass one target per image, or close over values that all images share"
+            "batch: pass one target per image, or close over values that all images share"
         )
     return leaf
 
@@ -201,7 +201,7 @@ def check_noise(noise: bool | Noise, norm: str) -> None:
     if noise.normal and not 0 < t.check_number("std", noise.std) < math.inf:
         raise ValueError(
             f"a start with noise of std={noise.std} is the image itself; pass a std above 0, such "
-            f"as 0.001"
+            "as 0.001"
         )
     t.check_length("std", noise.std)
     if not noise.normal and not GEOMETRIES[norm].fill:

@@ -114,6 +114,6 @@ def _write_adversarial(settings: Any, file: Path, *, confirmed: bool) -> dict[st
     text.write_text(issue)
     print(
         f"{text} is the issue for RobustBench; {issue.count(robustbench_entry.BY_HAND)} places "
-        f"must be filled in by hand"
+        "must be filled in by hand"
     )
     return written | {"issue": str(text)}

@@ -270,7 +270,7 @@ def known(name: str) -> str:
     if functions.is_name(name):
         raise ValueError(
             f"{name} is your own function, but this needs one of the package's networks; "
-            f"`jaxrobust models` lists them"
+            "`jaxrobust models` lists them"
         )
     if name.endswith(".py"):
         raise ValueError(f"unknown model {name!r}; name a function in the file too: {name}:make")

@@ -192,8 +192,8 @@ def answer(settings: TargetSettings) -> dict[str, Any]:
         target = targets.target(settings.on)
     if target.here or target.chip is None:
         raise ValueError(
-            f"--on {settings.on}: the law counts operations, so it needs the name of a chip; "
-            f"write one such as h100:8"
+            f"--on {settings.on}: the law counts operations, so it needs the name of a chip; write "
+            "one such as h100:8"
         )
     speed = target.chip.flops * settings.utilisation * 3600
     _, half = calibration()

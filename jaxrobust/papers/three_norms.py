@@ -76,7 +76,7 @@ def balls(texts: Sequence[str]) -> list[Threat]:
         if threat.norm in by_norm:
             raise ValueError(
                 f"--threat={text}: --worst_case takes one radius per norm, and {threat.norm} "
-                f"already has one; give it once"
+                "already has one; give it once"
             )
         by_norm[threat.norm] = threat
     return list(by_norm.values())
@@ -98,8 +98,7 @@ def check(values: Any, ladder: str | None) -> None:
     if balls_in := [flag for flag in needless if flag in ("--norm", "--epsilon")]:
         raise ValueError(
             f"--worst_case covers three norms, so leave {' and '.join(balls_in)} out; give "
-            f"--threat "
-            "NORM:RADIUS for each radius that differs from the study's"
+            "--threat NORM:RADIUS for each radius that differs from the study's"
         )
     if needless:
         raise ValueError(

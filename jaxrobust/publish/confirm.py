@@ -86,7 +86,7 @@ def _ours(ledger: Path, record: AccuracyRecord, places: np.ndarray) -> np.ndarra
     if not rows:
         raise ValueError(
             f"{ledger} is missing or empty: --confirm compares with the verdicts that an "
-            f"evaluation writes next to its records; give the results.jsonl in its folder"
+            "evaluation writes next to its records; give the results.jsonl in its folder"
         )
     last, every = record.attacks[-1]["name"], _places(record)
     standing = [r["image"] for r in rows if r["attack"] == last and not r["fooled"]]
@@ -95,7 +95,7 @@ def _ours(ledger: Path, record: AccuracyRecord, places: np.ndarray) -> np.ndarra
         raise ValueError(
             f"{ledger} has {robust.sum():,} robust images of {len(every):,}, and its record says "
             f"{record.robust:.2%}: it belongs to another evaluation; evaluate again with a new "
-            f"--out"
+            "--out"
         )
     return np.isin(places, standing)
 

@@ -110,7 +110,7 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRec
         raise ValueError(
             f"{path} has no record of these weights (sha256 {weights_sha256[:12]}), only of "
             f"{', '.join(others) or 'none'}; evaluate the weights that you export, or choose them "
-            f"with --phase and --which"
+            "with --phase and --which"
         )
     if absent := [key for key in _KEYS if key not in candidates[-1].to_json()]:
         raise ValueError(f"{path}: its record of these weights has no {absent[0]}; evaluate again")

@@ -351,8 +351,8 @@ class Graph:
         except NotImplementedError as error:
             raise NoRule(
                 f"{self.network} has the operation {op.name!r} ({op.line}), which cannot be "
-                f"translated to PyTorch; write that line with other operations, or export with "
-                f"--layout jaxrobust"
+                "translated to PyTorch; write that line with other operations, or export with "
+                "--layout jaxrobust"
             ) from error
 
     def full(self, x: Any, shape: Any, dtype: Any) -> Any:

@@ -135,11 +135,10 @@ def _check_alone(
     errors = _apart([part[:some] for part in few], [part[:some] for part in batch])
     if not _within(errors, bars):
         raise ValueError(
-            f"the output of the PyTorch module for an image depends on the other images of its "
-            f"batch: "
-            f"with {len(images)} and with {len(other)} images, logits of the same image differ by "
-            f"{errors[0]:.1e} of the largest, and input gradients by {errors[1]:.1e}. Attacks use "
-            "other batches than defenders; compute each image by itself"
+            "the output of the PyTorch module for an image depends on the other images of its "
+            f"batch: with {len(images)} and with {len(other)} images, logits of the same image "
+            f"differ by {errors[0]:.1e} of the largest, and input gradients by {errors[1]:.1e}. "
+            "Attacks use other batches than defenders; compute each image by itself"
         )
 
 

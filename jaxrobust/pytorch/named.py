@@ -54,7 +54,7 @@ def built(
     except importlib.metadata.PackageNotFoundError as error:
         raise ValueError(
             f"{flag} needs PyTorch: pip install 'jaxrobust[torch]'; without a GPU, first install "
-            f"its smaller CPU build"
+            "its smaller CPU build"
         ) from error
     record = {"torch": version, "arguments": dict(arguments or {}), "output": output}
     if path.suffix == ".pt2" or is_torchscript:

@@ -45,7 +45,7 @@ def stored(spec: NetworkSpec, arrays: Mapping[str, np.ndarray], head: str) -> St
         if not (same or name.endswith(_COUNTER)):
             raise ValueError(
                 f"{name} has different integers from the module, which affect its output; set "
-                f"model.options to those of the saved module"
+                "model.options to those of the saved module"
             )
     identity = row(r"(?P<name>.+)", r"\g<name>")
     matched = tuple((key, identity, [key]) for key in completed)
@@ -139,8 +139,7 @@ def _untied(arrays: Arrays, network: Trainable, head: str) -> Arrays:
         if not np.array_equal(unique.setdefault(first, second), second):
             raise ValueError(
                 f"{name} and {first} are the same tensor in the module but differ in the file; "
-                f"save the state "
-                "dict of a module in which they are tied"
+                "save the state dict of a module in which they are tied"
             )
     fixed = network.integers.keys() - network.stats.keys()
     return {name: array for name, array in unique.items() if name not in fixed}

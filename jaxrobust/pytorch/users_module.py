@@ -82,7 +82,7 @@ def check(network: Network) -> None:
     if now["sha256"] is None:
         raise ValueError(
             f"{layout}{now['file'] or name} does not exist; run the command in the folder of the "
-            f"module's file, or choose --layout jaxrobust, which needs no module"
+            "module's file, or choose --layout jaxrobust, which needs no module"
         )
     file = Path(now["file"])
     if _place(name).endswith(".py") and (neighbours := _neighbours(file)):

@@ -135,7 +135,7 @@ def check_phase(config: Config, name: str) -> None:
     if row.displaces and config.model.dtype == "bfloat16":
         raise ValueError(
             f"{name}.objective={p.objective!r} moves weights by less than bfloat16 can resolve; "
-            f"set model.dtype='float32'"
+            "set model.dtype='float32'"
         )
 
 

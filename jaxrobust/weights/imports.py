@@ -90,7 +90,7 @@ def imported(source: WeightSource, request: Request) -> Network:
         if extra := sorted(changes - {"image_size", "keep_head", "model"}):
             raise ValueError(
                 f"--{extra[0]} is for foreign weights; those of a run are used as they are "
-                f"(init.stem and init.head of a config initialise new ones)"
+                "(init.stem and init.head of a config initialise new ones)"
             )
     published_source = source._replace(published=_id(source, request.model))
     artifact = reading.artifact_of(published_source, weights_kind=request.which, cast=request.cast)

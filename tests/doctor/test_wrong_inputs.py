@@ -40,7 +40,7 @@ WRONG = {
     "run --epsilon=-0.1": "is not a radius",
     "run --norm=l1 --epsilon=0.1": "write linf, or an l1 radius",
     "run --norm=l2 --epsilon=99": "holds every image",
-    "run --phase=clean": "--phase=clean is unknown; one of pretrain, train",
+    "run --phase=clean": "--phase=clean is unknown; choose one of pretrain, train",
     "run --split=validation": "validation",
     "run --preprocessing=Crop": "Crop",
     "run --dataset=cifar11": "cifar11",

@@ -317,7 +317,7 @@ class MistakesTest(Case):
             (("--batch", 0), "--batch=0 must be at least 1"),
             (("--attack", "autoattack", "--steps", 10), "--steps only applies to APGD-CE; leave"),
             (("--attack", "pgd"), "invalid choice: 'pgd'"),
-            (("--phase", "trian"), "--phase=trian is unknown; one of pretrain, train"),
+            (("--phase", "trian"), "--phase=trian is unknown; choose one of pretrain, train"),
             ((), "has kept no weights to choose from; train with --config.checkpoint.keep_every"),
         ):
             with self.subTest(row=(words, message)):

@@ -146,7 +146,7 @@ class SegmentationTest(parameterized.TestCase):
             self.assertEqual(changed[result.robust].max(), 0)
         self.assertGreater(more.about["replayed"][0]["fooled"], 0)
         self.assertLess(more.robust.sum(), few.robust.sum())
-        with self.assertRaisesRegex(ValueError, "bundles have no form for l0; keep the ledger"):
+        with self.assertRaisesRegex(ValueError, "bundles do not support l0; keep the ledger"):
             of_task.write(f"{folder}/bundle", few, segment, IMAGES, MASKS, TASK)
 
     def test_a_bundle(self):
@@ -185,7 +185,7 @@ class SegmentationTest(parameterized.TestCase):
                 lambda: of_task.write(folder / "b", result, segment, IMAGES, MASKS, less),
             ),
             (
-                "images 4..6 and there are 3; bundles need all",
+                "images 4..6, but there are 3; bundles need all",
                 lambda: of_task.write(folder / "b", few, segment, IMAGES[:3], MASKS[:3], TASK),
             ),
             (

@@ -7,17 +7,23 @@ from unittest import mock
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl.testing import absltest
 
 from jaxrobust.runtime.files import buckets
 from jaxrobust.types import Weights
 from jaxrobust.weights.store import checkpoint
+from jaxrobust.weights.store.steps import MARKER, UNFINISHED
 from tests.support import sweeps
 from tests.support.bucket import BucketCase
 
 
 class StepsTest(absltest.TestCase):
+    def test_names_are_those_of_orbax(self):
+        self.assertEqual(MARKER, ocp.path.atomicity.COMMIT_SUCCESS_FILE)
+        self.assertEqual(UNFINISHED, ocp.path.atomicity.TMP_DIR_SUFFIX)
+
     def test_they_are_in_the_order_of_their_numbers(self):
         folder = Path(self.create_tempdir())
         for name in ("9", "10", "100", "0", "007", "12.orbax-checkpoint-tmp", "latest"):

@@ -33,7 +33,7 @@ class RunsTest(parameterized.TestCase):
         self.assertEqual(runs.phase_of(self.workdir, given), phase)
 
     def test_no_phase_and_no_weights(self):
-        with self.assertRaisesRegex(ValueError, "--phase=low is unknown; one of pretrain, train"):
+        with self.assertRaisesRegex(ValueError, "--phase=low is unknown; choose one of pretrain"):
             runs.phase_of(self.workdir, "low")
         with self.assertRaisesRegex(ValueError, "no best checkpoint of train or pretrain; train"):
             runs.run_weights(self.workdir)

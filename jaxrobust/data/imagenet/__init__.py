@@ -68,7 +68,7 @@ def check_folders(folders: list[str], num_classes: int | None, where: str) -> No
         raise DataError(
             f"{where} has {present} of ImageNet's 1,000 class folders, so labels would shift; "
             f"missing are {first_few(missing)}: restore them, or list the intended classes in "
-            f"data.classes"
+            "data.classes"
         )
 
 

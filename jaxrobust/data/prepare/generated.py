@@ -79,8 +79,8 @@ def described(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayP
         if shape != pairs[0].shape:
             first, other = ("x".join(map(str, sides)) for sides in (pairs[0].shape, shape))
             raise ValueError(
-                f"{path} has images of {other}, and {pairs[0].path} of {first}; prepare each "
-                f"shape in its own folder"
+                f"{path} has images of {other}, and {pairs[0].path} of {first}; prepare each shape "
+                "in its own folder"
             )
     if len({pair.path.resolve() for pair in pairs}) < len(pairs):
         raise ValueError("a file is given twice, so its images would count twice; give it once")
@@ -226,8 +226,8 @@ def check(folder: Path) -> int:
         name = file_name(i, len(layout.sizes))
         if writer.sha256(folder / name) != sums.get(name):
             raise ValueError(
-                f"{folder / name} has changed since it was written (its sha256 differs); remove "
-                f"it and repeat the command that wrote it"
+                f"{folder / name} has changed since it was written (its sha256 differs); remove it "
+                "and repeat the command that wrote it"
             )
         first = i * layout.per_shard
         last = min(first + layout.per_shard, layout.size)

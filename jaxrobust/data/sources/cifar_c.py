@@ -36,8 +36,8 @@ def open_cifar_c(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     fault = f"data set {name!r} has no split {split!r}"
     if not parsed or "-" not in parsed.name or parsed.name.startswith("all") or "," in parsed.name:
         raise DataError(
-            f"{fault}: name one corruption and severity, such as fog-3 or fog-3[:1000]; for all "
-            f"of them, use --corruptions all"
+            f"{fault}: name one corruption and severity, such as fog-3 or fog-3[:1000]; for all of "
+            "them, use --corruptions all"
         )
     try:
         ((kind, severity),) = corruptions.chosen(parsed.name)

@@ -162,7 +162,7 @@ def _load(name: str, address: _Address) -> dict[str, Any]:
     except exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"{name}: {_first(error)}; check the name and the revision, or log in with `hf auth "
-            f"login` if the data set is gated"
+            "login` if the data set is gated"
         ) from error
     except ConnectionError as error:
         raise ConnectionError(
@@ -306,7 +306,7 @@ def _labels(
     if not len(labels) or labels.min() < 0 or labels.max() >= count:
         raise DataError(
             f"{where}: {key} holds {labels.min() if len(labels) else 'nothing'}, which is not a "
-            f"class; a split published without labels cannot be used"
+            "class; a split published without labels cannot be used"
         )
     train = loaded["train"].features[key] if "train" in columns else kind
     if has_names and isinstance(train, datasets.ClassLabel) and train.names != kind.names:

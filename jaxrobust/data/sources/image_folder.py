@@ -196,8 +196,8 @@ def _in_order(root: Any, present: list[str], where: str, choice: subsets.SubsetC
         return present
     raise DataError(
         f"{where}: {root.parent / train} has no class folder for {first_few(foreign)}, so a "
-        f"network trained on it has no such class; add the folders there, move them out of "
-        f"{root}, or list the intended classes in data.classes (--classes)"
+        f"network trained on it has no such class; add the folders there, move them out of {root}, "
+        "or list the intended classes in data.classes (--classes)"
     )
 
 

@@ -21,7 +21,7 @@ def of_pixels(brightest: int, images: int, where: str) -> tuple[str, ...]:
     if brightest == 1:
         raise DataError(
             f"{looked} only have the pixel values 0 and 1, although white is 255, so a radius of "
-            f"8/255 would be eight times their range; save 255 * x instead of x"
+            "8/255 would be eight times their range; save 255 * x instead of x"
         )
     if not images or brightest > DARK:
         return ()

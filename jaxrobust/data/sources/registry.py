@@ -78,7 +78,7 @@ def open_source(
         raise DataError(
             f"the network has num_classes={num_classes}, but {source.where()} has "
             f"{source.num_classes} classes; set num_classes={source.num_classes} if the data set "
-            f"is complete and the right one"
+            "is complete and the right one"
         )
     doubts = (*plausibility.of_labels(source), *plausibility.of_names(source))
     source = dataclasses.replace(source, notes=(*source.notes, *doubts))

@@ -191,8 +191,8 @@ class Evaluated:
             if prepared is not None and prepared.shape != self.shape:
                 fault = f"makes record {index} {prepared.shape}, not {self.shape}"
                 raise DataError(
-                    f"{self.source.where()}: the preprocessing {self.preprocessing!r} {fault}; "
-                    f"set image_size to its output size"
+                    f"{self.source.where()}: the preprocessing {self.preprocessing!r} {fault}; set "
+                    "image_size to its output size"
                 )
             yield prepared, label
 

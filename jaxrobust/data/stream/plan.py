@@ -203,5 +203,5 @@ def _check_alike(source: Source, extra: Source) -> None:
         raise DataError(
             f"data.extra: {extra.where()} names its classes differently from {source.where()} "
             f"({extra.classes[0]!r}, ... and {source.classes[0]!r}, ...), so labels differ; use "
-            f"one with the same names in the same order"
+            "one with the same names in the same order"
         )

@@ -91,7 +91,7 @@ def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict
     if settings.utilisation and target.here:
         raise ValueError(
             f"--utilisation is assumed for chips that are not here, and --on {settings.on} is "
-            f"measured; leave it out"
+            "measured; leave it out"
         )
     compiles = target.compiles and not target.here and not settings.fast
     with patience.of("loading the package"):

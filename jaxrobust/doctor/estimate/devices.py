@@ -124,7 +124,7 @@ def _present(name: str) -> Target:
     except RuntimeError as error:
         raise ValueError(
             f"--on {name}: JAX finds no {name.upper()} on this machine; write cpu, gpu or tpu for "
-            f"the devices of this machine, or chips such as v5e:8x8 or h100:8"
+            "the devices of this machine, or chips such as v5e:8x8 or h100:8"
         ) from error
     # Training uses one CPU device, which has all cores.
     count = 1 if name == "cpu" else len(devices)

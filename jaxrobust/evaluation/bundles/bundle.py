@@ -67,7 +67,7 @@ def check(flags: Any, count: int) -> None:
     if flags.attack != ALONE and not is_cascade(flags.attack) and flags.corruptions is None:
         raise ValueError(
             f"--bundle needs adversarial images, which --attack={flags.attack} does not keep; use "
-            f"--attack=apgd-ce or autoattack"
+            "--attack=apgd-ce or autoattack"
         )
     place = Path(flags.bundle)
     if place.exists() and not (place / claims.SUMS).is_file() and not _empty(place):
@@ -116,12 +116,12 @@ def of_record(
     if record.fast:
         raise ValueError(
             f"the record {record.evaluation} comes from the fast version, whose verdicts are not "
-            f"AutoAttack's; complete the standard evaluation with --finish, and bundle that"
+            "AutoAttack's; complete the standard evaluation with --finish, and bundle that"
         )
     if not record.verdicts:
         raise ValueError(
             f"the record {record.evaluation} has no per-image verdicts, like records of older "
-            f"versions; evaluate again with --out DIR"
+            "versions; evaluate again with --out DIR"
         )
     verdicts = checked.verdicts(record, out / "results.jsonl")
     points = _stored_points(ledger or out / f"ledger-{record.evaluation}.jsonl", verdicts)

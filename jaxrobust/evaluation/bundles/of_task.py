@@ -38,10 +38,10 @@ def write(
     if record.task != task.name:
         raise ValueError(f"result is of the task {record.task}, not {task.name}; pass its task")
     if record.threats[0].norm == "l0":
-        raise ValueError("bundles have no form for l0; keep the ledger instead")
+        raise ValueError("bundles do not support l0; keep the ledger instead")
     if not np.array_equal(result.verdicts.image_ids, np.arange(n)):
         raise ValueError(
-            f"result is of the images {record.image_ids} and there are {n}; bundles need all of "
+            f"result covers the images {record.image_ids}, but there are {n}; bundles need all of "
             "them, evaluated without image_ids and stop"
         )
     points: Any = result.images_adv

@@ -105,7 +105,7 @@ class Ledger:
             if record["image"] not in places:
                 raise ValueError(
                     f"{file}, line {number} is about image {record['image']}, which is not "
-                    f"evaluated here; remove that line"
+                    "evaluated here; remove that line"
                 )
             self._keep(places[record["image"]], file, record)
 
@@ -148,7 +148,7 @@ class Ledger:
             if older:
                 say(
                     f"WARNING: {file} was written by an older version that stored no answers. The "
-                    f"only evidence that it belongs to this network is a few noisy images and the "
+                    "only evidence that it belongs to this network is a few noisy images and the "
                     f"{int(attacked.sum()):,} of {len(answers):,} that it attacked, which are "
                     "right here too"
                 )
@@ -311,7 +311,7 @@ def _begun_by(path: Path, old: Any, new: dict[str, Any]) -> dict[str, str] | Non
     if not isinstance(old_network, dict):
         raise ValueError(
             f"ledger {path} was written by an older version that did not fingerprint networks, so "
-            f"it may belong to another network and is not continued. Pass another ledger; "
+            "it may belong to another network and is not continued. Pass another ledger; "
             "replay=[...] tries this one's adversarial images first"
         )
     none = {"fingerprint": None, "network": None, "search": None}

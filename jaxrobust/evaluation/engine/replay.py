@@ -75,7 +75,7 @@ def check_images(
         if words and source.shape == shape:  # otherwise `run` reports both shapes
             raise ValueError(
                 f"{source.path} belongs to other images: {words}; replay an evaluation of these "
-                f"images"
+                "images"
             )
 
 
@@ -87,7 +87,7 @@ def source(path: Path) -> LedgerSource:
     if "image" not in identity:
         raise ValueError(
             f"{path} was written by an older version that did not store the image size; evaluate "
-            f"again to replay it"
+            "again to replay it"
         )
     shape = tuple(identity["image"])
     return LedgerSource(path, network_of(identity), Threat.of(identity), shape, images(path))
@@ -175,9 +175,8 @@ def _points(
         worst = int(norms.argmax())
         raise ValueError(
             f"{path} belongs to other images, or to images prepared differently: its point for "
-            f"image "
-            f"{ids[worst]} is {norms[worst]:.3g} in {source.threat.norm} away, more than "
-            f"its radius of {source.threat.epsilon:.4g}; replay an evaluation of these images"
+            f"image {ids[worst]} is {norms[worst]:.3g} in {source.threat.norm} away, more than its "
+            f"radius of {source.threat.epsilon:.4g}; replay an evaluation of these images"
         )
     rows = [engine.padded(array, slots) for array in (points, images)]
     return np.asarray(_pull(norm)(*rows, epsilon, stretched))[: len(part)]

@@ -177,7 +177,7 @@ def fast(
     if verbose:
         say(
             f"{stood.sum():,} images survive; {count:,} of them, chosen at random, face all "
-            f"remaining attacks"
+            "remaining attacks"
         )
     complete = [turn.setting for turn in first]
     remaining = [Turn(setting, setting, every) for setting in full if setting not in complete]

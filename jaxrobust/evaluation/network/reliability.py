@@ -188,9 +188,8 @@ def check_answers(
     if silent := int(hit.sum()):
         flags["nan-under-attack"] = (
             f"{silent} of {finite.size} images have NaN or infinite {of} under an attack, or it "
-            "made no finite image of them: they count as fooled, though the network gives no "
-            f"other answer there; {_BROKEN[of]}, and for undefined gradients, such as that of sqrt "
-            "at 0"
+            "made no finite image of them: they count as fooled, though the network gives no other "
+            f"answer there; {_BROKEN[of]}, and for undefined gradients, such as that of sqrt at 0"
         )
     return flags
 

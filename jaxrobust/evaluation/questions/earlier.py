@@ -98,7 +98,7 @@ def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
         if words := other_images(record, images):
             raise ValueError(
                 f"--replay={folder} belongs to other images: {words}; replay an evaluation of "
-                f"these images"
+                "these images"
             )
     return ledgers
 

@@ -55,8 +55,7 @@ def placed(flags: GivenFlags) -> GivenFlags:
     if remote and jax.process_count() > 1:
         raise ValueError(
             f"--{remote[0]} in a bucket goes with one host, since the hosts of an evaluation read "
-            f"each other's files; mount the bucket with gcsfuse on each host and "
-            f"give that path"
+            "each other's files; mount the bucket with gcsfuse on each host and give that path"
         )
     if not flags.selected:
         return flags

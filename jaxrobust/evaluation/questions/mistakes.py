@@ -22,6 +22,8 @@ from jaxrobust.runtime.commandline import functions, threats
 from jaxrobust.runtime.text.spelling import near
 from jaxrobust.threats import THREAT_NORMS, check_radius
 
+_TYPES = ("float32", "bfloat16")  # of a search
+
 
 def check(
     flags: GivenFlags,
@@ -49,7 +51,7 @@ def check(
 
 
 def has_users(flags: GivenFlags) -> bool:
-    """Tell whether attacks or adversarial images of the user's are tried."""
+    """Return whether the flags name the user's own attacks or adversarial images."""
     names = flags.attack.split(",")
     is_own = [functions.is_name(name) or name.endswith(".py") for name in names]
     return bool(flags.points) or any(is_own)
@@ -61,8 +63,8 @@ def check_certify(flags: GivenFlags) -> None:
         return
     if flags.norm not in (None, "l2"):
         raise ValueError(
-            f"--certify gives radii in l2, for which its noise is made; leave "
-            f"--norm={flags.norm} out"
+            f"--certify gives radii in l2, for which its noise is made; leave --norm={flags.norm} "
+            "out"
         )
     if flags.epsilon is not None:
         raise ValueError("--certify finds the radius of each image itself; leave --epsilon out")
@@ -118,16 +120,15 @@ def check_attack(question: GivenFlags) -> None:
         unknown = [name for name in question.attack.split(",") if name not in choices]
         raise ValueError(
             f"--attack={question.attack} is unknown; {near(unknown[0], choices) if unknown else ''}"
-            f"one of clean, {fixed_steps.written()}, autoattack, or of its attacks, with commas: "
-            f"{', '.join(registry.searching())}"
+            f"choose one of clean, {fixed_steps.written()}, autoattack, or of its attacks, with "
+            f"commas: {', '.join(registry.searching())}"
         )
     attack = question.users[0].file if question.attack == ALONE else question.attack
     _check_version(question, attack)
     if question.users and not question.searches:
         raise ValueError(
             f"{question.users[0].flag} is tried on what attacks leave image by image, not on what "
-            f"--attack={attack} does; give --attack autoattack, or clean for "
-            f"its points alone"
+            f"--attack={attack} does; give --attack autoattack, or clean for its points alone"
         )
     if question.union_only and not question.searches:
         raise ValueError(
@@ -156,10 +157,10 @@ def _check_version(question: GivenFlags, attack: str) -> None:
     from jaxrobust.evaluation.network import randomised
 
     versions = (*ensembles.VERSIONS, ensembles.CUSTOM)
-    for flag, choices in (("version", versions), ("search_dtype", ("float32", "bfloat16"))):
+    for flag, choices in (("version", versions), ("search_dtype", _TYPES)):
         value = getattr(question, flag)
         if value not in choices:
-            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(choices)}")
+            raise ValueError(f"--{flag}={value} is unknown; choose one of {', '.join(choices)}")
         if value != choices[0] and (not question.searches or question.attack == ALONE):
             raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
     if question.version == "rand":
@@ -205,7 +206,7 @@ def check_many(
     if radius_at is not None and not (radius_at > 0 and sizes and threat):
         raise ValueError(
             f"--radius_at={radius_at} must be a side in pixels, with --threat, the radius at it, "
-            f"and --image_size, the sizes that it grows with"
+            "and --image_size, the sizes that it grows with"
         )
 
 
@@ -224,22 +225,21 @@ def check_values(flags: GivenFlags) -> None:
     if flags.step is not None and flags.relative_step is not None:
         raise ValueError(
             f"--step={flags.step:g} and --relative_step={flags.relative_step:g} both say how long "
-            f"a step is; give one"
+            "a step is; give one"
         )
     for flag in LENGTHS:
         value = getattr(flags, flag)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{flag}={value:g} must be above 0")
-    if flags.search_dtype not in ("float32", "bfloat16"):
-        raise ValueError(
-            f"--search_dtype={flags.search_dtype} is unknown; one of float32, bfloat16"
-        )
+    if flags.search_dtype not in _TYPES:
+        types = ", ".join(_TYPES)
+        raise ValueError(f"--search_dtype={flags.search_dtype} is unknown; choose one of {types}")
 
 
 def check_network(flags: GivenFlags, *, of_weights: bool) -> None:
     """Raise if the flags do not name one network; `of_weights`: --weights may name it alone."""
     if flags.norm not in (None, *THREAT_NORMS):
-        raise ValueError(f"--norm={flags.norm} is unknown; one of {', '.join(THREAT_NORMS)}")
+        raise ValueError(f"--norm={flags.norm} is unknown; choose one of {', '.join(THREAT_NORMS)}")
     networks = written(flags, "workdir", "function", "torch")
     if flags.model or (of_weights and not networks):
         networks.append("--model" if flags.model else "--weights")
@@ -279,7 +279,7 @@ def check_fast(flags: GivenFlags, several: Sequence[str]) -> None:
     asked = "--finish" if flags.finish else f"--version={FAST}"
     if flags.finish and flags.version not in ("standard", FAST):
         raise ValueError(
-            f"--finish makes an evaluation of the standard version; leave "
+            "--finish makes an evaluation of the standard version; leave "
             f"--version={flags.version} out"
         )
     others = written(flags, "corruptions", "certify") or written(flags, "attack")
@@ -339,7 +339,6 @@ def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
     names = ("search_dtype", "replay", "worst_case", "union_only", "corruptions", "bundle")
     if others := [*written(flags, *names), *several]:
         raise ValueError(
-            f"{stop} stops one plain evaluation in float32; leave {' and '.join(others)} "
-            f"out, or "
+            f"{stop} stops one plain evaluation in float32; leave {' and '.join(others)} out, or "
             f"leave {stop} out"
         )

@@ -32,10 +32,6 @@ def check(question: GivenFlags, subject: Subject, source: registry.Source) -> No
             unit = "a number of pixels, such as 24" if subject.norm == "l0" else unit
             raise ValueError(f"give --epsilon, {unit}")
         check_threat(subject.threat, subject.image_size, subject.network.in_channels or 3)
-        if question.bundle and subject.norm not in NORMS:
-            raise ValueError(
-                f"--bundle supports {', '.join(NORMS)}, not {subject.norm}; leave it out"
-            )
     _check_fixed(question, subject.norm)
     mistakes.check_values(question)
     if question.searches and question.attack != ALONE:

@@ -144,8 +144,8 @@ class Evaluation:
         if not hosts.first(any(r.evaluation == number and r.fast for r in records_there)):
             raise ValueError(
                 f"--finish completes an evaluation by --version=fast, and {self.out} has none of "
-                f"this network with these images, norm, radius and seed; run "
-                "--version=fast first, or leave --finish out"
+                "this network with these images, norm, radius and seed; run --version=fast first, "
+                "or leave --finish out"
             )
 
     def number(self, subject: Subject, **more: Any) -> str:

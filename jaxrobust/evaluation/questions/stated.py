@@ -41,9 +41,7 @@ class GivenFlags(NamedTuple):
     epsilon: float | None = None
     # Or clean, one of `fixed_steps`, or names of `registry.searching`, with commas.
     attack: str = AUTOATTACK
-    version: str = (
-        "standard"  # of AutoAttack; or plus, rand, custom, or fast, which is not AutoAttack
-    )
+    version: str = "standard"  # of AutoAttack: also plus, rand, custom; or fast, a part of it
     finish: bool = False  # complete an evaluation of the fast version to the standard one
     search_dtype: str = "float32"  # compute type of AutoAttack's search; verdicts use float32
     batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
@@ -83,7 +81,7 @@ class GivenFlags(NamedTuple):
 
     @property
     def searches(self) -> bool:
-        """Tell whether AutoAttack's engine runs, which attacks each image until it is fooled."""
+        """Return whether each image is attacked until it is fooled, as AutoAttack does."""
         from jaxrobust.attacks import registry
 
         names = registry.searching().keys()
@@ -91,7 +89,7 @@ class GivenFlags(NamedTuple):
 
     @property
     def replays(self) -> bool:
-        """Tell whether stored adversarial images can be tried: not on a randomised network."""
+        """Return whether stored adversarial images can be replayed: not on randomised networks."""
         return self.searches and self.version != "rand"
 
     @property

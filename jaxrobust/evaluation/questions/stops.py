@@ -56,7 +56,7 @@ def rule(
     if count := int(checked.replayed(other_verdicts).sum()):
         raise ValueError(
             f"--against={place}: replayed points decided {count} of its images, which might have "
-            f"survived the attacks alone; evaluate it again with --noreplay"
+            "survived the attacks alone; evaluate it again with --noreplay"
         )
     if hashed is not None:
         both = (record, here, other_verdicts.images, hashed)
@@ -67,7 +67,7 @@ def rule(
         if not checked.same_images_shown(*both):
             say(
                 f"WARNING: only the images' names show that --against={place} is of the same "
-                f"images: hashes of each image, which older versions did not note, are missing"
+                "images: hashes of each image, which older versions did not note, are missing"
             )
     tie = None if question.tie is None else question.tie / 100
     about = {"evaluation": record.evaluation, "model": (record.model or {}).get("name")}

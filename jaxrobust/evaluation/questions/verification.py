@@ -210,7 +210,7 @@ def _corrupted(
         if frost.sha256 != photographs:
             raise ValueError(
                 f"--frost {settings.frost} has different photographs from the bundle's; give the "
-                f"same five files"
+                "same five files"
             )
     kinds = {True: "published files", False: "computed images"}
     is_files = source.name.startswith(cifar_c.PREFIX)

@@ -31,8 +31,8 @@ def verdicts(record: AccuracyRecord, file: Path) -> Verdicts:
     check(record, file)
     if record.verdicts is None:
         raise ValueError(
-            f"the record {record.evaluation} in {file} has no per-image verdicts, because it "
-            f"comes from a training or an older version; evaluate again with --out DIR"
+            f"the record {record.evaluation} in {file} has no per-image verdicts, because it comes "
+            "from a training or an older version; evaluate again with --out DIR"
         )
     stored = files.read(file.parent / record.verdicts)
     compare(record, file, stored)
@@ -44,7 +44,7 @@ def compare(record: AccuracyRecord, file: Path, stored: Verdicts) -> None:
     if words := next(_disagreements(record, file.parent / str(record.verdicts), stored), ""):
         raise ValueError(
             f"{record.verdicts} does not belong to its record in {file}: {words}; download both "
-            f"again, or evaluate again with --again"
+            "again, or evaluate again with --again"
         )
 
 
@@ -76,7 +76,7 @@ def check(record: AccuracyRecord, where: Any) -> None:
         number = f" {record.evaluation}" if record.evaluation else ""
         raise ValueError(
             f"{where} has a record{number} that contradicts itself: {words}; download the file "
-            f"again, or remove that line and evaluate again"
+            "again, or remove that line and evaluate again"
         )
 
 

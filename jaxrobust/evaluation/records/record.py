@@ -413,7 +413,7 @@ def check(record: AccuracyRecord, where: str) -> None:
             shown = None if missing else value
             raise ValueError(
                 f"{where} has a record whose {key.name} is {shown!r:.40}; remove that line, or "
-                f"restore the original"
+                "restore the original"
             )
 
 

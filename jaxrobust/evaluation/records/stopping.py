@@ -62,7 +62,7 @@ class StopRule(NamedTuple):
         if words:
             raise ValueError(
                 f"the verdicts to compare with belong to other images: {words}; pass verdicts on "
-                f"these images"
+                "these images"
             )
 
     def places(self, seed: int, ids: np.ndarray) -> np.ndarray:

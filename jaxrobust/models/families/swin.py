@@ -229,7 +229,7 @@ def _check_windows(v: Variant, image_size: int) -> None:
             raise ValueError(
                 f"window={v.window} does not divide the map of stage {i + 1}, whose side is {side} "
                 f"at image_size={image_size}: take window={near}, or padded=True, which pads with "
-                f"zeros to full windows"
+                "zeros to full windows"
             )
 
 

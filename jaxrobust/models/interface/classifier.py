@@ -145,7 +145,7 @@ def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> C
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
                 f"the variable {'.'.join(map(str, path))} is {leaf.dtype}, but parameters and "
-                f"statistics must be floats; make it a float, or an array that is not a variable"
+                "statistics must be floats; make it a float, or an array that is not a variable"
             )
 
     def init(key: Array) -> tuple[Params, Params]:

@@ -148,8 +148,7 @@ def _check(name: str, net: Classifier, options: dict[str, Any]) -> None:
         if jax.tree.map(_shape, out[1]) != jax.tree.map(_shape, stats):
             raise ValueError(
                 f"{KEY}={name}: apply gives different stats from init for {batch}: "
-                f"{_shape(out[1])}, "
-                f"not {_shape(stats)}; give the same names, shapes and types"
+                f"{_shape(out[1])}, not {_shape(stats)}; give the same names, shapes and types"
             )
 
 

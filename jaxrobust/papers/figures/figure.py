@@ -58,7 +58,7 @@ def _table_of(out: Path) -> Path:
     if out.suffix not in suffixes:
         raise ValueError(
             f"--out={out} does not end with one of {', '.join(suffixes)}; name a file such as "
-            f"figure.pdf"
+            "figure.pdf"
         )
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'figure.pdf'}")
@@ -68,6 +68,6 @@ def _table_of(out: Path) -> Path:
         if path.exists() and not is_our_table:
             raise ValueError(
                 f"{path} exists, and {table.name} was not written by jaxrobust figure, so it may "
-                f"be yours; name another file with --out"
+                "be yours; name another file with --out"
             )
     return table

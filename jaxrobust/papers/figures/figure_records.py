@@ -37,8 +37,8 @@ class FigureRecord(NamedTuple):
         count = records.images_of(self.record)
         if not count:
             raise ValueError(
-                f"{self.ours.file} has a record of images {self.record.image_ids}, whose number "
-                f"is unknown, so they have no intervals; evaluate again"
+                f"{self.ours.file} has a record of images {self.record.image_ids}, whose number is "
+                "unknown, so they have no intervals; evaluate again"
             )
         return count
 
@@ -61,8 +61,8 @@ def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) 
     if not having:
         under = f" under {threat}" if threat else ""
         raise ValueError(
-            f"{place} has no evaluation by several attacks{under}, so there is nothing to draw "
-            f"for --kind attacks; evaluate with --attack=autoattack, or name another place"
+            f"{place} has no evaluation by several attacks{under}, so there is nothing to draw for "
+            "--kind attacks; evaluate with --attack=autoattack, or name another place"
         )
     if len(having) > 1:
         listed = evaluations.few(evaluations.addresses(folder, having))
@@ -135,7 +135,7 @@ def of_resolutions(place: str, threat: str | None) -> list[FigureRecord]:
     if not groups:
         raise ValueError(
             f"{place} has no evaluations of the same attack at several image sizes, so there is "
-            f"nothing to draw for --kind resolution; evaluate with --image_size=192 "
+            "nothing to draw for --kind resolution; evaluate with --image_size=192 "
             "--image_size=224, or name another place"
         )
     if len(groups) > 1:
@@ -177,8 +177,8 @@ def check_resolutions(shown: Sequence[Sequence[FigureRecord]]) -> None:
         if len(preprocessings := {str(one.record.preprocessing) for one in same}) > 1:
             raise ValueError(
                 f"at {same[0].record.image_size} px these differ in preprocessing: "
-                f"{', '.join(sorted(preprocessings))}; evaluate all networks with the same one, "
-                f"or draw a figure of each"
+                f"{', '.join(sorted(preprocessings))}; evaluate all networks with the same one, or "
+                "draw a figure of each"
             )
     for one in every:
         if _images_of(one)[:3] != _images_of(every[0])[:3]:
@@ -211,7 +211,7 @@ def _ladder(place: str) -> list[FigureRecord]:
     if not groups:
         raise ValueError(
             f"{place} has no ladder of radii, so there is nothing to draw for --kind radius; "
-            f"evaluate with --ladder NORM:FROM:TO:COUNT, or name another place"
+            "evaluate with --ladder NORM:FROM:TO:COUNT, or name another place"
         )
     if len(groups) > 1:
         firsts = dict(next(iter(group.items())) for group in groups.values())
@@ -284,8 +284,8 @@ def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> 
         if one.record.stopped:
             raise ValueError(
                 f"{one.place} stopped after {one.record.stopped['stopped_after']:,} images, and a "
-                f"figure does not show its sequential bounds; repeat the command without "
-                f"--against and --until_width to finish it"
+                "figure does not show its sequential bounds; repeat the command without --against "
+                "and --until_width to finish it"
             )
     wrong = []
     for other in others:

@@ -64,7 +64,7 @@ def collect_checked(places: list[Path]) -> list[RunRecord]:
     if missing:
         say(
             f"WARNING: the verdicts of {counted(missing, 'evaluation')} are missing, so nothing "
-            f"confirms these numbers"
+            "confirms these numbers"
         )
     return collected
 

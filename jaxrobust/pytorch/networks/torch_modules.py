@@ -116,9 +116,8 @@ def remember(folder: Path) -> None:
         name = json.loads(identity)["name"]
         raise ValueError(
             f"{other} and {folder} contain different networks called {name}, because its file "
-            f"changed between the two runs; name them in separate commands, or export the weights "
-            f"of one "
-            "with --layout jaxrobust"
+            "changed between the two runs; name them in separate commands, or export the weights "
+            "of one with --layout jaxrobust"
         )
 
 
@@ -224,9 +223,9 @@ def module(name: str, options: Mapping[str, Any]) -> Any:
         inspect.signature(make).bind(**keywords)
     except TypeError as error:
         raise ValueError(
-            f"model.name={name}: {error}; it is called with the config's model.options, "
-            f"here {sorted(keywords.keys() - {*_SIZES})}. Write a config with the options that it "
-            f"takes: the command line can change options, but not remove them"
+            f"model.name={name}: {error}; it is called with the config's model.options, here "
+            f"{sorted(keywords.keys() - {*_SIZES})}. Write a config with the options that it "
+            "takes: the command line can change options, but not remove them"
         ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

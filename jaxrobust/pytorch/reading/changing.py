@@ -63,8 +63,8 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
         if origins & (trained | moved | {_IMAGES}):
             raise Refused(
                 f"{line or 'it'} reads its tensor `{name}` from an earlier pass, and a program "
-                f"would keep its current numbers; compute it in every pass, or only in "
-                "evaluation mode and clear it in train()"
+                "would keep its current numbers; compute it in every pass, or only in evaluation "
+                "mode and clear it in train()"
             )
     if changed := sorted(moved & parameters.keys()):
         line = next(of_pass[changed[0]] for of_pass in written if changed[0] in of_pass)

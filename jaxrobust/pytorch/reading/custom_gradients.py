@@ -276,6 +276,5 @@ def _check_in_place(node: Any, values: dict[Any, Any], places: list[Any]) -> Non
     if changed in places and values[changed].op == "call_function":
         raise Refused(
             f"{line(node)}: {_name(node)} changes a tensor in place under torch.no_grad, so its "
-            f"gradient no longer matches its value; write "
-            "x + (changed - x).detach() instead"
+            "gradient no longer matches its value; write x + (changed - x).detach() instead"
         )

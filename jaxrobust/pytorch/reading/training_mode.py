@@ -116,8 +116,8 @@ def _check(module: Any) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor):
             raise ValueError(
-                f"{name} is not initialised: the module is lazy; call it once on a batch of "
-                f"images before you return it"
+                f"{name} is not initialised: the module is lazy; call it once on a batch of images "
+                "before you return it"
             )
         if tensor.is_complex():
             raise ValueError(

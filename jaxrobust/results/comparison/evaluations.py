@@ -189,7 +189,7 @@ def _chosen(
     if not decided:
         raise ValueError(
             f"{place} has no per-image verdicts, because it comes from a training or an older "
-            f"version; evaluate again with --out DIR"
+            "version; evaluate again with --out DIR"
         )
     return chosen
 

@@ -103,7 +103,7 @@ def find(first: Sequence[str], second: Sequence[str], threat: str | None = None)
         if sha256 is not None and sha256 in places:
             raise ValueError(
                 f"{one.place} has the same weights as {places[sha256]}, but each network counts "
-                f"only once; name another seed instead, or leave it out"
+                "only once; name another seed instead, or leave it out"
             )
         places[str(sha256)] = one.place
         if stopped:

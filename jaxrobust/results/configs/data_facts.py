@@ -52,7 +52,7 @@ def look(place: str, *, config: Path) -> DataFacts:
     if len(names) < 2:
         raise DataError(
             f"{train.where()} only has the class {first_few(names)}; a classifier needs at least "
-            f"two"
+            "two"
         )
     splits, divided, lists = _divided(sources, config)
     every = dict(zip(("train", "selection", "test"), splits, strict=True))

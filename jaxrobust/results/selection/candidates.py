@@ -145,7 +145,7 @@ def candidates(
     if "computed" not in begun:
         raise ValueError(
             f"{path} was written by an older version that fingerprinted neither the network nor "
-            f"the images, so its candidates may differ: move it away"
+            "the images, so its candidates may differ: move it away"
         )
     for size, hashed in computed["computed"].items():
         there = begun["computed"].get(size, hashed)

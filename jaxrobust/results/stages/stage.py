@@ -51,7 +51,7 @@ def parse(text: str) -> list[Stage]:
         if stage.id and not any(other.attack == AUTOATTACK for other in earlier):
             raise ValueError(
                 f"--then={text}: {stage.text} writes the entry {stage.id} of RobustBench, which "
-                f"needs an AutoAttack accuracy; put autoattack before it"
+                "needs an AutoAttack accuracy; put autoattack before it"
             )
     return stages
 

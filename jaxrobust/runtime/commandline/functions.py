@@ -85,7 +85,7 @@ def _imported(flag: str, name: str, place: str) -> ModuleType:
             raise
         raise ValueError(
             f"{flag}={name}: the module {error.name} is neither installed nor in {Path.cwd()}; "
-            f"install it, run the command in its folder, or give its file: path/to/nets.py:make"
+            "install it, run the command in its folder, or give its file: path/to/nets.py:make"
         ) from error
 
 
@@ -95,7 +95,7 @@ def _of_file(flag: str, name: str, path: Path) -> ModuleType:
     except OSError as error:
         raise ValueError(
             f"{flag}={name}: cannot read {path} ({error.strerror}); paths are relative to the "
-            f"folder where the command runs"
+            "folder where the command runs"
         ) from error
     path, sha256 = path.resolve(), hashlib.sha256(source).hexdigest()
     if path in _loaded and _loaded[path][0] == sha256:

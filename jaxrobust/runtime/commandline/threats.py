@@ -20,8 +20,7 @@ def parse(text: str, flag: str = "threat") -> Threat:
     if norm not in THREAT_NORMS:
         raise ValueError(
             f"--{flag}={text}: the norm {norm!r} is unknown; choose one of "
-            f"{', '.join(THREAT_NORMS)}, "
-            "as in linf:4/255"
+            f"{', '.join(THREAT_NORMS)}, as in linf:4/255"
         )
     if not (colon and radius):
         raise ValueError(f"--{flag}={text} has no radius; write {norm}:RADIUS, such as linf:4/255")

@@ -193,7 +193,7 @@ def _check_hosts(
         if not (host and port.isdecimal() and 0 < int(port) < 65536):
             raise ValueError(
                 f"--coordinator_address {coordinator} is not host:port; write the address of "
-                f"process 0 and a free port there, such as 10.0.0.1:8476"
+                "process 0 and a free port there, such as 10.0.0.1:8476"
             )
     if processes is not None and processes < 1:
         raise ValueError(f"--num_processes {processes} must be at least 1")

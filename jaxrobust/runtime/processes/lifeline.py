@@ -227,7 +227,7 @@ def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifelin
         say(
             f"WARNING: process {state.process_id} has no direct connection to process 0 "
             f"({os.strerror(error.errno or 0)}); if one of them dies, the other only notices "
-            f"through JAX, after 100 s",
+            "through JAX, after 100 s",
             every_process=True,
         )
         return None

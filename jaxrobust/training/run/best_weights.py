@@ -58,7 +58,7 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
     if e.step_size is not None and len(balls) > 1:
         raise ValueError(
             f"evaluation.step_size={e.step_size:.4g} would apply to several norms, whose radii "
-            f"differ; leave it out, or set evaluation.attack='apgd-ce'"
+            "differ; leave it out, or set evaluation.attack='apgd-ce'"
         )
     lengths = [parsed.length(ball.epsilon, step=e.step_size) for ball in balls]
     searches = [

@@ -348,8 +348,7 @@ def claim(workdir: Path, values: dict, data: dict[str, Any]) -> None:
         subject = f"the code of {attack_losses.KEY}" if of_loss else "the data"
         raise ValueError(
             f"{subject} differs from what the run in {workdir} began with "
-            f"({'; '.join(differing)}); "
-            "restore it, or give a new --workdir"
+            f"({'; '.join(differing)}); restore it, or give a new --workdir"
         )
 
 

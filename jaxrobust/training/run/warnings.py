@@ -78,8 +78,8 @@ def check_start(config: Config, first: str) -> None:
     if objectives.named(config[first].objective).helped and not config.init.weights:
         raise ValueError(
             f"{first}.objective={config[first].objective!r} takes labels from the weights that it "
-            f"starts from, which would be random; give clean weights (init.weights), or a clean "
-            f"phase before it (pretrain.epochs)"
+            "starts from, which would be random; give clean weights (init.weights), or a clean "
+            "phase before it (pretrain.epochs)"
         )
     augmentation = config.data.augmentation
     chain = PRESETS[augmentation].chain if augmentation in PRESETS else augmentation

@@ -82,8 +82,8 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
             reason = f"{error.__cause__ or error}".partition("\n")[0]
             raise Unreachable(
                 f"{source}: the hub does not answer ({reason}), and {file} is not in the cache; "
-                f"try again, set HF_ENDPOINT to a mirror, or run `{_by_hand(source)}` on a "
-                f"machine with network access and give DIR"
+                f"try again, set HF_ENDPOINT to a mirror, or run `{_by_hand(source)}` on a machine "
+                "with network access and give DIR"
             ) from error
         except errors.EntryNotFoundError:
             return None
@@ -122,7 +122,7 @@ def _checked(path: Path) -> Path:
         path.unlink(missing_ok=True)
         raise ValueError(
             f"{path.name} does not have the hub's sha256 ({blob.name}), so the download was "
-            f"damaged and has been removed; run the same command again"
+            "damaged and has been removed; run the same command again"
         )
     return path
 

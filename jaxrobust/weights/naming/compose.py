@@ -122,7 +122,7 @@ def check_choices(name: str, stem: str, head: str) -> None:
     if starts_fresh and not of_torch:
         raise ValueError(
             f"init.head={head}: only PyTorch modules need a part's name, and {name} knows its "
-            f"head; set init.head=fresh"
+            "head; set init.head=fresh"
         )
 
 
@@ -130,8 +130,7 @@ def _check_types(arrays: Arrays) -> None:
     if strange := [k for k, a in arrays.items() if a.dtype.kind == "f" and a.dtype != np.float32]:
         raise ValueError(
             f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
-            "float32; to round them, import them first with "
-            "`jaxrobust import --cast`"
+            "float32; to round them, import them first with `jaxrobust import --cast`"
         )
 
 
@@ -203,7 +202,7 @@ def normalized(network: Network, name: str) -> Network:
     if mean is None:
         raise ValueError(
             f"init.normalize={name}: the network has no normalisation layer of this package; "
-            f"normalise in your function, and set init.normalize=keep"
+            "normalise in your function, and set init.normalize=keep"
         )
     if len(NORMALIZATIONS[name][0]) not in (1, *mean.shape):
         raise ValueError(

@@ -49,8 +49,8 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
     ]:
         if twice := [key for key in names if shared[0] + key in names]:
             raise ValueError(
-                f"{twice[0]} and {shared[0]}{twice[0]} are both present, so the network "
-                f"normalises twice; fold one of them into the other"
+                f"{twice[0]} and {shared[0]}{twice[0]} are both present, so the network normalises "
+                "twice; fold one of them into the other"
             )
         names = {key.removeprefix(shared[0]): array for key, array in names.items()}
     return names

@@ -56,7 +56,7 @@ def network(artifact: Artifact, request: Request) -> Network:
     if exported and as_stored and network.weights_sha256 != exported:
         raise ValueError(
             f"{facts.where} holds other weights than config.json next to it describes (the sha256 "
-            f"differs); download both again"
+            "differs); download both again"
         )
     return network
 
@@ -107,8 +107,8 @@ def _sizes(
             )
         if not request.keep_head:
             raise ValueError(
-                f"its head has {width} classes, not {classes}; --num_classes {width} keeps it, "
-                f"any other number draws a new one"
+                f"its head has {width} classes, not {classes}; --num_classes {width} keeps it, any "
+                "other number draws a new one"
             )
         classes = int(width or 0)
     mean = stored.arrays.get("normalize.mean")

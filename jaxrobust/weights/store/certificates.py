@@ -66,8 +66,7 @@ def options(
         raise ValueError(
             f"{where} holds the weights of {models.words(model, stored_options)}, as its own "
             f"description says, not of {models.words(name, chosen_options)}; leave out the flag "
-            f"that "
-            "says otherwise"
+            "that says otherwise"
         )
     return models.essential(name, chosen_options)
 
@@ -91,8 +90,7 @@ def _read(weights: Path) -> _Certificate | None:
     if file_sha256(weights) not in files:
         raise ValueError(
             f"{weights} is not the file that {path.name} describes (the sha256 differs): get it "
-            f"again, "
-            "or remove the certificate if you replaced the weights"
+            "again, or remove the certificate if you replaced the weights"
         )
     return parsed
 

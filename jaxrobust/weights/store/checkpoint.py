@@ -114,8 +114,8 @@ class Checkpoints:
         if self._in_bucket and (folder / "arrays").is_dir() and (folder / "meta").is_dir():
             return (
                 f"{folder} has no {MARKER}, so it may be unfinished: if it was complete where it "
-                f"comes from, add such a file, else move it away, and the same command continues "
-                f"at {there}"
+                "comes from, add such a file, else move it away, and the same command continues at "
+                f"{there}"
             )
         return (
             f"{folder} is not a complete checkpoint: move it away, and the same command continues "

@@ -170,8 +170,8 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
     except Exception as error:  # EOFError, RuntimeError, ...: anything the bytes cause
         if "TorchScript" in str(error):
             raise ValueError(
-                f"{path} is a TorchScript program, and reading it would run code; if you trust "
-                f"it, save its weights with torch.save(torch.jit.load(FILE).state_dict(), ...)"
+                f"{path} is a TorchScript program, and reading it would run code; if you trust it, "
+                "save its weights with torch.save(torch.jit.load(FILE).state_dict(), ...)"
             ) from error
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -184,7 +184,7 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
     if strange := [k for k, t in tensors.items() if t.dtype in (torch.bfloat16, torch.complex64)]:
         raise ValueError(
             f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounding would change the "
-            f"weights; if you want that, cast them to float32 first"
+            "weights; if you want that, cast them to float32 first"
         )
     arrays: Arrays = {}
     for key, tensor in tensors.items():

@@ -51,7 +51,7 @@ def about(folder: Path) -> dict[str, Any] | None:
     if file_sha256(weights) != config["sha256"]:
         raise ValueError(
             f"{weights} is not the file that {CONFIG} next to it describes (the sha256 differs); "
-            f"download both again"
+            "download both again"
         )
     return config
 
@@ -111,8 +111,8 @@ def write(
             os.replace(part, folder)
         elif json.loads((folder / CONFIG).read_text()) != config:
             raise ValueError(
-                f"{folder} contains other weights, or the same weights from another origin; name "
-                f"a new folder"
+                f"{folder} contains other weights, or the same weights from another origin; name a "
+                "new folder"
             )
     finally:
         shutil.rmtree(part, ignore_errors=True)

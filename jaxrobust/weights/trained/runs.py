@@ -40,7 +40,7 @@ def phase_of(workdir: Path, phase: str | None = None, config: Config | None = No
     """Choose a phase of a run, given its config if known: the named one, else the last trained."""
     names = (config or _config(workdir)).phases
     if phase not in (None, *names):
-        raise ValueError(f"--phase={phase} is unknown; one of {', '.join(names)}")
+        raise ValueError(f"--phase={phase} is unknown; choose one of {', '.join(names)}")
     done = [name for name in names if steps(workdir / name / "best")]
     return phase or (done or names)[-1]
 

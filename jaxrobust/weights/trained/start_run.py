@@ -70,7 +70,7 @@ def chain(config: Config, workdir: Path) -> list[StartRun]:
         if here.folder.absolute() in folders:
             raise ValueError(
                 f"{here.words} is the run in {here.folder} itself; choose another --workdir, or "
-                f"other weights"
+                "other weights"
             )
         folders.add(here.folder.absolute())
         try:

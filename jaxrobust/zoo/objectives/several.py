@@ -42,7 +42,7 @@ def _check_norms(attack: AttackSection) -> None:
     if MIXES[mix].extreme and not {ball.norm for ball in balls}.issuperset(EXTREME):
         raise ValueError(
             f"attack.mix={mix!r} chooses between {' and '.join(EXTREME)}, but attack.norm={norms} "
-            f"lacks one of them; name both, or set attack.mix='worst'"
+            "lacks one of them; name both, or set attack.mix='worst'"
         )
     if len(balls) == 1:
         raise ValueError(
@@ -52,7 +52,7 @@ def _check_norms(attack: AttackSection) -> None:
     if attack.start_std is not None:
         raise ValueError(
             f"attack.start_std={attack.start_std:.4g} pixels would apply to all norms {norms}, "
-            f"whose radii differ; leave it out, or set attack.relative_step"
+            "whose radii differ; leave it out, or set attack.relative_step"
         )
     if MIXES[mix].steepest and attack.name != STEEPEST:
         raise ValueError(

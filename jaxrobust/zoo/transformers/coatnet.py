@@ -164,8 +164,8 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     architecture_checks.check_stages(v, "dims", "depths")
     if min(v.dims) < 4:
         raise ValueError(
-            f"dims={v.dims} must be at least 4, because squeeze layers have a "
-            f"quarter of the channels"
+            f"dims={v.dims} must be at least 4, because squeeze layers have a quarter of the "
+            "channels"
         )
     stages = len(v.dims) - 1
     if len(v.order) != stages or set(v.order) - BLOCKS.keys() or not v.order.startswith("C"):
@@ -196,8 +196,8 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return table
     if sides[1] > sides[0]:
         raise ValueError(
-            f"relative position biases of a map of {sides[0]} do not cover one of {sides[1]}; "
-            f"keep the image size that the weights were trained with"
+            f"relative position biases of a map of {sides[0]} do not cover one of {sides[1]}; keep "
+            "the image size that the weights were trained with"
         )
     return cut_to(table, *sides)
 

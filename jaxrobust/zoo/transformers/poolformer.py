@@ -93,8 +93,8 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
         )
     if image_size < v.patch:
         raise ValueError(
-            f"patch={v.patch} does not fit into images of {image_size} px; use a smaller patch, "
-            f"or larger images"
+            f"patch={v.patch} does not fit into images of {image_size} px; use a smaller patch, or "
+            "larger images"
         )
     return lambda rngs: PoolFormer(v, num_classes, rngs)
 

@@ -255,7 +255,7 @@ class RunTest(OfRun):
     @sweeps.rows(
         (
             {"attack": "cw"},
-            "--attack=cw is unknown; one of clean, fgsm, pgd-K, .*: apgd-ce, apgd-d",
+            "--attack=cw is unknown; choose one of clean, fgsm, pgd-K, .*: apgd-ce, apgd-d",
         ),
         ({"attack": "fab"}, "attack 'fab' is not in version 'standard'; choose from apgd-ce"),
         ({"attack": "apgd-ce,apgd-ce"}, "is empty or repeats an attack"),
@@ -266,9 +266,12 @@ class RunTest(OfRun):
         ({"norm": "l0", "epsilon": "65"}, "a radius of 65 in l0 holds every image of 8x8 pixels"),
         (
             {"norm": "l0", "epsilon": "3", "bundle": "b"},
-            "--bundle supports linf, l2, l1, not l0; leave it out",
+            "--bundle does not support l0; leave it out, or use linf, l2 or l1",
         ),
-        ({"attack": "cw-0"}, "--attack=cw-0 is unknown; one of clean, fgsm, pgd-K, cw-K, margin-K"),
+        (
+            {"attack": "cw-0"},
+            "--attack=cw-0 is unknown; choose one of clean, fgsm, pgd-K, cw-K, margin-K",
+        ),
         ({"attack": "pgd-2", "step": "four"}, "--step=four is not a number; write one"),
         (
             {"attack": "pgd-2", "l1_rule": "dense", "norm": "l1", "epsilon": "2"},
@@ -291,9 +294,9 @@ class RunTest(OfRun):
         ({"epsilon": "4/0"}, "--epsilon=4/0 is not a number"),
         ({"options": "{}"}, "--options would replace the run's own"),
         ({"epsilon": "four"}, "--epsilon=four is not a number; write one, or a fraction"),
-        ({"norm": "l3", "epsilon": "1"}, "--norm=l3 is unknown; one of linf"),
+        ({"norm": "l3", "epsilon": "1"}, "--norm=l3 is unknown; choose one of linf"),
         ({"n": -1}, "--n=-1 is not a number of images: 1 or more, or --n=all"),
-        ({"phase": "test"}, "--phase=test is unknown; one of pretrain, train"),
+        ({"phase": "test"}, "--phase=test is unknown; choose one of pretrain, train"),
         ({"preprocessing": "Res9"}, "unknown preprocessing 'Res9'"),
         ({"dataset": "digitz"}, "digitz"),
         ({"split": "validation"}, "has no split 'validation'"),

@@ -247,7 +247,7 @@ class QuestionTest(parameterized.TestCase):
         ({"attack": "apgd-ce", "steps": 0}, "--steps=0 must be at least 1"),
         ({"attack": "apgd-ce", "restarts": 0}, "--restarts=0 must be at least 1"),
         ({"version": "custom"}, "--version=custom needs its attacks"),
-        ({"version": "best"}, "--version=best is unknown; one of standard, plus"),
+        ({"version": "best"}, "--version=best is unknown; choose one of standard, plus"),
         ({"search_dtype": "float16"}, "--search_dtype=float16 is unknown"),
         (
             {"attack": "pgd-20", "version": "plus"},

@@ -63,7 +63,7 @@ class RunTest(absltest.TestCase):
         self.assertEqual(runs.run_config(self.workdir).attack.epsilon, 0.2)
         self.assertEqual(runs.run_config(self.workdir, "train").attack.epsilon, 0.1)
         self.assertEqual(runs.run_config(self.workdir, "low").model.image_size, 4)
-        with self.assertRaisesRegex(ValueError, "--phase=small is unknown; one of low, train, la"):
+        with self.assertRaisesRegex(ValueError, "--phase=small is unknown; choose one of low, tr"):
             runs.run_config(self.workdir, "small")
 
     @pytest.mark.slow

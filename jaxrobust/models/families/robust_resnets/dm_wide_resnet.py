@@ -113,8 +113,8 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
         if ins == outs:
             raise ValueError(
                 f"channels={v.channels}: a stage that halves the map needs a projection, which "
-                f"these networks only have where the channels change; give adjacent stages "
-                f"different channels"
+                "these networks only have where the channels change; give adjacent stages "
+                "different channels"
             )
     if v.se_ratio and (least := min(v.channels)) and not hidden(least, v.se_ratio):
         raise ValueError(

@@ -185,7 +185,7 @@ def check(v: Any, planes: Sequence[int]) -> None:
     if v.se == "conv3x3" and middle in ("", "parts"):
         raise ValueError(
             f"se='conv3x3' needs one 3x3 convolution between two 1x1, which block={v.block!r} "
-            f"lacks; use block='bottleneck', or se='residual'"
+            "lacks; use block='bottleneck', or se='residual'"
         )
     if v.se == "identity" and not v.residual:
         raise ValueError("se='identity' scales the shortcut; leave residual=False out")
@@ -230,7 +230,7 @@ def _check_parts(v: Any) -> None:
     if v.scales < 2:
         raise ValueError(
             f"scales={v.scales} leaves a hierarchical block without parts that read each other; "
-            f"use at least 2, or block='aggregated'"
+            "use at least 2, or block='aggregated'"
         )
     released = all(getattr(v, name) == value for name, value in _RELEASED.items())
     if released and not v.base_width:

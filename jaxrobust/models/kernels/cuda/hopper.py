@@ -32,15 +32,16 @@ def takes(x: jax.Array, channels: int, hidden: int) -> bool:
 
 
 def stores_slopes(x: jax.Array) -> bool:
-    """Return whether the GELU of a product stores its slopes, so that no other kernel has to
-    compute them: XLA multiplies them in the kernel of the product that makes the gradient.
+    """Return whether an MLP's GELU stores its slopes for the backward pass.
+
+    XLA then multiplies them in the kernel of the gradient's product.
     """
     hopper = requested() and re.search(_HOPPER, device_kind()) is not None
     return hopper and x.dtype == jnp.bfloat16
 
 
 def takes_tokens(x: jax.Array, heads: int) -> bool:
-    """Return whether a network pads its tokens f[B,N,D] once for attention by cuDNN."""
+    """Return whether a network pads its tokens f[B,N,D] once, for cuDNN's attention."""
     if not requested():
         return False
     reason = refused_tokens(x, heads, device_kind())
