@@ -67,9 +67,11 @@ def segmentation(*, least: float = 0.5, ignore: int = 255) -> Task:
 
 
 def _check(logits: Array, masks: Array) -> None:
-    shape, dtype = getattr(masks, "shape", ()), getattr(masks, "dtype", float)
-    if logits.shape[:-1] != shape or not jnp.issubdtype(dtype, jnp.integer):
+    is_array = hasattr(masks, "dtype") and hasattr(masks, "shape")
+    words = f"{masks.dtype}{list(masks.shape)}" if is_array else type(masks).__name__
+    fits = is_array and logits.shape[:-1] == masks.shape
+    if not (fits and jnp.issubdtype(masks.dtype, jnp.integer)):
         raise ValueError(
-            f"masks are {dtype}{list(shape)} for logits {list(logits.shape)}; pass the "
+            f"masks are {words} for logits {list(logits.shape)}; pass the "
             "class of each pixel, int[B, H, W], and put the classes of the logits last"
         )

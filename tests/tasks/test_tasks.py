@@ -331,6 +331,7 @@ class BadInputTest(parameterized.TestCase):
         ("targets have shape (11, 10, 10) for 12", dict(labels=MASKS[:-1])),
         ("masks are float32[", dict(labels=MASKS.astype(np.float32))),
         ("masks are uint8[8, 10]", dict(labels=MASKS[:, 0])),
+        ("masks are NoneType for logits", dict(labels=None)),
         ("for logits [8, 10, 10, 4]; pass the class of each pixel", dict(labels=None)),
         ("needs logits; leave it out", dict(version="rand")),
         (
