@@ -137,7 +137,7 @@ def table(out: Path, module: Any) -> str:
     """Return clean and robust accuracy of each run, their means, and the paper's finding."""
     names = _columns(module)
     count = len(module.SEEDS)
-    own = {1: ", seed 0", 2: ", seeds 0 and 1"}.get(count, f" of {count} seeds")
+    own = {1: ", seed 0", 2: ", seeds 0 and 1"}.get(count, f", {count} seeds")
     heads = ["run", f"clean{own}", *(f"{name}{own}" for name in names), "the paper"]
     if count == 2:
         heads.insert(-1, "mean" if len(names) == 1 else f"mean of the {names[-1]}")
@@ -155,8 +155,8 @@ def table(out: Path, module: Any) -> str:
         lines.append(f"| {' | '.join(row)} |")
     half = 196 * math.sqrt(0.25 * 0.75 / module.IMAGES)
     lines.append(
-        f"\nIn % of {module.IMAGES:,} test images of CIFAR-10: {module.ASKED}; one network's 95% "
-        f"interval is about {half:.1f} either way at 25%. "
+        f"\nAccuracy in % on {module.IMAGES:,} test images of CIFAR-10: {module.ASKED}; one "
+        f"network's 95% interval is about {half:.1f} either way at 25%. "
         f"Records: {out}/*/evaluation/results.jsonl"
     )
     return "\n".join(lines)
@@ -230,8 +230,8 @@ def paired_table(out: Path, module: Any) -> str:
         cells.append(", ".join("< 0.001" if value < 0.001 else f"{value:.2g}" for value in p))
         lines.append(f"| {' | '.join(cells)} |")
     lines.append(
-        "\nIn points of accuracy under attack; the interval is Student's, over the seeds, each of "
-        "which is another training; p is that of each seed's two networks."
+        "\nDifferences are in points of accuracy under attack. The interval is a Student's t "
+        "interval over the seeds; p is from McNemar's test on the two networks of one seed."
     )
     return "\n".join(lines)
 
