@@ -152,7 +152,7 @@ _KINDS = (
         contents=True,
     ),
     SourceKind(
-        *("fake", "fake[:HxWxC[:CLASSES]]", "synthetic images that a network can learn"),
+        *("fake", "fake[:HxWxC[:CLASSES]]", "learnable synthetic images"),
         f"{_SOURCES}.fake:open_fake",
         pattern=r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?",
     ),
@@ -162,11 +162,11 @@ _KINDS = (
         is_path=True,
     ),
     SourceKind(
-        *("hf", "hf:NAME", "a data set of Hugging Face, or hf:FOLDER of its parquet files"),
+        *("hf", "hf:NAME", "a Hugging Face data set, or hf:FOLDER with its parquet files"),
         f"{_SOURCES}.huggingface:open_hf",
     ),
     SourceKind(
-        *("folder", "folder:PATH", "an ImageFolder: image files in one folder for each class"),
+        *("folder", "folder:PATH", "an ImageFolder: image files in one folder per class"),
         f"{_SOURCES}.image_folder:open_folder",
         is_path=True,
     ),

@@ -107,7 +107,7 @@ class FolderTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"data__strict": True}, "is damaged: not a complete image"),
-        ({"data__max_damaged": 0}, r"and there are more than data.max_damaged=0"),
+        ({"data__max_damaged": 0}, r"one more than data.max_damaged=0"),
     )
     @pytest.mark.matrix
     def test_it_stops_and_continues_once_the_data_is_whole(self, changes, message):

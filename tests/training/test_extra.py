@@ -99,9 +99,9 @@ class ExtraTest(parameterized.TestCase):
 
     @sweeps.fast(0, 4)
     @parameterized.parameters(
-        ({"classes": 11}, r"generated.npz.* has 11 classes, and .* has 10; give one with the same"),
-        ({"classes": 7}, r"generated.npz.* has 7 classes, and .*'digits'.* has 10; give one with"),
-        ({"shape": (8, 8, 3)}, "has 3 channels, and .* has 1; give one with the same classes"),
+        ({"classes": 11}, r"generated.npz.* has 11 classes, but .* has 10; give .* the same"),
+        ({"classes": 7}, r"generated.npz.* has 7 classes, but .*'digits'.* has 10; give"),
+        ({"shape": (8, 8, 3)}, "has 3 channels, but .* has 1; give .* the same classes"),
         ({"shape": (9, 9)}, "has 9x9 images"),
         ({"number": 30}, "a batch of 64 needs 32 images of .* which has 30; use a smaller"),
     )

@@ -59,15 +59,14 @@ def check_folders(folders: list[str], num_classes: int | None, where: str) -> No
         return
     if extra:
         raise DataError(
-            f"{where} has {present} of ImageNet's 1,000 class folders and other folders, "
-            f"which would shift the labels: {first_few(extra)}; move them away, or list the "
-            "classes in data.classes"
+            f"{where} has {present} of ImageNet's 1,000 class folders, but others would shift the "
+            f"labels: {first_few(extra)}; move these away, or list the classes in data.classes"
         )
     missing = [name for name in synsets() if name not in set(folders)]
     if missing:
         raise DataError(
-            f"{where} has {present} of ImageNet's 1,000 class folders, so labels would shift; "
-            f"missing are {first_few(missing)}: restore them, or list the intended classes in "
+            f"{where} has only {present} of ImageNet's 1,000 class folders, so labels would shift; "
+            f"missing: {first_few(missing)}; restore them, or list the intended classes in "
             "data.classes"
         )
 
@@ -81,5 +80,5 @@ def _shipped(name: str, sha256: str) -> tuple[str, ...]:
         raise DataError(f"{path} is missing ({error.strerror}); reinstall jaxrobust") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
-        raise DataError(f"{path} has the sha256 {digest}, not {sha256}; reinstall jaxrobust")
+        raise DataError(f"{path} has sha256 {digest}, expected {sha256}; reinstall jaxrobust")
     return tuple(content.decode().splitlines())

@@ -113,19 +113,19 @@ def parse(dataset: str, argv: list[str] | None = None) -> argparse.Namespace:
         dest="source",
         type=Path,
         metavar="ARCHIVE",
-        help=f"Official archive, such as {_archives_of(dataset)[0].file}; default: it is "
-        f"downloaded from {ADDRESS}.",
+        help=f"Official archive, such as {_archives_of(dataset)[0].file}; default: download "
+        f"it from {ADDRESS}.",
     )
     parser.flag(
         "out",
         default=str(tfds.data_directory()),
-        help="Folder of NAME/VERSION, a data_dir for jaxrobust and TFDS; default: %(default)s.",
+        help="Folder for NAME/VERSION, a data_dir for jaxrobust and TFDS; default: %(default)s.",
     )
     command.common_flags(parser)
     args = parser.parse_args(argv)
     args.name = dataset
     if args.check and args.source:
-        parser.error("give --from to write from it, or --check")
+        parser.error("give either --from, to write the data set, or --check")
     return args
 
 
@@ -241,7 +241,7 @@ def identify(path: Path, dataset: str) -> Archive:
         return match
     if match:
         raise ValueError(
-            f"{path} is the archive of {match.dataset}, not of {dataset}: "
+            f"{path} is the archive of {match.dataset}, not of {dataset}; run "
             f"`jaxrobust prepare {match.dataset} --from {path}`"
         )
     right = next((archive for archive in archives if archive.file == path.name), archives[0])
@@ -249,7 +249,7 @@ def identify(path: Path, dataset: str) -> Archive:
         is_page = file.read(200).lstrip().startswith(b"<")
     content = "a web page" if is_page else f"{size:,} bytes"
     if 0 < size < right.size and not is_page:
-        content += f" of {right.size:,}, it is cut off"
+        content += f" of {right.size:,} (truncated)"
     sums = f"sha256 {digest[:12]}... instead of {right.sha256[:12]}..."
     raise ValueError(f"{path} is not {right.file}: {content}, {sums}; {_again(dataset)}")
 
@@ -280,7 +280,7 @@ def read(path: Path, archive: Archive) -> ArchiveContents:
             for feature, values in labels.items():
                 classes = len(content.classes[feature])
                 if not classes or values.min() < 0 or values.max() >= classes:
-                    raise ValueError(f"{feature} of {split} are outside its {classes} classes")
+                    raise ValueError(f"{split} has {feature} values outside its {classes} classes")
     except (
         *(tarfile.TarError, EOFError, OSError, zlib.error),
         *(pickle.UnpicklingError, KeyError, IndexError, TypeError, ValueError, AttributeError),
@@ -300,7 +300,7 @@ def _members(path: Path, archive: Archive) -> dict[str, bytes]:
             if folder == archive.folder and name in wanted and member.isfile():
                 members[name] = cast(IO[bytes], tar.extractfile(member)).read()
     if missing := sorted(wanted - members.keys()):
-        raise ValueError(f"it holds no {archive.folder}/{missing[0]}")
+        raise ValueError(f"it does not contain {archive.folder}/{missing[0]}")
     return members
 
 
@@ -319,7 +319,7 @@ def _part(content: bytes, archive: Archive) -> tuple[np.ndarray, dict[str, np.nd
         raise ValueError(f"its images are {pixels.dtype}{list(pixels.shape)}")
     for feature, values in labels.items():
         if values.dtype.kind not in "iu" or values.shape != pixels.shape[:1]:
-            raise ValueError(f"its {feature} are {values.dtype}{list(values.shape)}")
+            raise ValueError(f"its {feature} array is {values.dtype}{list(values.shape)}")
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return images, {feature: values.astype(np.int64) for feature, values in labels.items()}
 

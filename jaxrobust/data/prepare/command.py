@@ -38,7 +38,7 @@ def common_flags(flags: Arguments) -> None:
     flags.flag(
         "workers", type=int, default=workers, help="Number of processes; default: %(default)s."
     )
-    flags.flag("check", action="store_true", help="Read every byte of OUT instead of writing it.")
+    flags.flag("check", action="store_true", help="Verify every byte of OUT instead of writing.")
     flags.flag("json", action="store_true", help="Print one JSON object on the last line.")
 
 
@@ -47,19 +47,19 @@ def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[s
     args.out = os.path.expanduser(args.out)
     try:
         if "://" in args.out:
-            remedy = "write to a local folder, then `gcloud storage cp -r` copies it"
+            remedy = "write to a local folder, then copy it with `gcloud storage cp -r`"
             raise ValueError(f"--out {args.out}: {remedy}")
         if args.workers < 1:
             raise ValueError(f"--workers {args.workers} must be at least 1")
         result = _check_folder(args) if args.check else prepare(args)
     except KeyboardInterrupt:
-        stop("interrupted; the same command continues", 130)
+        stop("interrupted; run the same command to continue", 130)
     except ValueError as error:
         stop(error, 2)
     except Unreachable as error:  # its message already says so
         stop(error, 3)
     except OSError as error:
-        stop(f"{error}{'' if args.check else '; the same command continues'}", 3)
+        stop(f"{error}{'' if args.check else '; run the same command to continue'}", 3)
     if not args.check:
         _report(result)
     if args.json:
@@ -71,14 +71,12 @@ def _check_folder(args: argparse.Namespace) -> dict[str, Any]:
     pattern = f"{args.name or '*'}/*/{writer.SETTINGS}"
     folders = sorted(path.parent for path in Path(args.out).glob(pattern))
     if len(folders) != 1:
-        names = ", ".join(str(path.relative_to(args.out)) for path in folders) or "none"
-        remedy = "--name says which" if folders else "give the --out that it was written to"
-        raise ValueError(
-            f"{args.out} holds {names} of the data sets that this tool writes; {remedy}"
-        )
+        names = ", ".join(str(path.relative_to(args.out)) for path in folders) or "no data set"
+        remedy = "choose one with --name" if folders else "give the --out that it was written to"
+        raise ValueError(f"{args.out} holds {names} written by this tool; {remedy}")
     (folder,) = folders
     if not (folder / writer.INFO).exists():
-        raise ValueError(f"{folder} is not finished; run the command that began it again")
+        raise ValueError(f"{folder} is incomplete; rerun the command that started it")
     sums = writer.read_sums(folder)
     damage = {
         name: "is missing or has changed"
@@ -98,7 +96,7 @@ def _check_folder(args: argparse.Namespace) -> dict[str, Any]:
     if damage:
         name, fault = next(iter(damage.items()))
         more = f" (and {len(damage) - 1} more)" * (len(damage) > 1)
-        remedy = "remove what is damaged, the command that wrote it writes it again"
+        remedy = "remove the damaged files and rerun the command that wrote them"
         raise OSError(f"{folder / name} {fault}{more}; {remedy}")
     images = images_of(shards)
     print(f"{folder}: {images:,} images; all records, labels and hashes are correct")
@@ -319,5 +317,5 @@ def _report(done: dict[str, Any]) -> None:
         f"  wrote {done['written_images']:,} images in {done['writing_seconds']:,.1f} s "
         f"({done['mb_per_second']:,.0f} MB/s), listed them in {done['listing_seconds']:,.1f} s"
         if done["written_images"]
-        else "  all of it was there already"
+        else "  everything was already there"
     )

@@ -49,12 +49,12 @@ class ArrayPair(NamedTuple):
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, where hyphens and underscores are the same."""
     parser = command.parser(__doc__, NAME)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="Files of arrays.")
-    parser.flag("out", type=Path, required=True, help="Folder of the shards.")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="The .npz files.")
+    parser.flag("out", type=Path, required=True, help="Folder for the shards.")
     parser.flag("classes", type=int, default=10, help="Number of classes; default: %(default)s.")
-    parser.flag("soft", action="store_true", help="Labels are probabilities of the classes.")
-    parser.flag("rows", type=int, default=250_000, help="Images of a shard; default: %(default)s.")
-    parser.flag("check", action="store_true", help="Read every byte of OUT instead of writing it.")
+    parser.flag("soft", action="store_true", help="Labels are class probabilities.")
+    parser.flag("rows", type=int, default=250_000, help="Images per shard; default: %(default)s.")
+    parser.flag("check", action="store_true", help="Verify every byte of OUT instead of writing.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args(argv)
 
@@ -68,7 +68,7 @@ def described(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayP
         if keys is None:
             names = ", ".join(file.arrays) or "nothing"
             raise ValueError(
-                f"{path} holds {names}; write one with numpy.savez(PATH, image=..., label=...)"
+                f"{path} holds {names}; write it with numpy.savez(PATH, image=..., label=...)"
             )
         image, label = keys
         shape = npz.image_shape(file, image)
@@ -79,8 +79,8 @@ def described(files: Sequence[Path], *, classes: int, soft: bool) -> list[ArrayP
         if shape != pairs[0].shape:
             first, other = ("x".join(map(str, sides)) for sides in (pairs[0].shape, shape))
             raise ValueError(
-                f"{path} has images of {other}, and {pairs[0].path} of {first}; prepare each shape "
-                "in its own folder"
+                f"{path} has {other} images, but {pairs[0].path} has {first} images; prepare each "
+                "shape in its own folder"
             )
     if len({pair.path.resolve() for pair in pairs}) < len(pairs):
         raise ValueError("a file is given twice, so its images would count twice; give it once")
@@ -95,13 +95,13 @@ def _check_labels(
     if classes:
         if (shape, kind.kind) == ((count, classes), "f"):
             return
-        wanted = f"floats[{count}, {classes}], the probabilities of each image's classes"
-        remedy = "leave --soft out" if kind.kind in "iu" else "give --classes, or other labels"
+        wanted = f"floats[{count}, {classes}], the class probabilities of each image"
+        remedy = "leave --soft out" if kind.kind in "iu" else "set --classes, or change the labels"
     else:
         if shape in ((count,), (count, 1)) and kind.kind in "iu":
             return
         wanted = f"one integer for each of the {count} images"
-        remedy = "write the number of the class, from 0 on, or give --soft for probabilities"
+        remedy = "write class numbers starting at 0, or give --soft for probabilities"
     raise ValueError(f"{name} is {kind}{list(shape)}, not {wanted}; {remedy}")
 
 
@@ -129,12 +129,12 @@ def blocks(pair: ArrayPair, *, classes: int) -> Iterator[np.ndarray]:
                 if why := generated.not_probabilities(values):
                     where = f"images {first} to {first + count - 1}"
                     raise npz.DataError(
-                        f"{pair.path}: labels of {where} {why}; write probabilities of the classes"
+                        f"{pair.path}: labels of {where} {why}; write class probabilities"
                     )
             elif values.min() < 0 or values.max() >= classes:
                 raise npz.DataError(
-                    f"{pair.path}: labels go from {values.min()} to {values.max()}, outside of "
-                    f"{classes} classes; remove these images, or give --classes"
+                    f"{pair.path}: labels go from {values.min()} to {values.max()}, outside 0 to "
+                    f"{classes - 1}; remove the images with such labels, or set --classes"
                 )
             else:
                 values = values.astype("<i4")
@@ -254,7 +254,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     settings = {"files": files, "classes": args.classes}
     settings |= {"rows": args.rows, "format": generated.FORMAT}
     text = json.dumps(settings, indent=2) + "\n"
-    other = "with other files, --classes, --soft or --rows; give the same as then, or another --out"
+    other = "with other files, --classes, --soft or --rows; give the same ones, or another --out"
     with writer.claimed(args.out, text, lambda old_text: "" if old_text == text else other):
         written = write(pairs, args)
     seconds = time.perf_counter() - start
@@ -262,7 +262,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in args.out.glob("*.array_record-*"))
     print(f"{args.out}: {images:,} images, {size / 1e9:,.3f} GB")
     speed = (
-        f"wrote {written:,} of them in {seconds:,.1f} s" if written else "all were there already"
+        f"wrote {written:,} of them in {seconds:,.1f} s" if written else "all were already there"
     )
     print(f"  {speed}; train with --config.data.extra={generated.PREFIX}{args.out}")
     about = {"directory": str(args.out), "images": images, "bytes": size}
@@ -272,7 +272,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Write or check the files and print their path; exit with one sentence if that fails."""
     args = parse(argv)
-    again = "the same command continues"
+    again = "run the same command to continue"
     with ending(again, f"; {again}"):
         done = prepare(args)
     if args.json:

@@ -46,33 +46,33 @@ _THREADS, _AHEAD = 8, 32  # reads in flight: a shard's images are scattered over
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, where hyphens and underscores are the same."""
     parser = command.parser(__doc__, "imagenet")
-    parser.add_argument("source", nargs="*", type=Path, help="Folder, or the tar files.")
+    parser.add_argument("source", nargs="*", type=Path, help="Image folder or tar files.")
     parser.flag(
-        "out", required=True, help="Folder of NAME/VERSION: a data_dir for jaxrobust and TFDS."
+        "out", required=True, help="Folder for NAME/VERSION, a data_dir for jaxrobust and TFDS."
     )
     parser.flag("name", help="Name of a data set with other classes; default: imagenet2012.")
     parser.flag(
-        "allow_partial", action="store_true", help="Take a part of ImageNet, with its 1,000 labels."
+        "allow_partial", action="store_true", help="Accept part of ImageNet, with its 1,000 labels."
     )
     parser.flag(
         "shards",
         nargs=2,
         type=int,
         metavar=("TRAIN", "VALIDATION"),
-        help="Numbers of shards; default: 1024 64 for the whole ImageNet, else enough that each "
-        "has 128 MB.",
+        help="Numbers of shards; default: 1024 64 for all of ImageNet, else shards of about "
+        "128 MB.",
     )
     command.common_flags(parser)
     args = parser.parse_args(argv)
     if args.check == bool(args.source):
-        parser.error("give a SOURCE to write from, or --check")
+        parser.error("give either a SOURCE or --check")
     return args
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Write the data set and return a summary."""
     if args.name in _TAKEN or not re.fullmatch(r"[a-z][a-z0-9_]*", args.name or "x"):
-        wanted = f"a name of small letters, digits and _, not {' or '.join(_TAKEN)}"
+        wanted = f"a name of lowercase letters, digits and _, not {' or '.join(_TAKEN)}"
         raise ValueError(f"--name {args.name}: write {wanted}")
     start = time.perf_counter()
     content = imagenet_source.scan(args.source, name=args.name, allow_partial=args.allow_partial)
@@ -168,7 +168,7 @@ def _counts(content: Content, wanted: list[int] | None) -> dict[str, int]:
         count = _SHARDS[split] if is_complete else round(int(rows["size"].sum()) / _SHARD_BYTES)
         count = wanted[split != "train"] if wanted else min(max(count, 1), len(rows))
         if not 1 <= count <= len(rows):
-            raise ValueError(f"--shards: {split} with {len(rows):,} images can't be {count} shards")
+            raise ValueError(f"--shards: can't split {len(rows):,} {split} images into {count}")
         counts[split] = count
     return counts
 
@@ -238,8 +238,8 @@ def _read(origin: Path, descriptor: int | None, row: tuple[bytes, bytes, int, in
             raise OSError(error.errno, error.strerror, str(origin)) from error
     if len(data) != size:
         raise ValueError(
-            f"{path} has changed: {os.fsdecode(name)} had {size:,} bytes, and now {len(data):,}; "
-            "begin again in another --out"
+            f"{path} has changed: {os.fsdecode(name)} had {size:,} bytes and now has "
+            f"{len(data):,}; start over with another --out"
         )
     return data
 

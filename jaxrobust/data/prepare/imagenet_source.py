@@ -28,7 +28,7 @@ IMAGENET = "imagenet2012"
 SIZES = IMAGES[IMAGENET]
 TAR_FILES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-_PARTIAL = "--allow_partial takes what is there"
+_PARTIAL = "give --allow_partial to use what is there"
 _TRAIN_NAME = re.compile(r"(n\d{8})_\d+\.\w+")
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _OTHERS = {
@@ -36,8 +36,8 @@ _OTHERS = {
     b"BZh": "compressed (bzip2); decompress it first",
     b"\xfd7zXZ": "compressed (xz); decompress it first",
     b"(\xb5/\xfd": "compressed (zstd); decompress it first",
-    b"PK\x03\x04": "a zip file; give the folder that it unpacks to",
-    b"<": "a web page, no tar file; download it again",
+    b"PK\x03\x04": "a zip file; unpack it and give the folder",
+    b"<": "a web page, not a tar file; download it again",
 }
 
 
@@ -77,7 +77,7 @@ def package_folder() -> Path:
     """Locate the ImageNet metadata of tensorflow_datasets without importing it."""
     spec = importlib.util.find_spec("tensorflow_datasets")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("tensorflow_datasets has the labels: pip install tensorflow-datasets")
+        raise ValueError("ImageNet needs tensorflow_datasets: pip install tensorflow-datasets")
     return Path(spec.submodule_search_locations[0]) / "datasets" / IMAGENET
 
 
@@ -94,7 +94,7 @@ def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool 
     if not files and len(paths) == 1:
         files = [paths[0] / file for file in TAR_FILES if (paths[0] / file).is_file()]
         unread = [paths[0] / folder for folder in SPLITS if files]
-        notes += [f"{path} is not read, the tar files are" for path in unread if path.is_dir()]
+        notes += [f"using the tar files, not {path}" for path in unread if path.is_dir()]
     elif len(files) != len(paths):
         raise ValueError("give one folder, or tar files, not both")
     content = _of_tars(files, name) if files else _of_folder(paths[0], name, allow_partial)
@@ -111,7 +111,7 @@ def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool 
 
 def _check(origin: Path, rows: np.ndarray) -> None:
     if not len(rows):
-        raise ValueError(f"{origin} holds no image")
+        raise ValueError(f"{origin} holds no images")
     if len(empty := np.flatnonzero(rows["size"] == 0)):
         more = f", and {len(empty) - 1} more" * (len(empty) > 1)
         file = os.fsdecode(rows[empty[0]]["place"] or rows[empty[0]]["name"])
@@ -127,9 +127,9 @@ def _missing(split: str, origin: Path, rows: np.ndarray) -> list[str]:
     if absent := sorted(set(range(len(synsets))) - set(rows["label"].tolist())):
         names = first_few([synsets[label] for label in absent]).rpartition(" ")[0]
         classes = f"{len(absent)} of ImageNet's {len(synsets):,} classes ({names})"
-        problems.append(f"{origin}: {split} has no image of {classes}")
+        problems.append(f"{origin}: {split} has no images of {classes}")
     if len(rows) != SIZES[split]:
-        expected = f"ImageNet's has {SIZES[split]:,}"
+        expected = f"but ImageNet's has {SIZES[split]:,}"
         problems.append(f"{origin}: {split} has {len(rows):,} images, {expected}")
     return problems
 
@@ -150,7 +150,7 @@ def _table(listed: Iterable[RawImage]) -> np.ndarray:
 
 def _of_tars(paths: Sequence[Path], name: str | None) -> Content:
     if name not in (None, IMAGENET):
-        raise ValueError(f"--name {name}: the official tar files are {IMAGENET}")
+        raise ValueError(f"--name {name}: the official tar files are {IMAGENET}; leave --name out")
     splits: dict[str, RawSplit] = {}
     for path in paths:
         first = next(_members(path), ("", 0, 0))[0]
@@ -159,8 +159,8 @@ def _of_tars(paths: Sequence[Path], name: str | None) -> Content:
             split = "validation"
         elif not re.fullmatch(r"n\d{8}\.tar", first):
             raise ValueError(
-                f"{path} begins with {first or 'no file'!r}: it is neither {TAR_FILES[0]} (of "
-                f"files n########.tar) nor {TAR_FILES[1]} (of files ILSVRC2012_val_########.JPEG)"
+                f"{path} begins with {first or 'no file'!r}: it is neither {TAR_FILES[0]} "
+                f"(n########.tar) nor {TAR_FILES[1]} (ILSVRC2012_val_########.JPEG)"
             )
         if split in splits:
             raise ValueError(f"{splits[split].origin} and {path} are both the {split} split")
@@ -175,7 +175,7 @@ def _tarred(path: Path, split: str) -> Iterator[RawImage]:
         if split == "validation":
             yield RawImage(name, "", _validation_label(path, name), start, size)
         elif name not in labels:
-            raise ValueError(f"{path}: {name} is not the tar file of one of ImageNet's classes")
+            raise ValueError(f"{path}: {name} is not the tar file of an ImageNet class")
         else:
             for inner, offset, length in _members(path, start, start + size, within=name):
                 _check_synset(f"{path}: {name}", inner, name[:9])
@@ -234,7 +234,7 @@ def _check_synset(where: object, name: str, synset: str) -> None:
     if _VALIDATION_NAME.fullmatch(name):
         right = imagenet.synsets()[_validation_label(where, name)]
     if right != synset:
-        raise ValueError(f"{where}: {name} shows class {right}, not {synset}")
+        raise ValueError(f"{where}: {name} belongs to class {right}, not {synset}")
 
 
 def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
@@ -288,7 +288,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 def _check_imagenet(root: Path, classes: Sequence[str], allow_partial: bool) -> None:
     synsets = imagenet.synsets()
-    remedy = f"--name NAME makes it a data set of these {len(classes)} classes"
+    remedy = f"give --name NAME to make it a data set of these {len(classes)} classes"
     if foreign := [folder for folder in classes if folder not in set(synsets)]:
         count = len(classes) - len(foreign)
         share = f"{count} of" if count else "none of"
@@ -301,7 +301,7 @@ def _check_imagenet(root: Path, classes: Sequence[str], allow_partial: bool) -> 
         names = first_few(missing).rpartition(" ")[0]
         raise ValueError(
             f"{root} has no folder for {len(missing)} of ImageNet's {len(synsets):,} classes "
-            f"({names}), so that labels would shift; --allow_partial keeps ImageNet's labels, "
+            f"({names}), so labels would shift; give --allow_partial to keep ImageNet's labels, or "
             f"{remedy}"
         )
 
@@ -339,7 +339,7 @@ def _images(
                 place = full.relative_to(folder).as_posix()
                 yield RawImage(short, place, labels[name], 0, full.stat().st_size)
         if is_empty and not allow_partial:
-            raise ValueError(f"{folder / name} holds no image; {_PARTIAL}")
+            raise ValueError(f"{folder / name} holds no images; {_PARTIAL}")
 
 
 def _is_image(name: str, left_out: Counter[str]) -> bool:

@@ -39,7 +39,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default=10,
         help="Number of classes; default: %(default)s.",
     )
-    parser.flag("out", default=None, help="Where the arrays go; default: FILE.npz.")
+    parser.flag("out", default=None, help="Output file; default: FILE.npz.")
     return parser.parse_args(argv)
 
 
@@ -75,7 +75,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Look up one of the few allowed classes."""
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not called")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
         return self._ALLOWED[module, name]
 
 
@@ -99,7 +99,7 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
     wanted = " and ".join(map(repr, _KEYS))
     if not isinstance(data, dict) or not set(_KEYS) <= data.keys():
         holds = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{path} holds {holds or 'nothing'}; it needs a dict with {wanted}")
+        raise ValueError(f"{path} holds {holds or 'nothing'}; it must hold a dict with {wanted}")
     for key, value in data.items():
         if not isinstance(value, np.ndarray) or value.dtype.hasobject:
             raise ValueError(
@@ -119,8 +119,8 @@ def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
-            f"{path}: labels go from {labels.min()} to {labels.max()}, outside of {classes} "
-            "classes; remove these images, or give --classes"
+            f"{path}: labels go from {labels.min()} to {labels.max()}, outside 0 to "
+            f"{classes - 1}; remove the images with such labels, or set --classes"
         )
     return images, labels.astype(np.int64)
 
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     """Write the arrays and print where; on failure, exit with one sentence on stderr."""
     args = parse(argv)
     out = Path(args.out or args.file.with_suffix(".npz"))
-    again = "the same command starts again"
+    again = "run the same command again"
     with ending(again, f"; {again}"):
         if out.suffix != ".npz":
             raise ValueError(f"--out {out}: name a file that ends in .npz")
@@ -138,5 +138,5 @@ def main(argv: list[str] | None = None) -> None:
         with whole.writing(out, images.nbytes + labels.nbytes) as part, part.open("wb") as file:
             np.savez(file, image=images, label=labels)
     counts = np.bincount(labels, minlength=args.classes).tolist()
-    print(f"{out}: {len(images):,} images, of the classes {', '.join(map(str, counts))}")
+    print(f"{out}: {len(images):,} images; per class: {', '.join(map(str, counts))}")
     print(f"train with --config.data.extra=npz:{out}")

@@ -137,7 +137,7 @@ def claimed(folder: Path, settings: str, difference: Callable[[str], str]) -> It
             file.write(settings)
             file.flush()
         elif other := difference(text):
-            raise ValueError(f"{folder} was begun {other}")
+            raise ValueError(f"{folder} was started {other}")
         remove_unfinished()
         try:
             yield
@@ -180,7 +180,7 @@ def claimed_for(plan: DatasetPlan) -> contextlib.AbstractContextManager[None]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             path = plan.folder / SETTINGS
             raise ValueError(f"{path} is damaged ({error}); remove {plan.folder}") from error
-        return other and f"{other}; give another --out, or remove it"
+        return other and f"{other}; give another --out, or remove the folder"
 
     return claimed(plan.folder, json.dumps(settings, indent=2) + "\n", difference)
 

@@ -63,7 +63,7 @@ def open_cifar_c(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     if len(labels) == _TOTAL:
         labels = labels[first : first + _IMAGES]
     if labels.min() < 0 or labels.max() >= len(_CLASSES):
-        raise DataError(f"{labels_path} holds labels that are not from 0 to 9; {_REMEDY}")
+        raise DataError(f"{labels_path} holds labels outside 0 to 9; {_REMEDY}")
     labels = np.array(labels, np.int32)
     sums = [zlib.crc32(part.tobytes()) for part in (images[first : first + _IMAGES], labels)]
     reader = ArrayRecords(array, labels, "row", path, first)

@@ -28,7 +28,7 @@ from jaxrobust.data.transforms import decoding
 PREFIX = "generated:"
 INFO = "generated.json"
 FORMAT = 1  # version of the records and of INFO
-REMEDY = "prepare it again, jaxrobust prepare generated FILE.npz... --out DIR"
+REMEDY = "prepare it again: `jaxrobust prepare generated FILE.npz... --out DIR`"
 # Riegeli's layout, which ArrayRecord uses: a file consists of blocks, each with a header. Their
 # contents are chunks, each with a header. The first chunk is only the signature.
 _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 1 << 16, 24, 40
@@ -162,7 +162,7 @@ class ShardedRecords:
                 where = self.describe(index)
                 raise DataError(f"{where} cannot be read ({error.strerror}); {REMEDY}") from error
             if len(raw) != places.length:
-                raise DataError(f"{self.describe(index)} is cut off; {REMEDY}")
+                raise DataError(f"{self.describe(index)} is truncated; {REMEDY}")
             if layout.soft:
                 soft = np.frombuffer(raw[pixels:], "<f4").astype(np.float32)
                 if why := not_probabilities(soft[None]):
@@ -207,8 +207,8 @@ def read_layout(folder: Path, name: str) -> tuple[ShardLayout, str]:
         raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
     if not path.exists():
         raise DataError(
-            f"data set {name!r}: {folder} has no {INFO}, which jaxrobust prepare generated writes "
-            "last; repeat that command, or check the path"
+            f"data set {name!r}: {folder} has no {INFO}, which `jaxrobust prepare generated` "
+            "writes last; repeat that command, or check the path"
         )
     text = path.read_text()
     try:
@@ -219,7 +219,7 @@ def read_layout(folder: Path, name: str) -> tuple[ShardLayout, str]:
         numbers = {key: info[key] for key in ("classes", "soft", "per_shard", "size")}
         layout = ShardLayout(**sequences, **numbers)
         if len(layout.shape) != 3 or len(layout.sizes) != -(-layout.size // layout.per_shard):
-            raise ValueError("shards of another number")
+            raise ValueError("wrong number of shards")
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:

@@ -36,10 +36,10 @@ _ORIENTATION = 0x0112  # of EXIF
 _ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 _PLAIN = ("1", "L", "P", "RGB", *_ALPHA)
 _TOLD = {
-    "alpha": "transparency, which is left out, as torchvision does: hidden colours count",
-    "16 bit": "16 bits a channel, of which the upper 8 are read",
-    "turned": "an EXIF orientation, which is not applied, as in torchvision: they stay as stored",
-    "animated": "several frames or pages, of which the first is read",
+    "alpha": "transparency, which is ignored as in torchvision, so hidden colours become visible",
+    "16 bit": "16 bits per channel, of which only the upper 8 are read",
+    "turned": "an EXIF orientation, which is not applied, as in torchvision",
+    "animated": "several frames or pages, of which only the first is read",
 }
 
 Heads = Callable[[Sequence[int]], Iterable[Any]]  # places -> image files or bytes
@@ -127,7 +127,7 @@ def look(
         groups = (chunks[start : start + _THREADS] for start in range(0, len(chunks), _THREADS))
         results = (pool.map(lambda chunk: _of(chunk, heads), group) for group in groups)
         parts = itertools.chain.from_iterable(results)
-        for part in tqdm(parts, f"sizes of {where}, once", len(chunks), delay=3, leave=False):
+        for part in tqdm(parts, f"sizes of {where} (once)", len(chunks), delay=3, leave=False):
             looked.add(part)
             if is_settled():
                 break
@@ -204,20 +204,20 @@ def _facts(
         raise DataError(
             f"{where}: {len(deep)} of {count} sampled images have 16-bit or float grey values, "
             f"which reading as 8 bits would clip ({describe(deep[0])}); "
-            "write them with 8 bits, such as np.round(x / 257).astype('uint8') of 16 bits"
+            "save them with 8 bits, for 16 bits with np.round(x / 257).astype('uint8')"
         )
     decoded = len(looked.brightest)
     notes = plausibility.of_pixels(max(looked.brightest, default=255), decoded, where)
     for kind in sorted(kinds.keys() - {"grey", "colour"}):
-        words = _TOLD.get(kind, f"the colours of {kind}, which Pillow converts to RGB")
-        of = f"{len(kinds[kind])} of {count} images looked at"
-        notes += (f"{where}: {of} have {words}, such as {describe(kinds[kind][0])}",)
+        words = _TOLD.get(kind, f"{kind} colours, which Pillow converts to RGB")
+        of = f"{len(kinds[kind])} of {count} inspected images"
+        notes += (f"{where}: {of}, such as {describe(kinds[kind][0])}, have {words}",)
     same = len(looked.sizes) == 1
     if not same and count > _SAMPLE:
         (usual, _), (other, places) = list(looked.sizes.items())[:2]
-        sizes = f"{other[1]}x{other[0]} pixels, the images before it {usual[1]}x{usual[0]}"
+        sizes = f"{other[1]}x{other[0]} pixels, but the images before it have {usual[1]}x{usual[0]}"
         odd = describe(places[0])
-        notes += (f"{where}: {odd} has {sizes}, so the images count as having several sizes",)
+        notes += (f"{where}: {odd} has {sizes}, so the image size counts as variable",)
     is_grey = "colour" not in kinds and (same or several_grey)
     channels = channels or (1 if is_grey else 3)
     return HeaderFacts((*next(iter(looked.sizes)), channels) if same else None, channels, notes)

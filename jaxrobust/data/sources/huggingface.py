@@ -109,7 +109,7 @@ def open_hf(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     )
     if facts is None:
         looked = [f"record {place}" for place in range(min(len(labels), 32))]
-        raise DataError(f"{where}: of {first_few(looked)} none is an image")
+        raise DataError(f"{where}: none of {first_few(looked)} is an image")
     source = Source(
         name=name,
         split=parsed.name,
@@ -167,11 +167,11 @@ def _load(name: str, address: _Address) -> dict[str, Any]:
     except ConnectionError as error:
         raise ConnectionError(
             f"{name}: the hub does not answer ({_first(error)}), and the data set is not in the "
-            "cache; try again, or give a folder of its parquet files, hf:FOLDER"
+            "cache; try again, or give a folder with its parquet files as hf:FOLDER"
         ) from error
     except (FileNotFoundError, StopIteration) as error:  # `datasets` found no files it knows
         raise DataError(
-            f"{name} holds no parquet files; put SPLIT.parquet there, or write folder:PATH where "
+            f"{name} holds no parquet files; put SPLIT.parquet there, or write folder:PATH if "
             "PATH holds class folders"
         ) from error
     except (DataError, OSError):  # for example, a full disk
@@ -226,7 +226,7 @@ def _first(error: Exception) -> str:
 def _remedy(address: _Address) -> str:
     if address.folder:
         return "copy its files again"
-    return "remove its folder under HF_HOME, so that it is loaded again, or give another revision"
+    return "remove its folder under HF_HOME to download it again, or give another revision"
 
 
 def _why(error: Exception, address: _Address) -> str:
@@ -235,8 +235,8 @@ def _why(error: Exception, address: _Address) -> str:
         listed = configs[1].replace("'", "")
         return f"its configurations are {listed}; write hf:{address.id}:CONFIG, with one of them"
     if "scripts are no longer supported" in text:
-        other = "hf:NAME@refs/convert/parquet may hold the data itself"
-        return f"it is a program, which is not run; {other}"
+        other = "hf:NAME@refs/convert/parquet may hold the data"
+        return f"it is a loading script, which is never run; {other}"
     return f"{_first(error)}; {_remedy(address)}"
 
 
@@ -253,13 +253,13 @@ def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple
     kinds = {key: getattr(kind, "dtype", type(kind).__name__) for key, kind in features.items()}
     there = ", ".join(f"{key} ({kind})" for key, kind in kinds.items())
     if image is None:
-        raise DataError(f"data set {name!r} has no column of images: it has {there}")
+        raise DataError(f"data set {name!r} has no image column: its columns are {there}")
     if label is not None and label not in features:
-        raise DataError(f"data set {name!r} has no column {label!r}: it has {there}")
+        raise DataError(f"data set {name!r} has no column {label!r}: its columns are {there}")
     chosen = label or _chosen(labels, _LABELS)
     if chosen is None:
         raise DataError(
-            f"data set {name!r} does not say which column holds its labels; write "
+            f"the label column of data set {name!r} is unclear; write "
             f"{name}#COLUMN, with one of {', '.join(labels) or there}"
         )
     return image, chosen
@@ -298,7 +298,7 @@ def _labels(
         one_hot = "; for one-hot labels, write the argmax" if "List" in dtype else ""
         numbers = "; write whole numbers as int64" if "float" in dtype else ""
         raise DataError(
-            f"{where}: {key} is {dtype}; labels are integers or texts{one_hot}{numbers}"
+            f"{where}: {key} is {dtype}; labels must be integers or strings{one_hot}{numbers}"
         )
     labels = columns[split].to_numpy()
     largest = max(int(c.drop_null().to_numpy().max(initial=-1)) for c in columns.values())
@@ -321,7 +321,7 @@ def _in_order(
     used = [names[label] for label in np.unique(labels)]
     if foreign := [name for name in used if name not in set(trained)]:
         raise DataError(
-            f"{where} has records of {first_few(foreign)}, and split 'train' has no such class; "
+            f"{where} has records of classes that split 'train' lacks: {first_few(foreign)}; "
             "remove these records, or write both splits with the same classes"
         )
     places = [trained.index(name) if name in used else -1 for name in names]

@@ -25,7 +25,7 @@ _OTHERS = (".gif", ".jfif", ".jpe", ".jp2", ".heic", ".heif", ".avif", ".npy", "
 NO_CLASSES = ("__MACOSX", "@eaDir", "lost+found", "__pycache__", "$RECYCLE.BIN")
 _TRAIN = ("train", "training")  # its classes apply to the other splits
 _USUAL_SPLITS = ("train", "val", "validation", "test")
-_REMEDY = "restore the file, or remove it for a new run"
+_REMEDY = "restore the file, or remove it and start a new run"
 _THREADS = 16  # a slow disk or a bucket serves many listings at once
 
 
@@ -140,8 +140,8 @@ def _class_folders(
     """Find the folder of a split in a place, and its class folders."""
     top = storage.entries(path)
     if top is None:
-        problem = f"the directory {path} does not exist, or may not be read"
-        archive = f"{path} is a file; unpack it, and name the folder of train/ or of the classes"
+        problem = f"the directory {path} does not exist or cannot be read"
+        archive = f"{path} is a file; unpack it, and name the folder with train/ or the classes"
         raise DataError(f"data set {name!r}: {archive if path.is_file() else problem}")
     present = splits_there(path)
     wanted = [parsed.name, grammar.SAME.get(parsed.name, "")] if parsed else []
@@ -156,10 +156,10 @@ def _class_folders(
     if top.folders and not present and "all" in wanted:
         return path, _folders(path)
     if not top.folders:
-        remedy = "its files must be SPLIT/CLASS/FILE or CLASS/FILE"
+        remedy = "arrange its files as SPLIT/CLASS/FILE or CLASS/FILE"
         raise DataError(f"data set {name!r}: {path} has no folders; {remedy}")
     splits = ", ".join(present) or (
-        f"the one split all, its class folders are directly inside: {first_few(top.folders)}"
+        f"only the split all, with the class folders directly inside: {first_few(top.folders)}"
     )
     raise grammar.no_split(name, split, splits)
 
@@ -226,7 +226,7 @@ def _list(
     empty = [folder for folder, count in counted if not count and folder in present]
     if not names or (empty and not allow_empty):
         raise DataError(
-            f"class folders of {root} hold no image ({', '.join(ENDINGS)}): "
+            f"class folders of {root} hold no images ({', '.join(ENDINGS)}): "
             f"{first_few(empty)}; unpack them again, or list the other classes in data.classes"
         )
     labels = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
@@ -235,16 +235,16 @@ def _list(
     notes = []
     if left_out:
         of = ", ".join(f"{count} {ending}" for ending, count in left_out.most_common())
-        notes.append(f"files with other endings than {', '.join(ENDINGS)} are left out: {of}")
+        notes.append(f"files that do not end in {', '.join(ENDINGS)} are left out: {of}")
     top = storage.entries(root) or storage.Entries([], [])
     if loose := [file for file in top.files if file.lower().endswith(ENDINGS)]:
-        notes.append(f"{len(loose)} images of {root} are in no class folder and are left out")
+        notes.append(f"{len(loose)} images in {root} are outside its class folders and left out")
     if skipped := [folder for folder in top.folders if folder in NO_CLASSES]:
-        notes.append(f"{', '.join(skipped)} in {root} does not count as a class")
+        notes.append(f"not counted as classes in {root}: {', '.join(skipped)}")
     if len(inside) > 1 and "" not in inside:  # one common name, such as images/, is usual
         notes.append(
-            f"the class folders of {root} hold folders in place of images "
-            f"({first_few(sorted(inside))}), whose images are taken for one class each; if these "
-            "are the classes, name the folder that holds them"
+            f"the class folders of {root} hold subfolders of images "
+            f"({first_few(sorted(inside))}), which all count for their class folder; if these "
+            "subfolders are the classes, name the folder that holds them"
         )
     return files, [f"{where}: {note}" for note in notes]

@@ -81,7 +81,7 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     largest = max(int(values.max()) for values in all_labels.values())
     if names and largest >= len(names):
         raise DataError(
-            f"{file.path}: {labels_key} go to {largest}, but it names {len(names)} classes"
+            f"{file.path}: {labels_key} go up to {largest}, but the file names {len(names)} classes"
         )
     # The checksum makes sure that a replaced file is read again.
     array = functools.partial(_array, file.path, images, file.sums[images])
@@ -184,8 +184,8 @@ def _splits_of(file: ArrayFile) -> dict[str, tuple[str, str]]:
     if not splits:
         keys = ", ".join(file.arrays) or "nothing"
         raise DataError(
-            f"{unlabelled or f'{file.path} holds {keys}'}; write one with np.savez(PATH, "
-            "train_images=..., train_labels=..., test_images=..., test_labels=...)"
+            f"{unlabelled or f'{file.path} holds {keys}'}; write images and labels with "
+            "np.savez(PATH, train_images=..., train_labels=..., test_images=..., test_labels=...)"
         )
     return splits
 
@@ -216,7 +216,7 @@ def _as_uint8(file: ArrayFile, key: str, dtype: np.dtype) -> str:
     low, high = float(pixels.min()), float(pixels.max())
     if dtype.kind == "f" and low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
         inside = key if low >= 0 and high <= 1 else f"np.clip({key}, 0, 1)"
-        return f"np.round(255 * {inside}).astype('uint8') of images in [0, 1]"
+        return f"np.round(255 * {inside}).astype('uint8'), as they are in [0, 1]"
     if dtype.kind == "f" and -1 <= low < 0 and high <= 1:
         return (
             f"np.round(127.5 * ({key} + 1)).astype('uint8') if they are in [-1, 1], or undo their "
@@ -226,8 +226,8 @@ def _as_uint8(file: ArrayFile, key: str, dtype: np.dtype) -> str:
         rounded = f"np.round({key})" if dtype.kind == "f" else key
         return f"{usual}, here {rounded}.astype('uint8')"
     if low >= 0 and high <= 65535 and dtype.kind in "iu":
-        return f"{usual}, np.round({key} / 257).astype('uint8') if they are of 16 bits"
-    return f"{usual}, after undoing what makes them {low:.3g} to {high:.3g}"
+        return f"{usual}, np.round({key} / 257).astype('uint8') if they have 16 bits"
+    return f"{usual}, after undoing their scaling to {low:.3g} to {high:.3g}"
 
 
 def _labels(file: ArrayFile, images: str, key: str) -> np.ndarray:
@@ -235,7 +235,7 @@ def _labels(file: ArrayFile, images: str, key: str) -> np.ndarray:
     count = file.arrays[images][0][0]
     if shape not in ((count,), (count, 1)) or dtype.kind not in "iu" or not count:
         one_hot = len(shape) == 2 and shape[1] > 1 and dtype.kind in "fiub"
-        numbers = f"{key}.argmax(1) of one-hot labels" if one_hot else f"{key}.astype('int64')"
+        numbers = f"{key}.argmax(1) for one-hot labels" if one_hot else f"{key}.astype('int64')"
         instead = f", such as {numbers}" if one_hot or dtype.kind == "f" else ""
         raise DataError(
             f"{file.path}: {key} is {dtype}{list(shape)}, not one integer for each of the {count} "

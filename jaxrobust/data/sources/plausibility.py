@@ -17,17 +17,17 @@ def of_pixels(brightest: int, images: int, where: str) -> tuple[str, ...]:
     Raises:
       DataError: pixels of 0 and 1 in place of 0 and 255.
     """
-    looked = f"{where}: the {images} images looked at"
+    looked = f"{where}: the {images} inspected images"
     if brightest == 1:
         raise DataError(
-            f"{looked} only have the pixel values 0 and 1, although white is 255, so a radius of "
+            f"{looked} have only pixel values 0 and 1, although white is 255, so a radius of "
             "8/255 would be eight times their range; save 255 * x instead of x"
         )
     if not images or brightest > DARK:
         return ()
     return (
-        f"{looked} have no pixel above {brightest}, where white is 255; scale them to 0..255 if "
-        "they are not that dark, since radii are shares of 255",
+        f"{looked} have no pixel above {brightest}, although white is 255; scale them to 0..255 "
+        "unless they really are that dark, since radii are fractions of 255",
     )
 
 
@@ -39,9 +39,9 @@ def of_labels(source: Source) -> list[str]:
     if not absent:
         return []
     names = [source.classes[label] if source.classes else str(label) for label in absent]
-    lines = f"{source.where()} has no image of {len(absent)} of its {source.num_classes} classes"
+    lines = f"{source.where()} has no images of {len(absent)} of its {source.num_classes} classes"
     every = not source.classes or source.split in ("train", "all")
-    counted = "; if its labels are counted from 1, subtract 1" * (absent == [0] and every)
+    counted = "; if its labels start at 1, subtract 1" * (absent == [0] and every)
     return [f"{lines}: {first_few(names)}{counted}"]
 
 
@@ -51,7 +51,7 @@ def foreign(
     """Name the classes of a split without an image in the `train` next to it."""
     absent = np.setdiff1d(labels, trained).tolist()
     written = [names[label] if names else str(label) for label in absent]
-    lines = f"{where} has images of classes of which split 'train' has none"
+    lines = f"{where} has images of classes that are absent from split 'train'"
     return (f"{lines}: {first_few(written)}",) if absent else ()
 
 
@@ -60,22 +60,22 @@ def of_names(source: Source) -> list[str]:
     names, notes = source.classes, []
     if source.num_classes == 1:
         notes.append(
-            f"{source.where()} has one class{f', {names[0]}' if names else ''}: any network of one "
-            "output is always right; name the folder or the labels of several classes"
+            f"{source.where()} has only one class{f', {names[0]}' if names else ''}: a network "
+            "with one output is always right; name a folder or labels with several classes"
         )
     numbers = sorted(names, key=_natural)
     if list(names) == sorted(names) and numbers != sorted(names, key=str.lower):
         place = next(i for i, name in enumerate(names) if name != numbers[i])
         notes.append(
-            f"{source.where()} has its classes in the order of texts: label {place} is "
-            f"{names[place]!r}, not {numbers[place]!r} as in the order of numbers (timm's); "
-            "data.classes (--classes FILE) gives another order"
+            f"{source.where()} has its classes sorted as text: label {place} is "
+            f"{names[place]!r}, not {numbers[place]!r} as in numerical order (timm's); "
+            "set another order with data.classes (--classes FILE)"
         )
     elif names and all(map(str.isdecimal, names)) and int(names[0]) != 0:
-        notes.append(f"{source.where()} has label 0 for its class {names[0]!r}: labels are places")
+        notes.append(f"{source.where()} has label 0 for class {names[0]!r}: labels are positions")
     same = Counter(name.strip().lower() for name in names)
     if twins := [name for name in names if same[name.strip().lower()] > 1]:
-        notes.append(f"{source.where()} has classes that differ in case alone: {first_few(twins)}")
+        notes.append(f"{source.where()} has classes that differ only in case: {first_few(twins)}")
     return notes
 
 

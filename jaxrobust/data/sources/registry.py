@@ -77,8 +77,8 @@ def open_source(
     if num_classes is not None and source.num_classes != num_classes:
         raise DataError(
             f"the network has num_classes={num_classes}, but {source.where()} has "
-            f"{source.num_classes} classes; set num_classes={source.num_classes} if the data set "
-            "is complete and the right one"
+            f"{source.num_classes} classes; set num_classes={source.num_classes} if this is "
+            "the right data set and it is complete"
         )
     doubts = (*plausibility.of_labels(source), *plausibility.of_names(source))
     source = dataclasses.replace(source, notes=(*source.notes, *doubts))
@@ -114,8 +114,8 @@ def _open(
         if match is None:
             raise DataError(
                 f"{name!r} is not the name of a data set; write {others} or "
-                "[tfds:]NAME[/CONFIG][:VERSION], of letters, digits, _ and -; directories of TFDS "
-                "data sets go to data_dir"
+                "[tfds:]NAME[/CONFIG][:VERSION], of letters, digits, _ and -; set data_dir to the "
+                "directory of TFDS data sets"
             )
         plain = match[1]
         root = storage.place(tfds.data_directory(data_dir))
@@ -158,18 +158,18 @@ def foreign_classes(train: Source, other: Source) -> str:
     trained, tested = np.unique(train.labels), np.unique(other.labels)
     foreign = ~np.isin(other.labels, trained)
     why = (
-        "A part of a folder holds whole classes, because its records are sorted by class; give "
-        "another split, or lists of files of all classes, SPLIT@FILE"
+        "Records of a folder are sorted by class, so a part of it holds whole classes; give "
+        "another split, or a list of files from all classes, SPLIT@FILE"
     )
     if foreign.any():
         count = len(np.unique(other.labels[foreign]))
         classes = "1 class" if count == 1 else f"{count} classes"
         records = f"{foreign.mean():.0%} of the records of {other.where()}"
-        share = f"{records} are of {classes} that split {train.split!r} has no record of. {why}"
+        share = f"{records} belong to {classes} without records in split {train.split!r}. {why}"
         if foreign.mean() > 0.5:
             raise DataError(share)
         return share
     if 2 * len(tested) < len(trained) and len(other) > 2 * len(trained):
         few = f"{len(tested)} of the {len(trained)} classes of split {train.split!r}"
-        return f"{other.where()} holds {few}. {why}"
+        return f"{other.where()} holds only {few}. {why}"
     return ""

@@ -43,7 +43,7 @@ def build_command(name: str, root: Any) -> str:
     dataset = name.partition(":")[0]
     if dataset not in _OWN:
         build = f"`tfds build {dataset} --file_format=array_record --data_dir={root}`"
-        return f"{build} (in an environment that has TensorFlow; reading needs none)"
+        return f"{build} (in an environment with TensorFlow, which reading does not need)"
     if storage.is_remote(root):
         return f"`{_OWN[dataset]} --out DIR`, then `gcloud storage cp -r DIR/{dataset} {root}/`"
     usual = storage.place(data_directory()) == root and "SOURCE" not in _OWN[dataset]
@@ -73,8 +73,8 @@ def version_directory(name: str, root: Any, others: str) -> Any:
         names = {d for d in top.folders if _versions(root / d)}
         names |= {f"{d}/{config}" for d in top.folders for config in _configs(root / d)}
         raise DataError(
-            f"unknown data set {name!r}: {near(dataset, (*_KNOWN, *names))}known are {others} and, "
-            f"in {root}, {', '.join(sorted(names)) or 'nothing'}; prepare it with "
+            f"unknown data set {name!r}: {near(dataset, (*_KNOWN, *names))}available: {others}; "
+            f"in {root}: {', '.join(sorted(names)) or 'nothing'}; prepare it with "
             f"{build_command(name, root)}, or point data_dir or TFDS_DATA_DIR to the directory "
             "that holds it"
         )
@@ -142,7 +142,7 @@ class _Reader:
         records = []
         for index, serialized in zip(indices, raw, strict=True):
             if not serialized:  # the reader's result beyond the end of a truncated file
-                self.fail(index, "cannot be read, the file is truncated")
+                self.fail(index, "cannot be read: the file is truncated")
             try:
                 records.append(tf_example_pb2.Example.FromString(serialized).features.feature)
             except Exception as error:  # protobuf's DecodeError
@@ -153,7 +153,7 @@ class _Reader:
         try:
             return self.data[index]
         except _ERRORS as error:
-            self.fail(index, f"cannot be read, the file is truncated or damaged ({error})")
+            self.fail(index, f"cannot be read: the file is truncated or damaged ({error})")
 
     def image(self, index: int, feature: Any) -> bytes:
         """Return the image file in a feature map."""
@@ -271,7 +271,7 @@ def _open_split(name: str, split: str, info: Any, directory: Any, remedy: str) -
         remedy=remedy,
     )
     if (dtype := np.dtype(image.np_dtype)) != np.uint8:
-        raise DataError(f"{where}: its images are {dtype}; prepare it with images of uint8")
+        raise DataError(f"{where}: its images are {dtype}; prepare it with uint8 images")
     height, width, channels = image.shape
     channels = 1 if channels == 1 else 3  # without alpha
     shape = None if None in (height, width) else (height, width, channels)
@@ -320,8 +320,8 @@ def _feature(
     chosen = [key for key in fitting if len(fitting) == 1 or key in supervised]
     if len(chosen) != 1:
         raise DataError(
-            f"{directory} has {len(fitting)} features of the kind {kind.__name__}; a data set for "
-            "image classification has one image and one class label, or names them as its "
+            f"{directory} has {len(fitting)} features of type {kind.__name__}; a data set for "
+            "image classification must have one image and one class label, or name them as its "
             "supervised keys"
         )
     return chosen[0], fitting[chosen[0]]
@@ -343,7 +343,7 @@ def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Ind
                 return index
     labels = np.empty(len(source), np.int32)
     names: list[bytes] = []
-    task = f"labels of {source.where()}, once"
+    task = f"labels of {source.where()} (once)"
     with tqdm(total=len(source), desc=task, unit=" records", delay=2) as progress:
         for start in range(0, len(source), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(source)))

@@ -35,8 +35,8 @@ def hash_of(ids: np.ndarray) -> np.ndarray:
 
 
 _REMEDY = (
-    "give images of all classes: --n and the keys `images` spread theirs over the whole split, a "
-    "part such as [:1000] takes the images there"
+    "give images of all classes: --n and the `images` keys choose from the whole split, but a part "
+    "such as [:1000] takes consecutive images"
 )
 
 
@@ -46,8 +46,8 @@ def one_class(labels: np.ndarray, classes: int) -> str:
     if len(labels) < 2 or classes < 2 or (labels != labels[0]).any():
         return ""
     return (
-        f"all {len(labels)} images are of class {labels[0]}, one of {classes}, so that no accuracy "
-        f"is that of the split; {_REMEDY}"
+        f"all {len(labels)} images belong to class {labels[0]}, one of {classes} classes, so their "
+        f"accuracy does not represent the split; {_REMEDY}"
     )
 
 
@@ -64,7 +64,8 @@ def lopsided(labels: np.ndarray, classes: int, counts: np.ndarray | None = None)
         return ""
     there, most = int((shown > 0).sum()), int(shown.argmax())
     words = (
-        f"{n} images are of {there} of {classes} classes, {shown[most] / n:.1%} of them of {most}"
+        f"{n} images cover {there} of {classes} classes, and {shown[most] / n:.1%} of them belong "
+        f"to class {most}"
     )
     if counts is None:
         return f"{words}; {_REMEDY}" if n >= _ENOUGH and 2 * there < min(n, classes) else ""
@@ -78,8 +79,8 @@ def lopsided(labels: np.ndarray, classes: int, counts: np.ndarray | None = None)
     if apart.sum() / (2 * n) < 0.05 or statistic <= freedom + 8 * (2 * freedom) ** 0.5:
         return ""
     return (
-        f"{words}, which has {counts[most] / total:.1%} of the split's {total:,} images: they are "
-        f"not a random part of it; {_REMEDY}"
+        f"{words}, which has {counts[most] / total:.1%} of the split's {total:,} images, so "
+        f"they are not a random sample of it; {_REMEDY}"
     )
 
 

@@ -42,7 +42,7 @@ def choose(
     rows: Any = np.arange(len(source))
     if ids is not None:
         if names is None:
-            raise DataError(f"{where} has no file names by which ids could select records")
+            raise DataError(f"{where} has no file names, so ids cannot select its records")
         # A list names ImageNet's classes; if the data set has other names, compare labels only.
         others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
         folders = () if ids.imagenet and others else source.classes

@@ -12,7 +12,7 @@ from jaxrobust.data.splits import subsets
 _SPLIT = re.compile(r"(?P<name>[^@\[\]/+\s]+)(?:@(?P<ids>.+?))?(?P<part>\[[^\[\]]*\])?")
 _BOUND = r"(-?\d+(?:\.\d+)?%|-?\d+)?"
 _PART = re.compile(rf"\[{_BOUND}:{_BOUND}\]")
-WRITTEN = "parts are written train[:90%], train[90%:], train[:1000]"
+WRITTEN = "write parts as train[:90%], train[90%:] or train[:1000]"
 SAME = {"val": "validation", "validation": "val"}  # names that data sets use interchangeably
 
 

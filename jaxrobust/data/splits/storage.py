@@ -15,8 +15,8 @@ from jaxrobust.data.source import DataError
 
 _GS = "gs://"
 _BUCKET = (
-    "check its name and that this machine may read it: `gcloud auth application-default login`, or "
-    "on a TPU VM the right roles/storage.objectViewer of its service account"
+    "check its name and give this machine access: `gcloud auth application-default login`, or on a "
+    "TPU VM roles/storage.objectViewer for its service account"
 )
 
 
@@ -33,7 +33,7 @@ def place(text: str | os.PathLike) -> Any:
 
     text = os.fspath(text)
     if "://" in text and not text.startswith(_GS):
-        raise DataError(f"{text}: data is read from local directories and from {_GS}")
+        raise DataError(f"{text}: data is read only from local directories and {_GS}")
     if is_remote(text) and importlib.util.find_spec("gcsfs") is None:
         raise DataError(
             f"{text} is on Google Cloud Storage: pip install 'jaxrobust[gcs]' (gcsfs), or mount "

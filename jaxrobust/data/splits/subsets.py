@@ -82,13 +82,13 @@ def read_ids(name: str, data_set: str = "") -> Ids:
     pinned = _PINNED.fullmatch(name)
     file = pinned["file"] if pinned else name
     if "#" in file:
-        raise DataError(f"@{name}: a list of ids is pinned as FILE#sha256=HEX, of 64 hex digits")
+        raise DataError(f"@{name}: pin a list of ids as FILE#sha256=HEX, with 64 hex digits")
     content = _read_list(file, f"@{file} is neither robustbench, selection nor a readable file")
     lines = _lines(content, file)
     digest = hashlib.sha256(content).hexdigest()
     if pinned and pinned["sha256"].lower() not in (digest, _sha256(lines)):
         wanted = pinned["sha256"].lower()
-        raise DataError(f"the list of ids {file} has the sha256 {digest}, not {wanted}")
+        raise DataError(f"the list of ids {file} has sha256 {digest}, expected {wanted}")
     if absolute := [
         line
         for line in lines
@@ -140,8 +140,8 @@ def class_labels(
         bad = [name for index, name in wanted if index is None or index >= num_classes]
         if bad:
             raise DataError(
-                f"{where} does not name its {num_classes} classes; a list of classes must give "
-                f"their indices, INDEX<TAB>NAME, which it does not for {first_few(bad)}"
+                f"{where} does not name its {num_classes} classes; list them as INDEX<TAB>NAME "
+                f"with valid indices, also {first_few(bad)}"
             )
         return [index for index, _ in wanted if index is not None]
     labels = {name: label for label, name in enumerate(names)}
@@ -172,10 +172,10 @@ def find(
     """
     classes = classes or (imagenet.synsets() if has_all_classes and ids.imagenet else ())
     if not classes and any("/" in line for line in ids.lines):
-        raise DataError(f"{where} does not name its classes; write ids as the files' names alone")
+        raise DataError(f"{where} does not name its classes; write ids as bare file names")
     folders = {line.partition("/")[0] for line in ids.lines if "/" in line}
     if foreign := sorted(folders - set(classes)):
-        lacks = f"are of classes that {where} does not have: {first_few(foreign)}"
+        lacks = f"belong to classes that {where} does not have: {first_few(foreign)}"
         raise DataError(f"ids of {ids.name} {lacks}")
     records, elsewhere, several = _matched(ids, labels, names, classes)
     if several:

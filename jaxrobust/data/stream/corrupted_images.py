@@ -53,7 +53,7 @@ def photographs(folder: str | os.PathLike, side: int) -> Photographs:
         if min(pixels.shape[:2]) <= side:
             least = 5 * (side + 1) if side == SIDES[0] else side + 1
             small = f"{place / name} is too small for frost on images of {side} px"
-            raise DataError(f"{small}; give photographs of {least} px and more")
+            raise DataError(f"{small}; give photographs of at least {least} px")
         images.append(np.ascontiguousarray(pixels))
     return Photographs(tuple(images), digest.hexdigest())
 
@@ -117,13 +117,13 @@ def corrupted(
     """Return the images of a source, prepared for evaluation and then corrupted."""
     if image_size not in SIDES or source.channels != 3:
         raise DataError(
-            f"corruptions are defined for colour images of 32 and 224 pixels, not for {image_size} "
-            f"pixels with {source.channels} channels; give --image_size 32 or 224, or other data"
+            f"corruptions are defined for colour images of 32 or 224 px, not {image_size} px with "
+            f"{source.channels} channels; give --image_size 32 or 224, or other data"
         )
     if corruption.kind == "frost" and frost is None:
         raise DataError(
             "the corruption frost needs photographs; give --frost FOLDER with frost1.png to "
-            "frost5.jpg of hendrycks/robustness (ImageNet-C/create_c), or name the other kinds"
+            "frost5.jpg from hendrycks/robustness (ImageNet-C/create_c), or name other corruptions"
         )
     prepared = loading.Evaluated(source, image_size, preprocessing)
     pixels = frost.pixels if frost and corruption.kind == "frost" else ()

@@ -151,7 +151,7 @@ def _next_whole(images: DecodedImages, index: int) -> tuple[np.ndarray, Any]:
         if image is not None:
             return image, label
     raise DataError(
-        f"{images.source.where()}: the images of {images.source.describe(index)} and all its "
+        f"{images.source.where()}: the image of {images.source.describe(index)} and all its "
         f"possible replacements are damaged; {images.source.remedy}"
     )
 
@@ -189,7 +189,7 @@ class Evaluated:
         for index, (image, label) in zip(indices, images(indices), strict=True):
             prepared = None if image is None else transform(image)
             if prepared is not None and prepared.shape != self.shape:
-                fault = f"makes record {index} {prepared.shape}, not {self.shape}"
+                fault = f"gives record {index} the shape {prepared.shape}, not {self.shape}"
                 raise DataError(
                     f"{self.source.where()}: the preprocessing {self.preprocessing!r} {fault}; set "
                     "image_size to its output size"

@@ -108,9 +108,9 @@ def train_batches(
         if not ((chain.resizes and first_chain.resizes) or _has_size(one, image_size)):
             sizes = "x".join(map(str, (one.image_shape or ())[:2])) or "differently sized"
             raise DataError(
-                f"{one.where()} has {sizes} images, and the augmentation {augmentation!r} "
-                f"does not resize them to image_size={image_size}; set image_size to theirs or "
-                "begin with resized-crop"
+                f"{one.where()} has {sizes} images, but the augmentation {augmentation!r} "
+                f"does not resize them to image_size={image_size}; set image_size to their size, "
+                "or begin the augmentation with resized-crop"
             )
     placed = plan(
         source, batch_size=batch_size, seed=seed, views=views, extra=extra, extra_share=extra_share
@@ -276,13 +276,13 @@ class Damage:
             fault = f"{source.where()}: the image of {source.describe(index)} is damaged"
             try:
                 loading.decoded(source, source[index].image)
-                reason = "it was when it was read, and no longer is"
+                reason = "it was damaged when read, but is intact now"
             except ValueError as error:
                 reason = str(error)
             count = len(self.known) + len(self.new) + 1
             if count > self._limit:
                 raise DataError(
-                    f"{fault} ({reason}) and there are more than data.max_damaged={self._limit}; "
+                    f"{fault} ({reason}), one more than data.max_damaged={self._limit} allows; "
                     f"{source.remedy}"
                 )
             self.new.add(index)

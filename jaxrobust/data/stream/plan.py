@@ -172,7 +172,7 @@ def plan(
     if extra is not None and rows < 1:
         raise DataError(
             f"data.extra_share={extra_share} leaves no image of {source.where()} in a batch of "
-            f"{batch_size}; use at most {1 - 1 / batch_size:g}, or name the other one in data.name"
+            f"{batch_size}; use at most {1 - 1 / batch_size:g}, or use data.extra as data.name"
         )
     if views < 1 or rows % views:
         near = [n for n in range(1, rows + 1) if rows % n == 0]
@@ -196,12 +196,12 @@ def _check_alike(source: Source, extra: Source) -> None:
         if second != first:
             words = field.replace("num_", "")
             raise DataError(
-                f"data.extra: {extra.where()} has {second} {words}, and {source.where()} has "
-                f"{first}; give one with the same classes and channels"
+                f"data.extra: {extra.where()} has {second} {words}, but {source.where()} has "
+                f"{first}; give a data set with the same classes and channels"
             )
     if source.classes and extra.classes and source.classes != extra.classes:
         raise DataError(
             f"data.extra: {extra.where()} names its classes differently from {source.where()} "
             f"({extra.classes[0]!r}, ... and {source.classes[0]!r}, ...), so labels differ; use "
-            "one with the same names in the same order"
+            "a data set with the same names in the same order"
         )

@@ -99,7 +99,7 @@ def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> I
 def jitter_ranges(brightness: float, contrast: float, saturation: float, hue: float) -> Ranges:
     """Return factor ranges of this width around 1, clipped at 0; for the hue, around 0."""
     if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
-        raise ValueError("numbers must be at least 0, and the hue at most 0.5, half the circle")
+        raise ValueError("numbers must be at least 0, and the hue at most 0.5 (half the circle)")
     factors = (brightness, contrast, saturation)
     return (*((max(0.0, 1 - by), 1 + by) for by in factors), (-hue, hue))
 
@@ -151,19 +151,19 @@ def three_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def _within(number: float, lowest: float, highest: float) -> float:
     if not lowest <= number <= highest:
-        raise ValueError(f"{number:g} is not from {lowest:g} to {highest:g}")
+        raise ValueError(f"{number:g} is not between {lowest:g} and {highest:g}")
     return number
 
 
 def _whole(number: float, lowest: int, highest: int) -> int:
     if not lowest <= number <= highest or number != int(number):
-        raise ValueError(f"{number:g} is not a whole number of {lowest} to {highest}")
+        raise ValueError(f"{number:g} is not a whole number between {lowest} and {highest}")
     return int(number)
 
 
 def _ordered(low: float, high: float) -> tuple[float, float]:
     if not 0 < low <= high:
-        raise ValueError(f"{low:g} to {high:g} is not a range above 0")
+        raise ValueError(f"the range {low:g} to {high:g} must be positive and ascending")
     return low, high
 
 
@@ -278,15 +278,15 @@ def _op(text: str, image_size: int) -> tuple[PictureOp, bool]:
         )
     if match is None or match[1] not in OPS:
         raise ValueError(
-            f"unknown augmentation {text!r}: presets are {', '.join(PRESETS)}; a chain is written "
-            f"op|op(number, ...) of {', '.join(OPS)}"
+            f"unknown augmentation {text!r}: presets are {', '.join(PRESETS)}; write a chain as "
+            f"op|op(number, ...) with the operations {', '.join(OPS)}"
         )
     make = OPS[match[1]]
     try:
         numbers = [float(number) for number in (match[2] or "").split(",") if number.strip()]
         if not all(map(math.isfinite, numbers)):
-            raise ValueError("numbers are finite")
+            raise ValueError("numbers must be finite")
         return make(image_size, *numbers), make is _resized_crop
     except (TypeError, ValueError) as error:
-        takes = ", ".join(list(inspect.signature(make).parameters)[1:]) or "no number"
+        takes = ", ".join(list(inspect.signature(make).parameters)[1:]) or "no numbers"
         raise ValueError(f"augmentation {text!r}: {match[1]} takes {takes} ({error})") from error

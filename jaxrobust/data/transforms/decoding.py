@@ -131,7 +131,7 @@ def _fast_decoder() -> Callable[[Any, str], np.ndarray] | None:
     if not different:
         return decoder
     logging.getLogger(__name__).warning(
-        "all images go through Pillow %s, which is slower: simplejpeg %s gives other pixels (%s)",
+        "using Pillow %s for all images, which is slower: simplejpeg %s gives other pixels (%s)",
         Image.__version__,
         simplejpeg.__version__,
         different[0],

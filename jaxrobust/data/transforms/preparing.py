@@ -163,7 +163,7 @@ def evaluation_transform(preprocessing_id: str | None) -> Callable[[Any], np.nda
     name = _name(preprocessing_id)
     if match := _OURS.fullmatch(name):
         if not int(match[2]) or not int(match[3]):
-            raise ValueError(f"preprocessing {name!r}: its sizes must be 1 pixel or more")
+            raise ValueError(f"preprocessing {name!r}: its sizes must be at least 1 pixel")
         transform: Transform = functools.partial(
             resize_crop,
             resize=int(match[2]),
@@ -179,9 +179,9 @@ def evaluation_transform(preprocessing_id: str | None) -> Callable[[Any], np.nda
         )
     else:
         raise ValueError(
-            f"unknown preprocessing {name!r}: known are {', '.join(EVALUATION)}, "
-            "bicubic-RESIZE-crop-SIZE and bilinear-RESIZE-crop-SIZE, and at any size "
-            "bicubic-SHARE and bilinear-SHARE, such as bicubic-0.875"
+            f"unknown preprocessing {name!r}; use {', '.join(EVALUATION)}, "
+            "bicubic-RESIZE-crop-SIZE, bilinear-RESIZE-crop-SIZE or, at any size, "
+            "bicubic-SHARE or bilinear-SHARE, such as bicubic-0.875"
         )
     return functools.partial(_prepare, transform=transform)
 
@@ -192,9 +192,9 @@ def _prepare(image: Any, *, transform: Transform) -> np.ndarray:
     elif isinstance(image, Image.Image):
         image = to_pixels(image, "RGB")
     elif not isinstance(image, np.ndarray):
-        raise ValueError(f"an image of type {type(image).__name__} is unknown; {_IMAGES}")
+        raise ValueError(f"images of type {type(image).__name__} are not supported; {_IMAGES}")
     elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in _CHANNELS:
-        raise ValueError(f"an image {image.dtype} of shape {image.shape} is unknown; {_IMAGES}")
+        raise ValueError(f"an image of {image.dtype}{image.shape} is not supported; {_IMAGES}")
     return np.array(transform(image), order="C")  # always a copy, even of a view
 
 

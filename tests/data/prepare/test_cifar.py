@@ -143,15 +143,15 @@ class RecordsTest(CifarCase):
     def test_again_and_after_damage(self):
         path, _ = self.archive()
         self.run_tool("cifar10", "--from", path)
-        self.assertIn("all of it was there already", self.run_tool("cifar10", "--from", path)[0])
-        self.assertIn("all of it was there already", self.run_tool("cifar10")[0])
+        self.assertIn("everything was already there", self.run_tool("cifar10", "--from", path)[0])
+        self.assertIn("everything was already there", self.run_tool("cifar10")[0])
         self.assertIn("37 images; all records", self.run_tool("cifar10", "--check")[0])
         (shard,) = (self.out / "cifar10" / "3.0.2").glob("*-train.array_record*")
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
         said = self.run_tool("cifar10", "--check", code=3)[1]
-        self.assertRegex(said, f"{shard.name} .*; remove what is damaged, the command that wrote")
+        self.assertRegex(said, f"{shard.name} .*; remove the damaged files and rerun the command")
         shard.unlink()
         said = self.run_tool("cifar10", "--from", path)[0]
         self.assertIn("wrote 25 images", said)
@@ -231,7 +231,7 @@ class RefusedTest(CifarCase):
         path, _ = self.archive("cifar-100-python.tar.gz")
         self.assertEqual(
             self.refused("cifar10", "--from", path),
-            f"jaxrobust: {path} is the archive of cifar100, not of cifar10: `jaxrobust prepare "
+            f"jaxrobust: {path} is the archive of cifar100, not of cifar10; run `jaxrobust prepare "
             f"cifar100 --from {path}`",
         )
 
@@ -245,7 +245,7 @@ class RefusedTest(CifarCase):
         )
 
     @sweeps.rows(
-        (lambda whole: whole[:-1000], r"[\d,]+ bytes of [\d,]+, it is cut off, sha256 "),
+        (lambda whole: whole[:-1000], r"[\d,]+ bytes of [\d,]+ \(truncated\), sha256 "),
         (lambda whole: b"", "0 bytes, sha256 e3b0c44298fc"),
         (lambda whole: b"<!DOCTYPE html>", "a web page, sha256 "),
         (
@@ -262,15 +262,15 @@ class RefusedTest(CifarCase):
         self.assertRegex(said, "remove it and run `jaxrobust prepare cifar10`, which downloads it$")
 
     @sweeps.rows(
-        ({"test_batch": None}, "it holds no cifar-10-batches-py/test_batch"),
+        ({"test_batch": None}, "it does not contain cifar-10-batches-py/test_batch"),
         ({"data_batch_2": made.pickled(
             {"data": np.zeros((0, 3072), np.uint8), "labels": []}
-        )}, "its label are float64"),
+        )}, "its label array is float64"),
         ({"test_batch": made.pickled({"data": np.zeros((12, 3)), "labels": [0] * 12})},
          r"its images are float64\[12, 3\]"),
         ({"test_batch": made.pickled(
             {"data": np.zeros((12, 3072), np.uint8), "labels": [10] * 12}
-        )}, "label of test are outside its 10 classes"),
+        )}, "test has label values outside its 10 classes"),
         ({"test_batch": made.pickled(
             {"data": np.zeros((11, 3072), np.uint8), "labels": [1] * 11}
         )}, "it holds {'train': 25, 'test': 11} images"),
@@ -304,7 +304,9 @@ class RefusedTest(CifarCase):
             self.assertEqual(ended.code, 2)
             self.assertIn(why, ended.error)
         self.assertIn("--form is not a flag", self.refused("cifar10", "--form", "x"))
-        self.assertIn("give --from to write", self.refused("cifar10", "--check", "--from", "x"))
+        self.assertIn(
+            "give either --from, to write", self.refused("cifar10", "--check", "--from", "x")
+        )
 
 
 @absltest.skipUnless(COPY.is_dir(), NO_SHARED)

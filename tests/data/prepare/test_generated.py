@@ -49,7 +49,7 @@ class GeneratedCommandTest(parameterized.TestCase):
         np.testing.assert_array_equal(np.round(255 * found.images), self.images)
         np.testing.assert_array_equal(found.labels, self.labels)
         self.assertIn("130 images; all records", self.run_on(first, words=["--check"]))
-        self.assertIn("all were there already", self.run_on(first, second))
+        self.assertIn("all were already there", self.run_on(first, second))
 
     @parameterized.parameters(0, 1, 2)
     def test_continues_where_it_was_stopped(self, stopped):
@@ -68,7 +68,7 @@ class GeneratedCommandTest(parameterized.TestCase):
 
         with mock.patch.object(writer, "writing", interrupted):
             said = self.run_on(*files, code=130)
-        self.assertIn("interrupted; the same command continues", said)
+        self.assertIn("interrupted; run the same command to continue", said)
         out = self.folder / "shards"
         self.assertEmpty([p for p in out.iterdir() if writer.PARTIAL in p.name])
         with self.assertRaisesRegex(data.DataError, "repeat that command"):
@@ -106,14 +106,14 @@ class GeneratedCommandTest(parameterized.TestCase):
         ({"image": np.zeros((130, 3, 8, 8), np.uint8)}, r"write image.transpose\(0, 2, 3, 1\)"),
         (
             {"label": np.zeros(129, int)},
-            r"label is int64\[129\], not one integer for each of the 130 images; write the",
+            r"label is int64\[129\], not one integer for each of the 130 images; write class",
         ),
         ({"label": np.zeros((130, 10), "f4")}, "or give --soft for probabilities"),
         (
             {"label": np.full(130, 10)},
-            "labels go from 10 to 10, outside of 10 classes; remove these images, or give",
+            "labels go from 10 to 10, outside 0 to 9; remove the images",
         ),
-        ({"label": np.full(130, -1)}, "labels go from -1 to -1, outside of 10 classes"),
+        ({"label": np.full(130, -1)}, "labels go from -1 to -1, outside 0 to 9"),
         ({"image": np.asfortranarray(np.zeros((130, 8, 8, 3), np.uint8))}, "in Fortran order"),
     )
     def test_refuses_arrays(self, changes, message):
@@ -122,9 +122,9 @@ class GeneratedCommandTest(parameterized.TestCase):
 
     @sweeps.rows(
         (np.zeros(130, int), r"label is int64\[130\], not floats\[130, 10\], .*; leave --soft out"),
-        (np.zeros((130, 9), "f4"), "give --classes, or other labels"),
-        (np.full((130, 10), 0.2, "f4"), "images 0 to 31 sum to 2 instead of 1; write probab"),
-        (np.full((130, 10), np.nan, "f4"), "are negative or not finite; write probabilities"),
+        (np.zeros((130, 9), "f4"), "set --classes, or change the labels"),
+        (np.full((130, 10), 0.2, "f4"), "images 0 to 31 sum to 2 instead of 1; write class"),
+        (np.full((130, 10), np.nan, "f4"), "are negative or not finite; write class probabilities"),
     )
     def test_refuses_soft_labels(self, labels, message):
         self.folder = Path(self.create_tempdir())
@@ -146,19 +146,19 @@ class GeneratedCommandTest(parameterized.TestCase):
     def test_refuses_files_that_do_not_fit(self):
         one, two = self.write("a.npz"), self.write("b.npz", image=np.zeros((130, 9, 9, 3), "u1"))
         said = self.run_on(one, two, code=2)
-        self.assertRegex(said, "b.npz has images of 9x9x3, and .*a.npz of 8x8x3; prepare each")
+        self.assertRegex(said, "b.npz has 9x9x3 images, but .*a.npz has 8x8x3 images; prepare each")
         self.assertRegex(self.run_on(one, one, code=2), "a file is given twice")
         np.savez(self.folder / "d.npz", pixels=self.images)
-        self.assertRegex(
-            self.run_on(self.folder / "d.npz", code=2), "d.npz holds pixels; write one"
-        )
+        self.assertRegex(self.run_on(self.folder / "d.npz", code=2), "d.npz holds pixels; write it")
         self.assertRegex(self.run_on(self.folder / "e.npz", code=2), "e.npz does not exist; check")
 
     def test_refuses_a_folder_of_something_else(self):
         one, two = self.write("a.npz"), self.write("b.npz", slice(90))
         self.run_on(one)
         said = self.run_on(two, code=2)
-        self.assertRegex(said, "was begun with other files, --classes, --soft or --rows; give the")
+        self.assertRegex(
+            said, "was started with other files, --classes, --soft or --rows; give the"
+        )
         (self.folder / "full").mkdir()
         (self.folder / "full" / "notes.txt").write_text("mine")
         said = self.run_on(one, out="full", code=2)

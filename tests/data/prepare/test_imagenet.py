@@ -307,7 +307,7 @@ class InterruptedTest(PrepareTest):
         self.assertIn("writing 3 of 5 shards", complained)
         self.assertIn("wrote 60 images", said)
         self.assertEqual(self.contents(), self.contents(self.root / "whole"))
-        self.assertIn("all of it was there already", self.run_tool(*flags)[0])
+        self.assertIn("everything was already there", self.run_tool(*flags)[0])
         self.assertEqual(self.contents(), self.contents(self.root / "whole"))
 
     @parameterized.parameters(signal.SIGKILL, signal.SIGINT)
@@ -333,7 +333,9 @@ class InterruptedTest(PrepareTest):
         self.assertFalse((directory / "dataset_info.json").exists(), complained)
         if number == signal.SIGINT:
             self.assertEqual(process.returncode, 130)
-            self.assertRegex(complained, r"\njaxrobust: interrupted; the same command continues\n$")
+            self.assertRegex(
+                complained, r"\njaxrobust: interrupted; run the same command to continue\n$"
+            )
             self.assertEmpty(list(directory.glob("*.partial")))
         done = len(list(directory.glob("*-of-00600")))
         self.assertBetween(done, 5, 599)
@@ -364,7 +366,8 @@ class InterruptedTest(PrepareTest):
         )
         self.assertEqual(done.returncode, 3, done.stderr)
         self.assertRegex(
-            done.stderr.splitlines()[-1], "jaxrobust: .*File too large.*the same command continues"
+            done.stderr.splitlines()[-1],
+            "jaxrobust: .*File too large.*run the same command to continue",
         )
         self.assertEmpty(list(self.out.glob("*/*/*.partial")))
         self.run_tool(*flags)
@@ -374,7 +377,7 @@ class InterruptedTest(PrepareTest):
         usage = namedtuple("usage", "total used free")(10**9, 10**9 - 100, 100)
         with mock.patch("shutil.disk_usage", return_value=usage):
             self.refused(
-                r"GB must be written, but only .* GB are free in .*the same command continues",
+                r"GB must be written, .* GB are free in .*run the same command to continue",
                 self.tars(train_images(2, 4)),
                 "--allow-partial",
                 code=3,
@@ -386,7 +389,7 @@ class InterruptedTest(PrepareTest):
         self.refused("begun with other --shards: train 2", source, "--allow-partial")
         self.tars(train_images(2, 6))
         self.refused(
-            r"begun from another source \(.*; images: train 10\); give another --out",
+            r"started from another source \(.*; images: train 10\); give another --out",
             source,
             *("--allow-partial", "--shards", 2, 1),
         )
@@ -427,7 +430,7 @@ class CheckTest(PrepareTest):
         content = bytearray(self.shard.read_bytes())
         content[content.index(b"\xff\xd8") + 200] ^= 1
         self.shard.write_bytes(content)
-        self.refused(f"{self.shard.name} .*remove what is damaged", "--check", code=3)
+        self.refused(f"{self.shard.name} .*remove the damaged files", "--check", code=3)
         self.shard.unlink()
         self.refused(f"{self.shard.name} is missing", "--check", code=3)
         for cut in (False, True):
@@ -461,7 +464,7 @@ class CheckTest(PrepareTest):
     def test_nothing_there(self):
         with tempfile.TemporaryDirectory() as empty:
             _, complained = self.run_tool("--check", out=empty, code=2)
-        self.assertIn("holds none of the data sets", complained)
+        self.assertIn("holds no data set written by", complained)
 
 
 class BegunTest(parameterized.TestCase):
@@ -486,7 +489,7 @@ class BegunTest(parameterized.TestCase):
             with writer.claimed_for(self.plan()):
                 pass
         with (
-            self.assertRaisesRegex(ValueError, r"begun from another source \(from; images: tr"),
+            self.assertRaisesRegex(ValueError, r"started from another source \(from; images: tr"),
             writer.claimed_for(self.plan(**changes)),
         ):
             pass
@@ -517,7 +520,7 @@ class RefusedTest(PrepareTest):
         (tar({"n01440764.tar": tar({}), "n00000001.tar": b""}), "n00000001.tar is not"),
         (
             tar({"n01440764.tar": tar({"n01443537_1.JPEG": b"x"})}),
-            "n01443537_1.JPEG shows class n01443537, not n01440764",
+            "n01443537_1.JPEG belongs to class n01443537, not n01440764",
         ),
         (
             tar({"n01440764.tar": tar({"n01440764_1.JPEG": b""})}),
@@ -558,7 +561,7 @@ class RefusedTest(PrepareTest):
         (
             {"train": {"n01440764": {"1.jpg": b"x"}}},
             (),
-            "no folder for 999 .*n01443537.*--allow_partial keeps ImageNet's labels, --name NAME",
+            "no folder for 999 .*n01443537.* to keep ImageNet's labels, or give --name NAME",
         ),
         (
             {"train": {"n01440764": {"1.jpg": b"x"}, "cat": {"1.jpg": b"x"}}},
@@ -599,14 +602,14 @@ class RefusedTest(PrepareTest):
         (
             {"val": {"n01440764": {"ILSVRC2012_val_00000001.JPEG": b"x"}}},
             ("--allow-partial",),
-            "00000001.JPEG shows class n01751748, not n01440764",
+            "00000001.JPEG belongs to class n01751748, not n01440764",
         ),
-        ({"train": {"cat": {"1.jpg": b"x"}}}, ("--name", "My-Pets"), "small letters"),
+        ({"train": {"cat": {"1.jpg": b"x"}}}, ("--name", "My-Pets"), "lowercase letters"),
         ({"train": {"cat": {"1.jpg": b"x"}}}, ("--name", "digits"), "not digits or fake"),
         (
             {"train": {"cat": {"1.jpg": b"x"}}},
             ("--name", "pets", "--shards", "2", "1"),
-            "train with 1 images can't be 2 shards",
+            "can't split 1 train images into 2",
         ),
     )
     def test_a_folder(self, splits, flags, pattern):
@@ -626,8 +629,8 @@ class RefusedTest(PrepareTest):
 
     def test_the_command_line(self):
         for arguments, pattern in (
-            ((), "give a SOURCE to write from, or --check"),
-            (("x", "--check"), "give a SOURCE to write from, or --check"),
+            ((), "give either a SOURCE or --check"),
+            (("x", "--check"), "give either a SOURCE or --check"),
         ):
             self.assertRegex(self.run_tool(*arguments, code=2)[1], pattern)
         self.refused("no such file or folder", self.root / "x")

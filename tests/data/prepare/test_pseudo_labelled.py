@@ -42,7 +42,7 @@ class PseudoLabelledTest(parameterized.TestCase):
     def test_is_read_as_a_second_source(self, protocol):
         given = {"data": self.images, "extrapolated_targets": self.labels}
         printed = self.prepared(given, protocol=protocol)
-        self.assertIn("30 images, of the classes 3, 3, 3", printed)
+        self.assertIn("30 images; per class: 3, 3, 3", printed)
         name = f"npz:{self.folder / 'ti_500K_pseudo_labeled.npz'}"
         self.assertIn(f"--config.data.extra={name}", printed)
         found = data.load(name, split="all", preprocessing="none")
@@ -66,7 +66,7 @@ class PseudoLabelledTest(parameterized.TestCase):
         ({"extrapolated_targets": np.zeros(29, int)}, "int64\\[29\\], not one integer for each of"),
         (
             {"extrapolated_targets": np.full(30, 10)},
-            "labels go from 10 to 10, outside of 10 classes; remove these images, or give",
+            "labels go from 10 to 10, outside 0 to 9; remove the images",
         ),
     )
     def test_refuses(self, changes, message):
@@ -74,7 +74,9 @@ class PseudoLabelledTest(parameterized.TestCase):
         self.assertRegex(self.prepared(given, code=2), message)
 
     def test_refuses_what_is_no_such_pickle(self):
-        self.assertRegex(self.prepared([1, 2], code=2), "holds list; it needs a dict with 'data'")
+        self.assertRegex(
+            self.prepared([1, 2], code=2), "holds list; it must hold a dict with 'data'"
+        )
         self.assertRegex(self.prepared(b"<html>", code=2), "pickle, or is damaged|more than arrays")
         given = {"data": self.images, "extrapolated_targets": self.labels}
         said = self.prepared(given, "--out", "arrays.npy", code=2)

@@ -102,7 +102,7 @@ class FilesTest(parameterized.TestCase):
     @parameterized.parameters(
         (np.zeros(9_999, np.uint8), r"uint8\[9999\], not the 10000 or 50000 labels"),
         (np.zeros(10_000, np.float32), r"float32\[10000\]"),
-        (np.full(10_000, 10, np.uint8), "labels that are not from 0 to 9"),
+        (np.full(10_000, 10, np.uint8), "labels outside 0 to 9"),
     )
     def test_other_labels(self, given, said):
         self.write(given=given)

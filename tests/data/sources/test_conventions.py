@@ -58,7 +58,7 @@ def animation():
 ENCODED = {  # kind -> (file, what is said, whether it is refused)
     "16 bits of grey": (
         saved(Image.fromarray(RNG.integers(0, 65536, SIZE, np.uint16))),
-        "1 of 8 .* have 16-bit or float grey values, .* clip .*; write them with 8 bits",
+        "1 of 8 .* have 16-bit or float grey values, .* clip .*; save them with 8 bits",
         True,
     ),
     "32 bits of grey": (
@@ -73,15 +73,15 @@ ENCODED = {  # kind -> (file, what is said, whether it is refused)
     ),
     "16 bits of colour": (
         deep_png(RNG.integers(0, 65536, (*SIZE, 3)).astype(">u2"), 16, 2),
-        "1 of 8 images looked at have 16 bits a channel, of which the upper 8 are read",
+        "1 of 8 inspected images, .*, have 16 bits per channel, of which only the upper 8 are read",
         False,
     ),
-    "alpha": (of_mode("RGBA"), "1 of 8 .* have transparency, which is left out", False),
-    "grey and alpha": (of_mode("LA"), "1 of 8 .* have transparency, which is left out", False),
+    "alpha": (of_mode("RGBA"), "1 of 8 .* have transparency, which is ignored", False),
+    "grey and alpha": (of_mode("LA"), "1 of 8 .* have transparency, which is ignored", False),
     "palette": (palette_with_transparency(), "1 of 8 .* have transparency", False),
-    "CMYK": (of_mode("CMYK", "JPEG"), "1 of 8 .* have the colours of CMYK", False),
+    "CMYK": (of_mode("CMYK", "JPEG"), "1 of 8 .* have CMYK colours", False),
     "EXIF": (turned(), "1 of 8 .* have an EXIF orientation, which is not applied", False),
-    "GIF": (animation(), "1 of 8 .* have several frames or pages, of which the first", False),
+    "GIF": (animation(), "1 of 8 .* have several frames or pages, of which only the first", False),
 }
 
 
@@ -122,7 +122,7 @@ class ImagesTest(ConventionsCase):
             write_tree(self.root / "own", ["a/1.png", "b/1.png"])
             (self.root / "own" / "a" / "2.gif").write_bytes(file)
             given = {"name": f"folder:{self.root}/own", "data_dir": None}
-            return self.says(given, "files with other endings .* are left out: 1 .gif", "all")
+            return self.says(given, "files that do not end in .* are left out: 1 .gif", "all")
         files = [colours() for _ in range(7)]
         given = self.write(source, {"train": ([*files, file], [0] * 4 + [1] * 4)}, "ab")
         (self.refuses if refused else self.says)(given, pattern)
@@ -132,13 +132,17 @@ class ImagesTest(ConventionsCase):
         """They passed in silence, and 8/255 was eight times their range."""
         images = [colours(2) for _ in range(8)]
         given = self.write(source, {"train": (images, [0, 1] * 4)}, "ab")
-        self.refuses(given, "the pixel values 0 and 1, although white is 255, .*; save 255 . x")
+        self.refuses(
+            given, "have only pixel values 0 and 1, although white is 255, .*; save 255 . x"
+        )
 
     @sweeps.rows(*sweeps.product(source=KINDS, top=(17, 1)))
     def test_dark_pixels(self, source, top):
         """Of 0 to 16, and black ones, which `astype("uint8")` leaves of pixels below 1."""
         given = self.write(source, {"train": ([colours(top) for _ in range(8)], [0, 1] * 4)}, "ab")
-        self.says(given, f"have no pixel above {top - 1}, where white is 255; scale them to 0..255")
+        self.says(
+            given, f"have no pixel above {top - 1}, although white is 255; scale them to 0..255"
+        )
 
     @sweeps.rows(*KINDS)
     def test_usual_pixels_say_nothing(self, source):
@@ -177,7 +181,7 @@ class ImagesTest(ConventionsCase):
         (RNG.random((4, 8, 8)).astype("float16"), r"np.round\(255 \* x_train\)"),
         (255 * RNG.random((4, 8, 8)), r"here np.round\(x_train\).astype"),
         (2 * RNG.random((4, 8, 8)) - 1, r"np.round\(127.5 \* \(x_train \+ 1\)\)"),
-        (4 * RNG.random((4, 8, 8)) - 2, "after undoing what makes them -[12].* to"),
+        (4 * RNG.random((4, 8, 8)) - 2, "after undoing their scaling to -[12].* to"),
         (RNG.integers(0, 65536, (4, 8, 8), np.uint16), r"round\(x_train / 257\)"),
         (RNG.integers(0, 256, (4, 8, 8)), r"here x_train.astype\('uint8'\)"),
         (RNG.random((4, 8, 8)) > 0.5, r"write 255 \* x_train.astype\('uint8'\)"),
@@ -202,9 +206,7 @@ class ImagesTest(ConventionsCase):
             directory = self.root / np.dtype(dtype).name
             write_tfds(directory / "mine" / "1.0.0", "mine", features, {"train": rows})
             given = {"name": "mine", "data_dir": str(directory)}
-            self.refuses(
-                given, f"its images are {np.dtype(dtype)}; prepare it with images of uint8"
-            )
+            self.refuses(given, f"its images are {np.dtype(dtype)}; prepare it with uint8 images")
 
 
 class LabelsTest(ConventionsCase):
@@ -214,26 +216,26 @@ class LabelsTest(ConventionsCase):
         images, labels = [colours() for _ in range(8)], [1, 2, 3, 1, 2, 3, 1, 2]
         given = self.write(source, {"train": (images, labels)}, ["none", "a", "b", "c"])
         self.says(
-            given, r"has no image of 1 of its 4 classes: none \(1\); if .* from 1, subtract 1"
+            given, r"has no images of 1 of its 4 classes: none \(1\); if .* start at 1, subtract 1"
         )
 
     def test_a_part_of_a_folder_is_not_counted_from_1(self):
         """Its labels are those of the folders; that of the first one is not in the second half."""
         write_tree(self.root, [f"train/{name}/{i}.png" for name in "abc" for i in range(4)])
         notes = self.open({"name": f"folder:{self.root}", "data_dir": None}, "train[50%:]").notes
-        self.assertRegex("\n".join(notes), r"has no image of 1 of its 3 classes: a \(1\)$")
+        self.assertRegex("\n".join(notes), r"has no images of 1 of its 3 classes: a \(1\)$")
 
     def test_folders_counted_from_1(self):
         write_tree(self.root, [f"train/{number}/1.png" for number in range(1, 5)])
         given = {"name": f"folder:{self.root}", "data_dir": None}
-        self.says(given, "has label 0 for its class '1': labels are places")
+        self.says(given, "has label 0 for class '1': labels are positions")
 
     @sweeps.rows(*KINDS)
     def test_a_class_without_images(self, source):
         images, labels = [colours() for _ in range(12)], np.arange(12) % 4
         few = [label for label in labels if label != 2]
         given = self.write(source, {"train": (images, labels), "test": (images[:9], few)}, "abcd")
-        self.says(given, r"split 'test' has no image of 1 of its 4 classes: c \(1\)", "test")
+        self.says(given, r"split 'test' has no images of 1 of its 4 classes: c \(1\)", "test")
         self.assertEqual(self.open(given).notes, ())
         self.assertEqual(self.open(given, "test").num_classes, 4)
 
@@ -242,7 +244,7 @@ class LabelsTest(ConventionsCase):
         images, labels = [colours() for _ in range(12)], np.arange(12) % 4
         few = [label for label in labels if label != 2]
         given = self.write(source, {"train": (images[:9], few), "test": (images, labels)}, "abcd")
-        self.says(given, r"classes of which split 'train' has none: c \(1\)", "test")
+        self.says(given, r"classes that are absent from split 'train': c \(1\)", "test")
 
     def test_hugging_faces_splits_with_names_of_their_own(self):
         """The labels of `val` {b, c} beside `train` {a, b, c} were 0 and 1 there."""
@@ -269,15 +271,15 @@ class LabelsTest(ConventionsCase):
         source = self.open(given, "val")
         self.assertEqual((source.labels.tolist(), source.num_classes), ([1, 2], 3))
         self.assertEqual(source.classes, ("a", "b", "c"))
-        pattern = r"records of d \(1\), and split 'train' has no such class; remove"
+        pattern = r"records of classes that split 'train' lacks: d \(1\); remove"
         self.refuses(saved_to_disk(["b", "d"]), pattern, "val")
 
     @sweeps.rows(
         (
             np.eye(4, dtype=np.int64),
-            r"y_train is int64\[4, 4\].*such as y_train.argmax\(1\) of one",
+            r"y_train is int64\[4, 4\].*such as y_train.argmax\(1\) for one",
         ),
-        (np.eye(4, dtype=np.float32), r"such as y_train.argmax\(1\) of one-hot"),
+        (np.eye(4, dtype=np.float32), r"such as y_train.argmax\(1\) for one-hot"),
         (np.arange(4.0), r"y_train is float64\[4\].*such as y_train.astype\('int64'\)"),
         (np.arange(4) - 1, "holds -1; labels start at 0"),
     )
@@ -286,8 +288,16 @@ class LabelsTest(ConventionsCase):
         self.refuses(self.npz(x_train=images, y_train=labels), pattern)
 
     @sweeps.rows(
-        ("float32", [0.0, 1.0], "label is float32; labels are integers or texts; write whole"),
-        ("list", [[1, 0], [0, 1]], "labels are integers or texts; for one-hot labels, write the"),
+        (
+            "float32",
+            [0.0, 1.0],
+            "label is float32; labels must be integers or strings; write whole",
+        ),
+        (
+            "list",
+            [[1, 0], [0, 1]],
+            "labels must be integers or strings; for one-hot labels, write the",
+        ),
     )
     def test_columns_of_hugging_face(self, kind, labels, pattern):
         images = [colours() for _ in range(2)]
@@ -315,7 +325,7 @@ class NamesTest(ConventionsCase):
         images = [colours() for _ in range(12)]
         given = self.write(source, {"train": (images, np.arange(12) // 2)}, names)
         at = names.index(min(names, key=len)) + (2 if "0" in names else 1)
-        self.says(given, f"order of texts: label {at} is '{names[at]}', not '.?2' as in .*timm")
+        self.says(given, f"sorted as text: label {at} is '{names[at]}', not '.?2' as in .*timm")
 
     @sweeps.rows(*KINDS)
     def test_an_order_that_is_the_same(self, source):
@@ -329,13 +339,13 @@ class NamesTest(ConventionsCase):
             self.skipTest("needs a file system that tells Cat from cat")
         images = [colours() for _ in range(6)]
         given = self.write(source, {"train": (images, np.arange(6) // 2)}, ["Cat", "ape", "cat"])
-        self.says(given, r"classes that differ in case alone: Cat, cat \(2\)")
+        self.says(given, r"classes that differ only in case: Cat, cat \(2\)")
 
     @sweeps.rows(*KINDS)
     def test_one_class(self, source):
         images = [colours() for _ in range(3)]
         given = self.write(source, {"train": (images, [0, 0, 0])}, ["cat"])
-        self.says(given, "has one class, cat: any network of one output is always right")
+        self.says(given, "has only one class, cat: a network with one output is always right")
 
 
 class ToldTest(ConventionsCase):
@@ -362,7 +372,7 @@ class FoldersTest(ConventionsCase):
     def test_folders_of_programs(self, name):
         """An archive of macOS was refused, "unpack them again", or had a class more."""
         given = self.folder("train/a/1.png", "train/b/1.png", f"train/{name}/._1.png")
-        self.says(given, f"{name} in .* does not count as a class".replace("+", "."))
+        self.says(given, f"not counted as classes in .*: {name}".replace("+", "."))
         self.assertEqual(self.open(given).classes, ("a", "b"))
         flat = self.folder("a/1.png", "b/1.png", f"{name}/1.png")["name"]
         (self.root / "train").rename(self.root / ".train")
@@ -371,18 +381,18 @@ class FoldersTest(ConventionsCase):
     @sweeps.rows(
         (
             ["train/a/1.png", "train/b/1.png", "train/1.png", "train/2.JPG"],
-            *("train", "2 images of .*train are in no class folder and are left out"),
+            *("train", "2 images in .*train are outside its class folders and left out"),
         ),
         (
             ["a/1.png", "b/1.png", "a/2.HEIC", "b/2.jfif", "a/3.heic", "a/notes.txt", "a/4.PNG"],
-            *("all", "endings than .jpg, .* are left out: 2 .heic, 1 .jfif"),
+            *("all", "not end in .jpg, .* are left out: 2 .heic, 1 .jfif"),
         ),
         (  # splits under other names are taken for classes
             [f"{split}ing/{name}/1.png" for split in ("train", "test") for name in "ab"],
-            *("all", "class folders of .* hold folders in place of images .a, b .2.."),
+            *("all", "class folders of .* hold subfolders of images .a, b .2.."),
         ),
-        (["images/a/1.png", "images/b/1.png"], "all", "has one class, images"),
-        (["images/a/1.png", "images/b/1.png"], "all", "folders in place of images .a, b .2.."),
+        (["images/a/1.png", "images/b/1.png"], "all", "has only one class, images"),
+        (["images/a/1.png", "images/b/1.png"], "all", "subfolders of images .a, b .2.."),
         (["train/a/images/1.png", "train/b/images/1.png"], "train", "^$"),  # a habit
     )
     def test_what_is_left_out_or_taken_for_classes(self, paths, split, pattern):

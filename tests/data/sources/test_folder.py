@@ -56,28 +56,28 @@ class ForeignClassesTest(FolderTest):
     def test_parts_of_a_folder_are_refused(self):
         with self.assertRaisesRegex(
             registry.DataError,
-            r"100% of the records of .* split 'train\[75%:\]' are of 1 class that split "
-            r"'train\[:75%\]' has no record of.*sorted by class; give another split, or lists",
+            r"100% of the records of .* split 'train\[75%:\]' belong to 1 class without "
+            r"records in split 'train\[:75%\]'. .*sorted by class.*; give another split, or a list",
         ):
             self.between("train[:75%]", "train[75%:]")
 
     def test_a_few_are_told(self):
         self.assertIn("25% of the records", self.between("train[:75%]", "val"))
-        with self.assertRaisesRegex(registry.DataError, "75% of the records .* of 3 classes"):
+        with self.assertRaisesRegex(registry.DataError, "75% of the records .* to 3 classes"):
             self.between("train[:25%]", "val")
 
     def test_a_half_is_told_and_more_is_refused(self):
         self.assertIn("50% of the records", self.between("train[:50%]", "val"))
         (self.root / "ids").write_text("a/0.jpg\nb/0.jpg\nc/0.jpg\n")
-        self.assertIn("of 1 class", self.between("train[:50%]", f"val@{self.root}/ids"))
+        self.assertIn("to 1 class", self.between("train[:50%]", f"val@{self.root}/ids"))
         (self.root / "ids").write_text("a/0.jpg\nd/0.jpg\nc/0.jpg\n")
-        with self.assertRaisesRegex(registry.DataError, "67% of the records .* of 2 classes"):
+        with self.assertRaisesRegex(registry.DataError, "67% of the records .* to 2 classes"):
             self.between("train[:50%]", f"val@{self.root}/ids")
 
     def test_one_class_of_many_is_told(self):
         write_tree(self.root / "train", [f"d/{i}.jpg" for i in range(5, 15)])
         # The last class is on both sides, the others are on one.
-        self.assertIn("holds 1 of the 4 classes", self.between("train[:20]", "train[20:]"))
+        self.assertIn("holds only 1 of the 4 classes", self.between("train[:20]", "train[20:]"))
         self.assertEqual(self.between("train[:20]", "train[24:]"), "")  # 6 records might be so
 
     def test_nothing_to_say(self):
@@ -176,7 +176,7 @@ class ReadingTest(FolderTest):
         self.assertEqual(source.classes, ("cat", "train"))
         self.assertLen(self.open("all[1:]"), 1)
         self.assert_refused(
-            "has no split 'test': it has the one split all, its .* directly inside: cat, train ",
+            "has no split 'test': it has only the split all, with .* directly inside: cat, train ",
             split="test",
         )
 
@@ -235,16 +235,16 @@ class ReadingTest(FolderTest):
 class RefusalTest(FolderTest):
     @sweeps.rows(
         (["val/a/1.jpg"], "train", "no split 'train': it has val"),
-        (["train/a/1.jpg", "val/a/1.jpg"], "test", "has no split 'test': it has train, val; parts"),
+        (["train/a/1.jpg", "val/a/1.jpg"], "test", "has no split 'test': it has train, val; write"),
         (
             ["train/a/1.jpg", "val/a/1.jpg"],
             *("train[5:", "has no split 'train.5:': it has train, val"),
         ),
         (["train/a/1.jpg", "val/a/1.jpg"], "all", "has no split 'all': it has train, val"),
-        (["1.jpg"], "train", "has no folders; its files must be SPLIT/CLASS/FILE or CLASS/FILE"),
+        (["1.jpg"], "train", "has no folders; arrange its files as SPLIT/CLASS/FILE or CLASS/FILE"),
         (
             ["train/a/1.jpg", "train/b/readme.txt", "train/c/readme.txt"],
-            *("train", r"hold no image \(.jpg, .*\): b, c \(2\); unpack them again"),
+            *("train", r"hold no images \(.jpg, .*\): b, c \(2\); unpack them again"),
         ),
         *(
             (["train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg"], f"train{part}", pattern)
@@ -279,7 +279,7 @@ class RefusalTest(FolderTest):
         self.assert_refused("nowhere does not exist")
         (self.root / "images.zip").write_bytes(b"PK")
         self.name = f"folder:{self.root}/images.zip"
-        self.assert_refused("images.zip is a file; unpack it, and name the folder of train/")
+        self.assert_refused("images.zip is a file; unpack it, and name the folder with train/")
 
     def test_files_beside_a_split_do_not_count(self):
         write_tree(self.root, ["val/a/1.jpg", "validation/2.jpg"])
@@ -384,7 +384,7 @@ class ClassOrderTest(FolderTest):
         """A class folder that is there and empty is one that was not unpacked."""
         write_tree(self.root, [f"train/{c}/1.jpg" for c in "abc"] + ["val/b/1.jpg"])
         (self.root / "val" / "c").mkdir()
-        self.assert_refused(r"hold no image .*: c \(1\)", split="val")
+        self.assert_refused(r"hold no images .*: c \(1\)", split="val")
 
     def test_without_train_and_without_splits(self):
         write_tree(self.root, ["val/b/1.jpg", "val/c/1.jpg", "test/c/1.jpg"])
@@ -426,7 +426,7 @@ class ImageNetTest(FolderTest):
         self.assertEqual(part.read(range(10)), source.read(range(10)))
         self.assertEqual(part.ids_sha256, imagenet.ROBUSTBENCH_SHA256)
         self.assertEqual(pickle.loads(pickle.dumps(part))[3], source[3])
-        with self.assertRaisesRegex(registry.DataError, r"hold no image .* \(3\); unpack"):
+        with self.assertRaisesRegex(registry.DataError, r"hold no images .* \(3\); unpack"):
             registry.open_source(name, "val")
         with self.assertRaisesRegex(
             registry.DataError, "lacks 4000 of the 4000 images of selection"
@@ -451,8 +451,8 @@ class ImageNetTest(FolderTest):
         for classes in (None, 1000, 999):
             with self.assertRaisesRegex(
                 registry.DataError,
-                r"/val has 999 of ImageNet's 1,000 class folders, so labels would shift; "
-                r"missing are n02123045 \(1\): restore them, or .* data.classes",
+                r"/val has only 999 of ImageNet's 1,000 class folders, so labels would shift; "
+                r"missing: n02123045 \(1\); restore them, or .* data.classes",
             ):
                 registry.open_source(name, "val", num_classes=classes)
         chosen = self.root / "classes.txt"
@@ -462,13 +462,13 @@ class ImageNetTest(FolderTest):
 
     def test_additional_folders(self):
         self.make([*imagenet.synsets()[:600], "n00000000", "new"])
-        self.assert_refused(r"has 600 of .* and other folders, .*: n00000000, new \(2\); move")
+        self.assert_refused(r"has 600 of .*, but others .*: n00000000, new \(2\); move")
 
     def test_a_head_of_a_thousand_classes_means_imagenet(self):
         self.make(imagenet.imagenet100())
         self.assertEqual(self.open(num_classes=100).num_classes, 100)
         self.assert_refused(
-            r"has 100 of ImageNet's 1,000.*missing are n01440764, .* \(900\)", num_classes=1000
+            r"has only 100 of ImageNet's 1,000.*missing: n01440764, .* \(900\)", num_classes=1000
         )
 
     def test_half_of_them_are_other_data(self):
@@ -483,7 +483,8 @@ class ImageNetTest(FolderTest):
             {(name, label) for label, name in enumerate(imagenet.imagenet100())},
         )
         with self.assertRaisesRegex(
-            registry.DataError, "ids of robustbench are of classes that .*data.classes.*n01440764"
+            registry.DataError,
+            "ids of robustbench belong to classes that .*data.classes.*n01440764",
         ):
             registry.open_source(f"folder:{self.whole}", "val@robustbench", classes="imagenet100")
 
@@ -498,7 +499,7 @@ class ListsTest(FolderTest):
         with mock.patch.object(imagenet, "_LISTS", self.root):
             # Before the data set is looked for, which does not exist.
             self.assert_refused(
-                f"robustbench.txt has the sha256 [0-9a-f]+, not {imagenet.ROBUSTBENCH_SHA256}",
+                f"robustbench.txt has sha256 [0-9a-f]+, expected {imagenet.ROBUSTBENCH_SHA256}",
                 split="val@robustbench",
             )
             (self.root / "robustbench.txt").unlink()

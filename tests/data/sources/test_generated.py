@@ -79,7 +79,7 @@ class GeneratedTest(parameterized.TestCase):
         folder = Path(self.create_tempdir())
         out = prepared(folder, self.images % 2, self.labels)
         with self.assertRaisesRegex(
-            data.DataError, "only have the pixel values 0 and 1, although white is 255"
+            data.DataError, "have only pixel values 0 and 1, although white is 255"
         ):
             data.open_source(f"generated:{out}", "all")
 
@@ -140,8 +140,11 @@ class GeneratedTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("gone", "there is no folder .*; check the path"),
-        ("no info", "has no generated.json, which jaxrobust prepare generated writes last"),
-        ("cut info", "generated.json is damaged .*; prepare it again, jaxrobust prepare generated"),
+        ("no info", "has no generated.json, which `jaxrobust prepare generated` writes last"),
+        (
+            "cut info",
+            "generated.json is damaged .*; prepare it again: `jaxrobust prepare generated",
+        ),
         ("version", "was written by another version of jaxrobust; prepare it again"),
         ("missing", "00001-of-00003 is missing; prepare it again"),
         ("longer", "00001-of-00003 has .* bytes, not .*; prepare it again"),
@@ -179,7 +182,9 @@ class GeneratedTest(parameterized.TestCase):
         source = data.open_source(self.name, "all")
         shard = self.out / generated.file_name(2, 3)
         shard.write_bytes(shard.read_bytes()[:3000])
-        with self.assertRaisesRegex(DataError, "record 29 of .*00002-of-00003 is cut off; prepare"):
+        with self.assertRaisesRegex(
+            DataError, "record 29 of .*00002-of-00003 is truncated; prepare"
+        ):
             source.read([129])
 
 
@@ -260,10 +265,10 @@ class TrainingTest(parameterized.TestCase):
 
     def test_refuses_shards_of_another_shape(self):
         self.images = images_of(ROWS, side=9)
-        with self.assertRaisesRegex(DataError, "shards'.* has 9x9 images, and the augmentation"):
+        with self.assertRaisesRegex(DataError, "shards'.* has 9x9 images, but the augmentation"):
             self.stream(self.opened(np.arange(ROWS) % 10), 1)
         other = prepared(self.create_tempdir(), images_of(60), np.arange(60) % 9, "--classes", "9")
-        with self.assertRaisesRegex(DataError, "shards.* has 9 classes, and .*real.* has 10; give"):
+        with self.assertRaisesRegex(DataError, "shards.* has 9 classes, but .*real.* has 10; give"):
             self.stream(data.open_source(str(other), "all"), 1)
 
 

@@ -118,7 +118,7 @@ class FolderTest(FolderCase):
         loaded = data.load(name, split="train[2:4]", image_size=6)
         self.assertEqual(loaded.images.shape, (2, 6, 6, 3))
         self.assertEqual(loaded.classes, tuple(NAMES))
-        self.refused(name, r"no split 'test': it has train \(12\), validation \(5\); pa", "test")
+        self.refused(name, r"no split 'test': it has train \(12\), validation \(5\); w", "test")
 
     def test_how_files_name_their_splits(self):
         self.write()
@@ -193,7 +193,7 @@ class FolderTest(FolderCase):
         ):
             data.load(name, split="train", image_size=6)
         name = self.write(images=[{"bytes": b"no image", "path": "x"}] * 3)
-        self.refused(name, r"of record 0, record 1, record 2 \(3\) none is an image")
+        self.refused(name, r"none of record 0, record 1, record 2 \(3\) is an image")
 
 
 class ColumnTest(FolderCase):
@@ -230,23 +230,27 @@ class ColumnTest(FolderCase):
         self.assertEqual(data.open_source(name, "train").num_classes, 3)
         coarse = data.open_source(f"{name}#coarse", "train")
         self.assertEqual([record.label for record in coarse], [1, 1, 0])
-        self.refused(f"{name}#other", r"no column 'other': it has image \(.*coarse \(int64\)")
+        self.refused(
+            f"{name}#other", r"no column 'other': its columns are image \(.*coarse \(int64\)"
+        )
         kinds["first"] = kinds.pop("fine_label")
         columns["first"] = columns.pop("fine_label")
         name = self.write(
             images=rows(3), labels=[0] * 3, kinds=kinds | {"label": None}, columns=columns
         )
         self.refused(
-            name, "which column holds its labels; write hf:.*#COLUMN, with one of coarse, f"
+            name, "the label column of .* is unclear; write hf:.*#COLUMN, with one of coarse, f"
         )
 
     def test_no_image_classification_set(self):
         name = self.write(kinds={"label": datasets.Value("float32")})
         self.refused(
-            name, "which column holds its labels; write .*with one of image .*label .float32"
+            name, "the label column of .* is unclear; write .*with one of image .*label .float32"
         )
         name = self.write(images=["a", "b"], kinds={"image": datasets.Value("string")})
-        self.refused(name, r"has no column of images: it has image \(string\), label \(int64\)")
+        self.refused(
+            name, r"has no image column: its columns are image \(string\), label \(int64\)"
+        )
 
     def test_files_of_which_some_have_names(self):
         """Names of ImageNet's validation images on the hub carry their class, which is cut off."""
@@ -319,7 +323,7 @@ class RefusedTest(FolderCase):
         (self.folder / "train.parquet").unlink()
         (self.folder / "set.py").write_text("raise SystemExit")
         self.refused(
-            f"hf:{self.folder}", "it is a program, which is not run; hf:NAME@refs/convert/"
+            f"hf:{self.folder}", "it is a loading script, which is never run; hf:NAME@refs/convert/"
         )
 
 
@@ -434,6 +438,6 @@ class HubTest(FolderCase):
         self.assertRegex(
             found["me/new"],
             "^ConnectionError: hf:me/new: the hub does not answer .*, and the data set is not in "
-            "the cache; try again, or give a folder of its parquet files, hf:FOLDER$",
+            "the cache; try again, or give a folder with its parquet files as hf:FOLDER$",
         )
         self.assertRegex(found["me/digits@main"], "^ConnectionError: .*which commit main is")

@@ -117,7 +117,9 @@ class SeveralSizesTest(SizesCase):
         given = self.write(kind, {"train": (files, np.arange(600) // 300)}, "ab")
         source = data.open_source(given["name"], "train", data_dir=given["data_dir"])
         self.assertIsNone(source.image_shape)
-        self.assertRegex(" ".join(source.notes), "has 9x9 pixels, the images before it 8x8")
+        self.assertRegex(
+            " ".join(source.notes), "has 9x9 pixels, but the images before it have 8x8"
+        )
 
     def test_photographs_cost_a_few_headers(self):
         """A folder of ImageNet's size is not read through, which on a network takes hours."""

@@ -21,7 +21,7 @@ class MessageTest(parameterized.TestCase):
         ("cifar10", "gs://b/x", "`jaxrobust prepare cifar10 --out DIR`, then `gcloud storage cp -r "
          "DIR/cifar10 gs://b/x/`"),
         ("svhn_cropped", "/data/x", "`tfds build svhn_cropped --file_format=array_record "
-         "--data_dir=/data/x` (in an environment that has TensorFlow; reading needs none)"),
+         "--data_dir=/data/x` (in an environment with TensorFlow, which reading does not need)"),
     )  # fmt: skip
     def test_the_shortest_way_that_works(self, name, root, expected):
         with mock.patch.object(storage.importlib.util, "find_spec", return_value=True):

@@ -81,7 +81,7 @@ class ReadTest(NpzCase):
         enough = np.array(["a", "b"])
         source = data.open_source(self.write(**given, classes=enough), "all")
         self.assertEqual(source.classes, ("a", "b"))
-        self.refused("labels go to 1, but it names 1 classes", split="all", **given,
+        self.refused("labels go up to 1, but the file names 1 classes", split="all", **given,
                      classes=enough[:1])  # fmt: skip
 
     def test_as_medmnist_publishes(self):
@@ -150,7 +150,7 @@ class RefusedTest(NpzCase):
     @sweeps.rows("val", "train[", "nothing", "all")
     def test_unknown_split(self, split):
         arrays = {"x_test": images(5), "y_test": labels(5), "x_train": images(3)}
-        pattern = r"has no split '.*': it has test \(5\); parts are written train\[:90%\]"
+        pattern = r"has no split '.*': it has test \(5\); write parts as train\[:90%\]"
         self.refused(pattern, split=split, **arrays)
 
     def test_ids(self):
@@ -162,13 +162,13 @@ class RefusedTest(NpzCase):
         )
 
     @sweeps.rows(
-        ({}, "has x_test, but no y_test; write one with np.savez"),
+        ({}, "has x_test, but no y_test; write images and labels"),
         ({"y_test": labels(4)}, r"y_test is int64\[4\], not one integer for each of the"),
         ({"y_test": np.ones(5)}, r"y_test is float64\[5\], not one integer"),
         ({"y_test": np.ones((5, 14), int)}, r"y_test is int64\[5, 14\], not one"),
         ({"y_test": labels(5) - 1}, "y_test holds -1; labels start at 0"),
         ({"y_test": np.array([None] * 5)}, r"y_test is object\[5\], not one integer"),
-        ({"y_test": labels(5), "classes": np.array(["a"])}, "y_test go to 3, but it nam"),
+        ({"y_test": labels(5), "classes": np.array(["a"])}, "y_test go up to 3, but the file nam"),
     )  # fmt: skip
     def test_labels(self, changes, why):
         self.refused(why, x_test=images(5), **changes)
@@ -187,8 +187,8 @@ class RefusedTest(NpzCase):
         self.refused(why, x_test=pixels, y_test=labels(len(pixels)))
 
     def test_other_keys(self):
-        self.refused(r"set.npz holds a, b; write one with np.savez", a=images(2), b=labels(2))
-        self.refused("set.npz holds nothing; write one with np.savez")
+        self.refused(r"set.npz holds a, b; write images and labels", a=images(2), b=labels(2))
+        self.refused("set.npz holds nothing; write images and labels")
 
     def test_a_damaged_file(self):
         name = self.write(x_test=images(50), y_test=labels(50))
@@ -207,5 +207,5 @@ class RefusedTest(NpzCase):
             data.open_source(f"npz:{self.path}", "test")
         with self.assertRaisesRegex(data.DataError, "is not the name of a data set; .*npz:PATH"):
             data.open_source("npz:", "test")
-        with self.assertRaisesRegex(data.DataError, "local directories and from gs://"):
+        with self.assertRaisesRegex(data.DataError, "local directories and gs://"):
             data.open_source("npz:s3://bucket/x.npz", "test")

@@ -255,7 +255,7 @@ class BuildersTest(TempDirTest):
 class PlacesTest(TempDirTest):
     def test_other_schemes(self):
         for name in ("folder:s3://bucket/x", "folder:https://host/x"):
-            self.assert_refused("data is read from local directories and from gs://", name=name)
+            self.assert_refused("data is read only from local directories and gs://", name=name)
 
     def test_without_the_package_for_buckets(self):
         with mock.patch.object(storage.importlib.util, "find_spec", return_value=None):
@@ -303,12 +303,12 @@ class PlacesTest(TempDirTest):
         for key, pattern in (
             (
                 "no bucket",
-                "'folder:gs://none/x': the directory gs://none/x does not exist, or may ",
+                "'folder:gs://none/x': the directory gs://none/x does not exist or cannot ",
             ),
             ("no data", "the data directory gs://none/tfds does not exist"),
             (
                 "unknown",
-                "unknown data set 'cifar10': known are digits.* in gs://bucket/tfds, mydig",
+                "unknown data set 'cifar10': available: digits.* in gs://bucket/tfds, mydig",
             ),
             ("gone", "gs://bucket/tree/train/b/1.jpg cannot be read .*restore the file"),
             (
@@ -436,7 +436,7 @@ class PreparedTest(TempDirTest):
         info = json.loads((directory / "dataset_info.json").read_text())
         del info["supervisedKeys"]
         (directory / "dataset_info.json").write_text(json.dumps(info))
-        self.assert_refused("2 features of the kind ClassLabel", "names them as its supervised")
+        self.assert_refused("2 features of type ClassLabel", "name them as its supervised")
 
 
 class RefusalTest(TempDirTest):
@@ -482,7 +482,7 @@ class RefusalTest(TempDirTest):
         features = json.loads(path.read_text())
         del features["featuresDict"]["features"]["label"]
         path.write_text(json.dumps(features))
-        self.assert_refused("0 features of the kind ClassLabel", "one image and one class label")
+        self.assert_refused("0 features of type ClassLabel", "one image and one class label")
         path.write_text("{")
         self.assert_refused("does not describe a data set", "tfds build mydigits")
         self.edit_info(self.copy_of_digits(), fileFormat="tfrecord")
@@ -513,7 +513,7 @@ class RefusalTest(TempDirTest):
                 self.assertRegex(
                     str(error),
                     rf"split 'train\[10:\]': record {index} \(record {index + 10} of .*train.*\) "
-                    "cannot be read, the file is truncated or damaged .*tfds build mydigits",
+                    "cannot be read: the file is truncated or damaged .*tfds build mydigits",
                 )
         self.assertNotEmpty(bad)
         self.assertLess(len(bad), len(source))

@@ -155,7 +155,9 @@ class SourcesTest(parameterized.TestCase):
         if kind == "fake":  # whose images are of all classes in turn
             self.assertEmpty(words)
         else:
-            self.assertIn("39 images are of 2 of 10 classes, 76.9% of them of 0", words[0])
+            self.assertIn(
+                "39 images cover 2 of 10 classes, and 76.9% of them belong to class 0", words[0]
+            )
 
 
 class LopsidedTest(parameterized.TestCase):
@@ -164,7 +166,7 @@ class LopsidedTest(parameterized.TestCase):
     @sweeps.rows(39, 100, 200, 270)
     def test_the_first_of_a_sorted_split(self, n):
         words = balance.lopsided(SORTED[:n], 10, self.EVEN)
-        self.assertStartsWith(words, f"{n} images are of {-(-n // 30)} of 10 classes")
+        self.assertStartsWith(words, f"{n} images cover {-(-n // 30)} of 10 classes")
         self.assertIn("which has 10.0% of the split's 300 images", words)
 
     @sweeps.rows(1, 20, 39, 100, 200, 299)
@@ -182,11 +184,11 @@ class LopsidedTest(parameterized.TestCase):
 
     def test_where_the_split_is_not_known(self):
         self.assertEqual(balance.lopsided(SORTED[:150], 10), "")  # half of them
-        self.assertIn("120 images are of 4 of 10", balance.lopsided(SORTED[:120], 10))
+        self.assertIn("120 images cover 4 of 10", balance.lopsided(SORTED[:120], 10))
         self.assertEqual(balance.lopsided(np.arange(3), 1000), "")
 
     def test_one_class(self):
         words = balance.one_class(SORTED[:30], 10)
-        self.assertStartsWith(words, "all 30 images are of class 0, one of 10, so that no accuracy")
+        self.assertStartsWith(words, "all 30 images belong to class 0, one of 10 classes, so their")
         for labels, classes in (([0], 10), ([0, 0], 1), ([0, 1], 2), ([], 10)):
             self.assertEqual(balance.one_class(np.array(labels, int), classes), "")

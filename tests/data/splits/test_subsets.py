@@ -119,11 +119,11 @@ class IdsTest(SubsetTest):
         for digest in (of_file, of_lines.upper()):
             self.assertLen(self.open(kind, f"val@{path}#sha256={digest}[:1]"), 1)
         self.assert_refused(
-            f"{path} has the sha256 {of_file}, not {'0' * 64}",
+            f"{path} has sha256 {of_file}, expected {'0' * 64}",
             kind,
             f"val@{path}#sha256={'0' * 64}",
         )
-        self.assert_refused("FILE#sha256=HEX, of 64", kind, f"val@{path}#sha256=12")
+        self.assert_refused("FILE#sha256=HEX, with 64", kind, f"val@{path}#sha256=12")
 
     def test_refused_lists(self, kind):
         self.write(kind)
@@ -144,7 +144,9 @@ class IdsTest(SubsetTest):
         self.assert_refused("binary is not a text file", kind, f"val@{self.root / 'binary'}")
         other = self.list("eel/eel_0.jpg", "ant_0.jpg", name="other")
         self.assert_refused(
-            r"ids of .*other are of classes that .* does not have: eel \(1\)", kind, f"val@{other}"
+            r"ids of .*other belong to classes that .* does not have: eel \(1\)",
+            kind,
+            f"val@{other}",
         )
         wrong = self.list("bee_1.jpg", "bee/ant_0.jpg", name="wrong")
         self.assert_refused(
@@ -302,7 +304,7 @@ class PreparedTest(SubsetTest):
     def test_without_file_names(self):
         self.write_prepared(with_names=False)
         self.assert_refused(
-            "'pets', split 'val' has no file names by which ids",
+            "'pets', split 'val' has no file names, so ids",
             "prepared",
             f"val@{self.list('ant_0.jpg')}",
         )
@@ -332,13 +334,13 @@ class PreparedTest(SubsetTest):
             {("2", 0), ("0", 1)},
         )
         self.assert_refused(
-            r"does not name its 4 classes.*INDEX<TAB>NAME.*for two, nine \(2\)",
+            r"does not name its 4 classes.*INDEX<TAB>NAME.*also two, nine \(2\)",
             "prepared",
             "val",
             classes=self.list("two", "9\tnine"),
         )
         self.assert_refused(
-            "does not name its classes; write ids as the files' names alone",
+            "does not name its classes; write ids as bare file names",
             "prepared",
             f"val@{self.list('2/2_0.jpg')}",
         )

@@ -69,7 +69,7 @@ class LoadTest(parameterized.TestCase):
     @sweeps.rows(
         ({"split": "val"}, r"no split 'val': it has train \(1400\), test \(397\)"),
         ({"n": 0}, "limit=0 must be at least 1"),
-        ({"preprocessing": "Res255"}, "unknown preprocessing 'Res255': known are none, Res256"),
+        ({"preprocessing": "Res255"}, "unknown preprocessing 'Res255'; use none, Res256"),
         ({"preprocessing": "Crop288", "image_size": 8}, "set image_size to its output size"),
         ({"classes": "/nowhere"}, "data.classes=/nowhere is neither imagenet100 nor"),
         ({"name": "cifar1000"}, "unknown data set 'cifar1000'|does not exist"),

@@ -273,7 +273,8 @@ class EvaluationTest(parameterized.TestCase):
 
     def test_preprocessing_of_another_size_is_refused(self):
         with self.assertRaisesRegex(
-            registry.DataError, r"'Res224' makes record 0 \(224, 224, 3\), not \(28, 28, 3\); set"
+            registry.DataError,
+            r"'Res224' gives record 0 the shape \(224, 224, 3\), not \(28, 28, 3\); set",
         ):
             self.evaluate(
                 registry.open_source("fake", "test"), image_size=28, preprocessing="Res224"
@@ -289,7 +290,7 @@ class ArgumentTest(parameterized.TestCase):
         ({"augmentation": "corp"}, "unknown augmentation 'corp': presets are none, basic, light"),
         ({"seed": -1}, r"seed=-1 must be in \[0, 2\*\*63\)"),
         ({"start": -8}, "start=-8 and workers=0 must not be negative"),
-        ({"image_size": 16}, "has 8x8 images, and .*'none' does not resize them to image_size=16"),
+        ({"image_size": 16}, "has 8x8 images, but .*'none' does not resize them to image_size=16"),
     )
     def test_train(self, options, message):
         with self.assertRaisesRegex(registry.DataError, message):
@@ -298,7 +299,7 @@ class ArgumentTest(parameterized.TestCase):
     def test_mixed_sizes_need_a_resizing_augmentation(self):
         mixed = dataclasses.replace(numbered(), image_shape=None)
         with self.assertRaisesRegex(
-            registry.DataError, "differently sized images.* or begin with resized-crop"
+            registry.DataError, "differently sized images.* or begin the .* with resized-crop"
         ):
             train(mixed, 1, augmentation="crop-flip")
 
@@ -386,7 +387,7 @@ class DamageTest(parameterized.TestCase):
         self.assertEqual(damage.new, {5, 9})
         with self.assertRaisesRegex(
             registry.DataError,
-            r"record 11 is damaged \(.*\) and there are more than data.max_damaged=2; prepare",
+            r"record 11 is damaged \(.*\), one more than data.max_damaged=2 allows; prepare",
         ):
             damage.add(np.array([11], np.int32))
 

@@ -186,9 +186,9 @@ class ExtraTest(parameterized.TestCase):
         ({"extra_share": float("nan")}, "data.extra_share=nan must be between 0 and 1"),
         (
             {"extra": extra(num_classes=7)},
-            "'generated', split 'all' has 7 classes, and .*'numbered'.* has 10; give one",
+            "'generated', split 'all' has 7 classes, but .*'numbered'.* has 10; give a",
         ),
-        ({"extra": extra(channels=3)}, "has 3 channels, and .* has 1; give one with the same"),
+        ({"extra": extra(channels=3)}, "has 3 channels, but .* has 1; give .* with the same"),
         (
             {"extra": extra(classes=tuple("abcdefghij"))},
             r"names its classes differently .* \('a', ... and '0', ...\)",

@@ -57,5 +57,7 @@ class PreparedTest(parameterized.TestCase):
     def test_a_preprocessing_of_another_size(self):
         source = data.open_source("fake:20x24x3:5", "train[:50]")
         images = data.Prepared(source, image_size=16, preprocessing="bicubic-24-crop-20")
-        with self.assertRaisesRegex(data.DataError, r"makes record 2 \(20, 20, 3\), not \(16, 16"):
+        with self.assertRaisesRegex(
+            data.DataError, r"gives record 2 the shape \(20, 20, 3\), not \(16, 16"
+        ):
             images[np.array([2])]

@@ -392,9 +392,9 @@ class SourceTest(parameterized.TestCase):
         self.assertEqual(decoding.decode(source[0].image, channels=3).shape, (224, 224, 3))
 
     @sweeps.rows(
-        ({"name": "fake:28x28x3", "size": 28}, "for colour images of 32 and 224 pixels"),
-        ({"name": "fake:32x32x1"}, "for colour images of 32 and 224 pixels"),
-        ({"name": "fake:64x64x3", "size": 64}, "for colour images of 32 and 224 pixels"),
+        ({"name": "fake:28x28x3", "size": 28}, "for colour images of 32 or 224 px"),
+        ({"name": "fake:32x32x1"}, "for colour images of 32 or 224 px"),
+        ({"name": "fake:64x64x3", "size": 64}, "for colour images of 32 or 224 px"),
         ({"kind": "frost"}, "give --frost FOLDER"),
     )
     def test_refused(self, options, said):
@@ -427,8 +427,12 @@ class PhotographsTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({}, 32, "has no photographs of frost; copy the files frost1.png through frost5.jpg"),
-        ({"a": (100, 200)}, 32, "too small for frost on images of 32 px; give photographs of 165"),
-        ({"a": (224, 400)}, 224, "give photographs of 225 px and more"),
+        (
+            {"a": (100, 200)},
+            32,
+            "too small for frost on images of 32 px; give photographs of at least 165",
+        ),
+        ({"a": (224, 400)}, 224, "give photographs of at least 225 px"),
     )
     def test_refused(self, sizes, side, said):
         with self.assertRaisesRegex(data.DataError, said):

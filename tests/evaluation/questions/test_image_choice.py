@@ -101,9 +101,11 @@ class EvaluateTest(ChoiceCase):
         """It is what TFDS' users mean by it: these images, which here are of one class."""
         found = self.evaluate(split="test[:30]")
         self.assertEqual((found["image_ids"], found["clean"]), ("0..29", 1))
-        self.assertStartsWith(found["flags"]["one-class"], "all 30 images are of class 0, one of")
+        self.assertStartsWith(
+            found["flags"]["one-class"], "all 30 images belong to class 0, one of"
+        )
         found = self.evaluate("two", split="test[:39]")
-        self.assertIn("39 images are of 2 of 10 classes", found["flags"]["lopsided-classes"])
+        self.assertIn("39 images cover 2 of 10 classes", found["flags"]["lopsided-classes"])
         self.assertIn("flag lopsided-classes: 39 images", self.printed)
 
 

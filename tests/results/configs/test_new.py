@@ -169,12 +169,12 @@ def lines(facts, **named):
 
 class RefusedTest(FolderCase):
     @parameterized.parameters(
-        ("empty", "has no folders; its files must be"),
+        ("empty", "has no folders; arrange its files"),
         ("one", "only has the class owl (1); a classifier needs at least two"),
         ("deep", "deep/a contains folders instead of images; name the folder that holds"),
         ("few", "class owl of data set 'folder:few', split 'all' has 3 images, too few for"),
         ("notes.txt", "notes.txt is not a .npz file; give a folder of class folders"),
-        ("nowhere/at/all", "does not exist, or may not be read"),
+        ("nowhere/at/all", "does not exist or cannot be read"),
         ("broken", "is damaged"),
         ("digitz", "digitz"),
     )
