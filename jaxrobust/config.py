@@ -36,7 +36,7 @@ class OneOrSeveral(config_dict.FieldReference):
             value_type(v) if value_type is float and isinstance(v, int) else v for v in value
         )
         if type_safe and not all(isinstance(part, value_type) for part in parts):
-            raise TypeError(f"of {value!r} each part must be of type {value_type.__name__}")
+            raise TypeError(f"each item of {value!r} must be of type {value_type.__name__}")
         super().set(parts, False)
 
     @classmethod
@@ -372,7 +372,7 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
         arguments[name] = value
     if first not in arguments:
         first_choices = ", ".join(map(str, choices[first]))
-        raise ArgumentError(f"say which {first} after a colon, one of {first_choices}")
+        raise ArgumentError(f"give the {first} after a colon, one of {first_choices}")
     return {
         name: _argument(name, arguments[name], values) if name in arguments else values[0]
         for name, values in choices.items()
@@ -386,7 +386,7 @@ def _argument(name: str, text: str, values: Sequence[Any]) -> Any:
     if str in values and text:
         return text
     if float not in values:
-        raise ArgumentError(f"{name}={text} is not among its values; {meant(text, match)}")
+        raise ArgumentError(f"{name}={text} is not a valid value; {meant(text, match)}")
     try:
         return float(text)
     except ValueError:
@@ -483,8 +483,8 @@ def phases(config: Config) -> list[str]:
     for name in names:
         if name not in config or "objective" not in config[name]:
             raise ValueError(
-                f"phases={names} names {name!r}, for which the config has no section; write "
-                f"config.{name} = phase(...) in it"
+                f"phases={names} names {name!r}, but the config has no such section; add "
+                f"config.{name} = phase(...)"
             )
         if names.count(name) > 1:
             raise ValueError(f"phases={names} names {name!r} twice; give the second another name")
@@ -523,8 +523,8 @@ def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: s
             raise ValueError(f"{full_key} is not a key; {meant(key, allowed)}")
         if depth < len(keys) - 1:
             if not isinstance(section[key], dict):
-                raise ValueError(f"{prefix}{'.'.join(keys)}: {key} is not a section, but a value")
+                raise ValueError(f"{prefix}{'.'.join(keys)}: {key} is a value, not a section")
             section = section[key]
     if isinstance(section[keys[-1]], dict) and not isinstance(value, dict):
-        raise ValueError(f"{prefix}{'.'.join(keys)} is a section, and {value!r} is a value")
+        raise ValueError(f"{prefix}{'.'.join(keys)} is a section, but {value!r} is a value")
     section[keys[-1]] = value

@@ -40,7 +40,7 @@ class Threat:
         if others:
             raise ValueError(
                 f"several norms, {', '.join(map(str, (threat, *others)))}, are trained, selected "
-                "and tested together, but this takes one; name it"
+                "and tested together, but this supports only one; name one of them"
             )
         return threat
 
@@ -73,8 +73,8 @@ def threats(settings: Any) -> tuple[Threat, ...]:
     radii = tuple(radii) if isinstance(radii, list | tuple) else (radii,)
     if len(norms) != len(radii) or not norms:
         raise ValueError(
-            f"norm={','.join(map(str, norms))} and epsilon={','.join(map(str, radii))}: give a "
-            "radius for each norm, in their order"
+            f"norm={','.join(map(str, norms))} and epsilon={','.join(map(str, radii))}: give "
+            "one radius per norm, in the same order"
         )
     for norm in norms:
         if norms.count(norm) > 1:
@@ -102,7 +102,7 @@ def check_radius(norm: str, epsilon: float) -> None:
         raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
     check_length("epsilon", epsilon, norm)
     if norm == "l0" and epsilon % 1:
-        raise ValueError(f"epsilon={epsilon} is not a number of pixels; pass one, such as 24")
+        raise ValueError(f"epsilon={epsilon} must be a whole number of pixels, such as 24")
 
 
 def check_length(name: str, value: float, norm: str = "linf") -> None:
@@ -121,15 +121,15 @@ def check_threat(threat: Threat, size: int, channels: int) -> None:
     norm, epsilon = threat.norm, threat.epsilon
     if norm == "l1" and 0 < epsilon < 1:
         raise ValueError(
-            f"a radius of {epsilon:.4g} in l1 changes less than one pixel; it is the radius of an "
-            "Linf ball: write linf, or an l1 radius such as 12"
+            f"an l1 radius of {epsilon:.4g} changes less than one pixel and is probably meant for "
+            "linf; use norm linf, or an l1 radius such as 12"
         )
     pixels = channels * size**2
     largest = {"linf": 1, "l2": math.sqrt(pixels), "l1": pixels, "l0": size**2}[norm]
     if epsilon > largest:
         raise ValueError(
-            f"a radius of {epsilon:g} in {norm} holds every image of {size}x{size} pixels in [0, "
-            f"1], two of which are at most {largest:.4g} apart; give it in that range"
+            f"an {norm} ball of radius {epsilon:g} contains all {size}x{size} images in [0, 1], "
+            f"which are at most {largest:.4g} apart; give a radius for this pixel range"
         )
 
 
@@ -140,4 +140,4 @@ def check_number(name: str, value: Any) -> float:
             return float(value)
     except TypeError:
         pass
-    raise ValueError(f"{name}={value!r} is not a number; pass one, without quotes (4/255)")
+    raise ValueError(f"{name}={value!r} is not a number; pass one without quotes, such as 4/255")

@@ -242,8 +242,8 @@ class ArgumentsTest(parameterized.TestCase):
 
     def test_refused(self):
         for given, message in (
-            ("revisiting_at", "say which model after a colon, one of convnext_t, convnext_t_cvst"),
-            ("revisiting_at:convnext", "model=convnext is not among its values; did you mean conv"),
+            ("revisiting_at", "give the model after a colon, one of convnext_t, convnext_t_cvst"),
+            ("revisiting_at:convnext", "model=convnext is not a valid value; did you mean conv"),
             (
                 "revisiting_at:vit_s,epoch=50",
                 "'epoch=50' is not an argument .*; did you mean epochs?",
@@ -252,7 +252,7 @@ class ArgumentsTest(parameterized.TestCase):
                 "revisiting_at:vit_s,300",
                 "'300' is not an argument of this config; one of model, start",
             ),
-            ("revisiting_at:vit_s,epochs=60", "epochs=60 is not among its values; one of 50, 250,"),
+            ("revisiting_at:vit_s,epochs=60", "epochs=60 is not a valid value; one of 50, 250,"),
             ("revisiting_at:vit_s,steps=2,steps=3", "the argument steps is given twice; give it o"),
             ("revisiting_at:vit_s,start=stem", "start=stem needs a ConvStem; take vit_s_cvst, or"),
             ("revisiting_at:vit_s,start=21k", "start=21k is of networks .*: convnext_t, vit_b"),
@@ -267,16 +267,16 @@ class ArgumentsTest(parameterized.TestCase):
             ),
             ("revisiting_at:vit_s,stem=C2", "stem=C2 is not a stem of vit_s; leave it out"),
             ("revisiting_at:vit_s_cvst,stem=C2", "stem=C2 was .*; add start=clean"),
-            ("light_recipe:xcit_s12,epsilon=6", "epsilon=6 is not among its values; one of 4, 8"),
+            ("light_recipe:xcit_s12,epsilon=6", "epsilon=6 is not a valid value; one of 4, 8"),
             ("light_ablation:xcit_n12,augmentation=cm", "augmentation=cm is not .*; did you mean "),
             ("light_ablation:resnet50,augmentation=m", "the ResNets have augmentation=none; leave"),
             ("transfer:xcit_s12", "say which data after the model, one of cifar10, cifar100, flo"),
-            ("transfer:xcit_s12,cifar11", "data=cifar11 is not among its values; did you mean cif"),
+            ("transfer:xcit_s12,cifar11", "data=cifar11 is not a valid value; did you mean cif"),
             ("transfer:convnext_t_cvst,caltech", "data=caltech is not of the ConvNeXts; take cifa"),
             ("transfer:resnet50,cifar10", "data=cifar10 is not of resnet50; take flowers or calte"),
             ("transfer:xcit_m12,flowers,objective=clean", "objective=clean is of xcit_s12 and res"),
             ("transfer:xcit_s12,flowers,start=random", "start=random is of xcit_s12 on cifar10; l"),
-            ("cifar_bat:wrn_a5", "model=wrn_a5 is not among its values; did you mean wrn_a"),
+            ("cifar_bat:wrn_a5", "model=wrn_a5 is not a valid value; did you mean wrn_a"),
             ("cifar_bat:resnet18,data=tiny,selection=held-out", "holds whole classes; leave it ou"),
             (
                 "cifar_bat:wrn_a1,kernel_size=big",
@@ -284,13 +284,16 @@ class ArgumentsTest(parameterized.TestCase):
             ),
             ("cifar_aat:wrn_a1,data=cifar100,extra=500k", "extra=500k has the classes of cifar10"),
             ("cifar_aat:resnet18", "resnet18 has no silu; add activation=relu"),
-            ("generated_data:wrn_28_10,images=2m", "images=2m is not among its values; did you me"),
-            ("generated_data:wrn_28_10,epochs=300", "epochs=300 is not among its values; did you"),
+            ("generated_data:wrn_28_10,images=2m", "images=2m is not a valid value; did you me"),
+            ("generated_data:wrn_28_10,epochs=300", "epochs=300 is not a valid value; did you"),
             ("cifar_aligned:cifar_vgg16,l1=-1e-5", "l1=-1e-05 must be a number of at least 0"),
             ("cifar_aligned:cifar_vgg16,l1=much", "l1=much is not a number"),
-            ("cifar_aligned:cifar_vgg17", "model=cifar_vgg17 is not among .*; did you mean cifar_"),
+            (
+                "cifar_aligned:cifar_vgg17",
+                "model=cifar_vgg17 is not a valid value; did you mean cifar_",
+            ),
             ("cifar_aligned:cifar_vgg16_224,selection=held-out", "whole classes; leave it out"),
-            ("larger_radius:vit_b_cvst", "is not among its values; did you mean"),
+            ("larger_radius:vit_b_cvst", "is not a valid value; did you mean"),
             ("quickstart:fast", "takes no arguments; leave out what follows the colon"),
         ):
             with self.subTest(row=(given, message)):

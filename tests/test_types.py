@@ -72,7 +72,7 @@ class ThreatTest(parameterized.TestCase):
             ("l2", -1, "epsilon=-1.0 is not a radius; pass a finite number >= 0"),
             ("l2", float("nan"), "epsilon=nan is not a radius"),
             ("l1", float("inf"), "epsilon=inf is not a radius"),
-            ("l2", "1", "epsilon='1' is not a number; pass one, without quotes"),
+            ("l2", "1", "epsilon='1' is not a number; pass one without quotes"),
             ("l2", None, "epsilon=None is not a number"),
         ):
             with self.subTest(row=(norm, epsilon, message)):

@@ -346,7 +346,7 @@ _FACTS = MachineFacts(
 )
 add(
     _FACTS,
-    NamedAttack("apgd", "Auto-PGD: it chooses its steps itself", _FACTS, trains=True, make=apgd),
+    NamedAttack("apgd", "Auto-PGD, which adapts its step size", _FACTS, trains=True, make=apgd),
     NamedAttack("apgd-ce", "Auto-PGD on the cross-entropy", _FACTS, StandardSettings(0, 100)),
     NamedAttack("apgd-dlr", "Auto-PGD on the DLR loss", _FACTS, StandardSettings(1, 100, code=DLR)),
     NamedAttack(

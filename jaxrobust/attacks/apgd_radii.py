@@ -37,7 +37,7 @@ def apgd_multi_radius_machine(
     early = math.ceil(0.3 * steps)
     plan = ((3, early), (2, early), (1, steps - 2 * early))
     if min(length for _, length in plan) < 1:
-        raise ValueError(f"steps={steps} do not divide into three stages; pass at least 4")
+        raise ValueError(f"steps={steps} cannot be split into three stages; pass at least 4")
     stages = [
         apgd_machine(norm=norm, epsilon=factor * epsilon, steps=length, loss=loss)
         for factor, length in plan

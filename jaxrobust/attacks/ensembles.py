@@ -96,9 +96,7 @@ def plan(
         if name not in choice[version]:
             raise ValueError(f"attack {name!r} is not in version {version!r}; {choices}")
     if unused := [name for name in overrides or {} if name not in names]:
-        raise ValueError(
-            f"overrides of {unused}, which do not run; the attacks that run are {[*names]}"
-        )
+        raise ValueError(f"overrides contains {unused}, which do not run; choose from {[*names]}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"attacks={tuple(names)} is empty or repeats an attack; {choices}")
     changes = _CHANGES[version] | _CHANGES.get(f"{version}, {norm}", {})
@@ -124,11 +122,11 @@ def _check_change(setting: Setting, change: dict[str, Any]) -> None:
     editable = {key: least[key] for key in adjustable(setting.name)}
     for key, value in change.items():
         if key not in editable:
-            raise ValueError(f"{setting.name} has no {key!r} to override; it has {[*editable]}")
+            raise ValueError(f"{setting.name} has no setting {key!r}; choose from {[*editable]}")
         is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not is_int or value < editable[key]:
             raise ValueError(
-                f"override of {setting.name}: {key}={value!r}; pass an int >= {editable[key]}"
+                f"override of {setting.name}: {key}={value!r} must be an int >= {editable[key]}"
             )
 
 
@@ -136,18 +134,18 @@ def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
     """Adapt a setting to this number of classes; `tell` receives messages about changes."""
     if setting.targets > classes - 1:
         tell(
-            f"{setting.name}: {classes - 1} target classes instead of {setting.targets}, "
-            f"the logits have {classes} classes"
+            f"{setting.name}: using {classes - 1} target classes instead of {setting.targets}, "
+            f"because the logits have {classes} classes"
         )
         setting = setting._replace(targets=classes - 1)
     climbs = not attacks.MACHINES[setting.machine].aims  # the loss depends on the target
     if setting.targets and climbs and classes < 4:
         tell(
-            f"{setting.name}: the targeted DLR loss needs 4 classes; climbs the margin z_t - z_y "
+            f"{setting.name}: the targeted DLR loss needs 4 classes; using the margin z_t - z_y "
             "instead"
         )
     if named(setting.name).code == DLR and classes < 3:
-        tell(f"{setting.name}: the DLR loss needs 3 classes; climbs the margin instead")
+        tell(f"{setting.name}: the DLR loss needs 3 classes; using the margin instead")
     return setting
 
 

@@ -113,7 +113,7 @@ def fab_machine(
         inputs.check_radii(epsilon, images)
         if labels.ndim != 1:
             raise ValueError(
-                f"FAB needs class labels i32[B], got shape {labels.shape}; pass their argmax"
+                f"FAB needs class labels i32[B], got shape {labels.shape}; pass labels.argmax(1)"
             )
         if targeted and targets is None:
             raise ValueError("targeted FAB needs targets i32[B]; pass targets=...")
@@ -268,13 +268,13 @@ add(
     _FACTS,
     NamedAttack(
         "fab",
-        "FAB, which looks for the nearest point",
+        "FAB, which looks for the nearest adversarial point",
         _FACTS,
         StandardSettings(3, 100, restarts=5),
     ),
     NamedAttack(
         "fab-t",
-        "FAB towards one class after the other",
+        "targeted FAB, one class after another",
         _FACTS,
         StandardSettings(4, 100, targets=9),
     ),

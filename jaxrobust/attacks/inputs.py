@@ -30,17 +30,17 @@ def check_settings(
             radius = float(np.asarray(epsilon).max())
         t.check_radius(norm, radius)
     if not t.is_count(steps):
-        raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
+        raise ValueError(f"steps={steps!r} must be an int >= 1")
     if step_size is not None:
         if not 0 < t.check_number("step_size", step_size) < math.inf:
             raise ValueError(
-                f"step_size={step_size} is not a step; pass a number > 0, or None for the default"
+                f"step_size={step_size} must be a finite number > 0, or None for the default"
             )
         t.check_length("step_size", step_size, norm)
     if not 0 < t.check_number("kept_fraction", kept_fraction) <= 1:
         raise ValueError(
-            f"kept_fraction={kept_fraction} is not a fraction of the entries; pass a number "
-            "above 0, at most 1"
+            f"kept_fraction={kept_fraction} must be a fraction of the entries, above 0 and at "
+            "most 1"
         )
 
 
@@ -50,11 +50,9 @@ def check_pixels(pixels: Any, *, of: int | None = None) -> None:
         return
     numbers = np.asarray(pixels)
     if numbers.dtype.kind not in "iuf" or (numbers % 1).any() or numbers.min() < 1:
-        raise ValueError(f"pixels={pixels!r} is not a number of pixels; pass an int >= 1")
+        raise ValueError(f"pixels={pixels!r} must be an int >= 1")
     if of is not None and numbers.max() >= of:
-        raise ValueError(
-            f"pixels={numbers.max():g} is not fewer than the {of} of an image; pass fewer"
-        )
+        raise ValueError(f"pixels={numbers.max():g} must be less than the {of} pixels of an image")
 
 
 def check_no_targets(goal: Goal) -> None:
@@ -77,7 +75,7 @@ def check_array(name: str, value: Any) -> None:
     if kind in "OUS":
         raise ValueError(
             f"{name} are of type {type(value).__name__}, not an array of numbers; pass one array, "
-            f"of batches np.concatenate([*{name}])"
+            f"for a list of batches np.concatenate([*{name}])"
         )
 
 
@@ -90,7 +88,7 @@ def check_inputs(images: Any, labels: Any, *, logits: bool = True) -> tuple[t.Po
     images = jnp.asarray(images)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"images are {images.dtype}, attacks need floats in [0, 1]; "
+            f"images are {images.dtype}, but attacks need floats in [0, 1]; "
             "divide uint8 images by 255 first"
         )
     if images.size == 0:
@@ -105,7 +103,7 @@ def check_inputs(images: Any, labels: Any, *, logits: bool = True) -> tuple[t.Po
     check_array("labels", labels)
     labels = jnp.asarray(labels)
     if labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
-        one = "; of one image, pass images[None]" if images.ndim == 3 else ""
+        one = "; for a single image, pass images[None]" if images.ndim == 3 else ""
         raise ValueError(
             f"labels of shape {labels.shape} do not fit {images.shape[0]} images; "
             f"pass i32[B] or f[B, C]{one}"
@@ -123,8 +121,8 @@ def _target(leaf: t.Array, *, count: int) -> t.Array:
     leaf = jnp.asarray(leaf)
     if leaf.shape[:1] != (count,):
         raise ValueError(
-            f"targets of shape {leaf.shape} do not fit {count} images; their first axis is the "
-            "batch: pass one target per image, or close over values that all images share"
+            f"targets of shape {leaf.shape} do not fit {count} images; pass one target per image "
+            "along the first axis, or close over values that all images share"
         )
     return leaf
 
@@ -132,7 +130,7 @@ def _target(leaf: t.Array, *, count: int) -> t.Array:
 def check_search(attack: str, images: t.Points, start: Any) -> None:
     """Reject images without pixels, and any start other than the random one."""
     if not (isinstance(start, str) and start == "random"):
-        raise ValueError(f"{attack} only has a random start; pass start='random' and keys [B]")
+        raise ValueError(f"{attack} only supports a random start; pass start='random' and keys [B]")
     if images.ndim != 4:
         raise ValueError(f"{attack} needs images f[B, H, W, C], got shape {images.shape}")
 
@@ -162,16 +160,18 @@ def image_keys(key: t.Array | None, batch: int) -> t.Keys:
       batch: B.
     """
     if key is None:
-        raise ValueError("a random start needs randomness; pass a key")
+        raise ValueError("a random start needs a key; pass jax.random.key(seed)")
     dtype = getattr(key, "dtype", np.dtype(object))
     if dtype == jnp.uint32:  # an old-style key
         key = jax.random.wrap_key_data(key)
     elif not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key={key!r} is not a key of JAX; pass jax.random.key(seed)")
+        raise ValueError(f"key={key!r} is not a JAX key; pass jax.random.key(seed)")
     if key.shape == ():
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch, dtype=jnp.uint32))
     if key.shape != (batch,):
-        raise ValueError(f"keys of shape {key.shape} do not fit {batch} images; pass one key or B")
+        raise ValueError(
+            f"keys of shape {key.shape} do not fit {batch} images; pass one or {batch}"
+        )
     return key
 
 
@@ -228,7 +228,7 @@ def start_points(
     """
     if isinstance(start, Noise):
         if keys is None:
-            raise ValueError("a start with noise needs randomness; pass keys [B]")
+            raise ValueError("a start with noise needs random keys; pass keys [B]")
         if start.normal:
             return images + start.std * draw(jax.random.normal, keys, images)
         assert ball.fill is not None, "checked"
@@ -245,7 +245,7 @@ def start_points(
     if start != "random":
         raise ValueError(f"start={start!r} is unknown; pass 'image', 'random' or an array")
     if keys is None:
-        raise ValueError("start='random' needs randomness; pass keys [B]")
+        raise ValueError("start='random' needs random keys; pass keys [B]")
     return ball.sample(keys, images, epsilon)
 
 

@@ -193,7 +193,7 @@ def _per_image(
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise ValueError(
             f"{name} reads the values of arrays while it is traced; write it with jax.numpy, and "
-            "jnp.where in place of if"
+            "use jnp.where instead of if"
         ) from error
     dtype = getattr(values, "dtype", type(values).__name__)
     shape = getattr(values, "shape", () if isinstance(values, float | int) else None)
@@ -287,7 +287,7 @@ def _need_classes(name: str, logits: Array, labels: Array, least: int) -> None:
         )
     if logits.shape[1] < least:
         raise ValueError(
-            f"loss {name!r} needs at least {least} classes, the logits have {logits.shape[1]}; "
+            f"loss {name!r} needs at least {least} classes, but the logits have {logits.shape[1]}; "
             "use loss='ce'"
         )
 

@@ -199,7 +199,7 @@ def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, 
             container = f" in a {type(outputs).__name__}" if is_tree else ""
             raise ValueError(
                 f"logits_fn returns {listed}{container}, but this attack needs logits "
-                "[B, C]; for another task, pass as loss a function (outputs, targets) -> f[B]"
+                "[B, C]; for another task, pass a function (outputs, targets) -> f[B] as loss"
             )
         if not shapes or any(shape[:1] != points.shape[:1] for shape in shapes):
             raise ValueError(
@@ -227,9 +227,7 @@ def as_attack(
     With `info` it returns `(images_adv, AttackInfo)`, which takes one more evaluation.
     """
     if not isinstance(random_start, bool | Noise):
-        raise ValueError(
-            f"random_start={random_start!r} is not a start; pass True, False or attacks.Noise(...)"
-        )
+        raise ValueError(f"random_start={random_start!r} must be True, False or attacks.Noise(...)")
 
     def attack(network: Any, key: t.Array | None, images: t.GivenImages, labels: Any) -> Any:
         check_array("images", images)

@@ -177,7 +177,7 @@ _PGD: dict[str, Any] = {"make": pgd, "length": 2.5}
 add(
     _FACTS,
     NamedAttack(
-        *("fgsm", "one step from the image, of the radius's length", _FACTS),
+        *("fgsm", "one step from the image, as long as the radius", _FACTS),
         fixed=Fixed(start="image"),
         trains=True,
         make=lambda steps, **settings: fgsm(**settings),

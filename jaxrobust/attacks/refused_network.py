@@ -17,8 +17,8 @@ TRAINING = (
 _FLAX = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
 # Equinox and Haiku raise Python's own errors when their dropout gets no key.
 _EQUINOX = (
-    "is an Equinox module, which takes a single image; pass jax.vmap(model), or for a model that "
-    "takes channels first jax.vmap(lambda image: model(image.transpose(2, 0, 1)))"
+    "is an Equinox module, which takes a single image; pass jax.vmap(model), or, if the model "
+    "expects channels first, jax.vmap(lambda image: model(image.transpose(2, 0, 1)))"
 )
 _NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
 
@@ -64,9 +64,9 @@ def _remedy(error: Exception) -> str:
         )
     if isinstance(error, jax.errors.ConcretizationTypeError):
         return (
-            f"asks in Python for the value of an array ({text}); write jnp.where or jax.lax.cond, "
-            "and give options such as train=False as Python values, under a jax.jit of yours as a "
-            "part of the function: Partial(lambda v, x: net.apply(v, x, train=False), variables)"
+            f"uses the value of an array in Python ({text}); write jnp.where or jax.lax.cond, and "
+            "pass options such as train=False as Python values; under your own jax.jit, bind them "
+            "in the function: Partial(lambda v, x: net.apply(v, x, train=False), variables)"
         )
     traced = isinstance(error, jax.errors.UnexpectedTracerError) or type(error).__name__ in _FLAX
     return TRAINING.format(text) if traced or any(words in text for words in _NO_KEY) else ""
@@ -93,4 +93,4 @@ def of_one_image(
         return ""
     if logits and len(getattr(outputs, "shape", ())) != 1:
         return ""
-    return "takes one image, not a batch of them; pass jax.vmap of it"
+    return "takes a single image, not a batch; wrap it in jax.vmap"

@@ -111,7 +111,7 @@ def add(facts: MachineFacts, *rows: NamedAttack) -> None:
                 f"whose random draws derive from it; choose another, such as {max(numbers) + 1}"
             )
         if (row.trains or row.fixed) and row.make is None:
-            raise ValueError(f"attack {row.name} trains or takes steps, so it needs `make`")
+            raise ValueError(f"attack {row.name} has `trains` or `fixed`, so it needs `make`")
         names.add(row.name)
         if row.searches:
             numbers[row.searches.number] = row.name
@@ -139,7 +139,7 @@ def trained(name: str) -> NamedAttack:
     """Look up a config's training attack; `ValueError`: no such name."""
     rows = training()
     if name not in rows:
-        raise ValueError(f"unknown attack {name!r}; one of {sorted(rows)}")
+        raise ValueError(f"unknown attack {name!r}; choose one of {sorted(rows)}")
     return rows[name]
 
 

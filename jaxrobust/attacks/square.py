@@ -135,7 +135,7 @@ def square_machine(
         inputs.check_search("Square", images, start)
         inputs.check_radii(epsilon, images)
         if goal.logits and labels.ndim != 1:
-            raise ValueError(f"labels of shape {labels.shape}: Square needs classes; pass i32[B]")
+            raise ValueError(f"Square needs class labels i32[B], got shape {labels.shape}")
         if norm == "l1":
             images = jnp.clip(images, 0, 1)  # as the projection does
         keys = key_data(inputs.image_keys(keys, len(images)))
@@ -196,7 +196,7 @@ def key_data(keys: t.Keys) -> KeyData:
     data = jax.random.key_data(keys)
     if data.shape[1:] != (2,):
         raise ValueError(
-            f"keys of {jax.random.key_impl(keys)!r} do not fit a random search; "
+            f"a random search does not support {jax.random.key_impl(keys)!r} keys; "
             "pass jax.random.key(seed, impl='threefry2x32')"
         )
     return data

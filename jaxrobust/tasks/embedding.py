@@ -44,8 +44,8 @@ def embedding(*, farthest: float, distance: str = "cosine") -> Task:
     if str(distance) not in _DISTANCES:
         raise ValueError(f"distance={distance!r} is unknown; choose one of {', '.join(_DISTANCES)}")
     if not 0 <= farthest < (2 if distance == "cosine" else float("inf")):
-        most = "below 2, the cosine distance of opposites" if distance == "cosine" else "finite"
-        raise ValueError(f"farthest={farthest} must be a distance: 0 or more, and {most}")
+        most = "below 2 (the cosine distance of opposites)" if distance == "cosine" else "finite"
+        raise ValueError(f"farthest={farthest} must be a distance that is at least 0 and {most}")
     between, length = _DISTANCES[distance]
 
     def loss(vectors: Array, clean: Array) -> PerImage:
@@ -83,7 +83,7 @@ def zero_shot(encoder: Any, texts: Array, *, scale: float = 100.0) -> Callable[[
         if vectors.shape[1:] != texts.shape[1:]:
             raise ValueError(
                 f"embeddings of images have shape {vectors.shape}, and texts {texts.shape}; pass "
-                "texts with as many numbers each"
+                "text embeddings of the same dimension"
             )
         return scale * _unit(vectors) @ _unit(texts.astype(vectors.dtype)).T
 

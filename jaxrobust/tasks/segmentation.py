@@ -26,9 +26,9 @@ def segmentation(*, least: float = 0.5, ignore: int = 255) -> Task:
     """
     least = check_number("least", least)
     if not isinstance(ignore, int):
-        raise ValueError(f"ignore={ignore!r} must be an int, such as -1; all other pixels count")
+        raise ValueError(f"ignore={ignore!r} must be an int; pass -1 if all pixels count")
     if not 0 < least <= 1:
-        raise ValueError(f"least={least} must be above 0 and at most 1, a share of the pixels")
+        raise ValueError(f"least={least} must be a share of the pixels, above 0 and at most 1")
 
     def mean(values: Array, masks: Array) -> PerImage:
         counts = (masks != ignore).reshape(len(masks), -1)
@@ -52,14 +52,14 @@ def segmentation(*, least: float = 0.5, ignore: int = 255) -> Task:
         empty = (masks == ignore).reshape(len(masks), -1).all(axis=1)
         if empty.any():
             raise ValueError(
-                f"{empty.sum()} of {len(masks)} masks have no pixel to count, the first at "
-                f"{empty.argmax()}; leave these images out"
+                f"{empty.sum()} of {len(masks)} masks have no pixels that count, such as "
+                f"mask {empty.argmax()}; leave these images out"
             )
         classes, present = logits.shape[-1], np.unique(masks)
         if len(others := present[(present != ignore) & ((present < 0) | (present >= classes))]):
             raise ValueError(
-                f"masks have class {others[0]}, but the network has the {classes} classes 0 to "
-                f"{classes - 1}; pass its classes, or ignore={others[0]} for pixels without one"
+                f"masks contain class {others[0]}, but the network has {classes} classes, 0 to "
+                f"{classes - 1}; pass its classes, or ignore={others[0]} for unlabelled pixels"
             )
 
     name = f"segmentation(least={least:g}, ignore={ignore})"

@@ -144,19 +144,19 @@ class TaskNetwork(NamedTuple):
         flags = {}
         if np.abs(moved).max() > max(1e-3 * np.ptp(score), 1e-5 * np.abs(score).max()):
             flags["batch-dependent"] = (
-                f"the score of an image moves by {np.abs(moved).max():.3g} when the other images "
-                "of its batch change: return one number for each image, without means over the "
-                "batch, and put the network into evaluation mode"
+                f"the score of an image changes by {np.abs(moved).max():.3g} when the other "
+                "images in its batch change; return one number for each image, without means over "
+                "the batch, and put the network into evaluation mode"
             )
         if broken.any():
             flags["nan-loss"] = (
-                f"the loss of {broken.sum()} of {n} clean images is NaN or infinite, and no attack "
+                f"the loss of {broken.sum()} of {n} clean images is NaN or infinite, so no attack "
                 "can follow it; look for log, sqrt or a division at 0"
             )
         if better > 3 * worse + 4:
             flags["wrong-sign"] = (
-                f"a step up the loss leaves a higher score than a step down it for {better} of {n} "
-                f"images, and a lower one for {worse}: the attacks help the network; return minus "
+                f"a step up the loss gives a higher score than a step down for {better} of {n} "
+                f"images, and a lower one for {worse}, so the attacks help the network; negate "
                 "the loss, which must be larger where the network is worse"
             )
         return flags

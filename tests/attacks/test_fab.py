@@ -656,8 +656,8 @@ class ErrorTest(parameterized.TestCase):
     @sweeps.rows(
         ({"norm": "l3"}, "norm='l3' is unknown; choose one of linf, l2, l1"),
         ({"epsilon": 4}, r"epsilon=4.0 is larger than the pixel range \[0, 1\]; write 4/255"),
-        ({"epsilon": "4/255"}, r"epsilon='4/255' is not a number; pass one, without quotes"),
-        ({"steps": 0}, "steps=0 is not a number of steps; pass an int >= 1"),
+        ({"epsilon": "4/255"}, r"epsilon='4/255' is not a number; pass one without quotes"),
+        ({"steps": 0}, "steps=0 must be an int >= 1"),
         ({"alpha_max": 1.5}, r"alpha_max=1.5 is outside \[0, 1\]; pass a number in this"),
         ({"alpha_max": float("nan")}, "alpha_max=nan is outside"),
         ({"eta": 0.9}, r"eta=0.9 is outside \[1, inf\]"),
@@ -670,7 +670,10 @@ class ErrorTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({"images": jnp.zeros((2, 4, 4, 3), jnp.uint8)}, "divide uint8 images by 255 first"),
-        ({"labels": jnp.zeros((2, 5))}, r"class labels i32\[B\], got shape \(2, 5\); pass their"),
+        (
+            {"labels": jnp.zeros((2, 5))},
+            r"class labels i32\[B\], got shape \(2, 5\); pass labels.argmax",
+        ),
         ({"targets": None}, r"needs targets i32\[B\]; pass targets=..."),
         (
             {"targets": jnp.zeros(3, jnp.int32)},
@@ -678,7 +681,7 @@ class ErrorTest(parameterized.TestCase):
         ),
         ({"targets": jnp.zeros(2)}, "targets are float32 of shape .*; pass one class per image"),
         ({"start": "corner"}, "start='corner' is unknown; pass 'image', 'random' or an array"),
-        ({"start": "random"}, "start='random' needs randomness; pass keys"),
+        ({"start": "random"}, "start='random' needs random keys; pass keys"),
         ({"start": jnp.zeros((1, 4, 4, 3))}, "pass one point per image"),
     )
     def test_arrays(self, changes, message):

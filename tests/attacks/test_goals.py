@@ -383,9 +383,9 @@ NETWORKS = (
     ),
     (
         lambda x: classify(x if x.sum() > 0 else -x),
-        "asks in Python for the value of an array .* jnp",
+        "uses the value of an array in Python .* jnp",
     ),
-    (unbatched, "takes one image, not a batch of them; pass jax.vmap of it"),
+    (unbatched, "takes a single image, not a batch; wrap it in jax.vmap"),
 )
 ONE_HOT = np.eye(CLASSES, dtype=np.float32)[LABELS]
 DATA = (
@@ -414,10 +414,10 @@ DATA = (
     ({"images": [POINTS[0], POINTS[1, :2]]}, "images are of type list, not an array of numbers"),
     (
         {"images": np.uint8(255 * POINTS)},
-        "images are uint8, attacks need floats .* divide uint8 ima",
+        "images are uint8, but attacks need floats .* divide uint8 ima",
     ),
-    ({"images": LABELS, "labels": POINTS}, "images are int32, attacks need floats"),
-    ({"images": POINTS[0]}, r"do not fit 6 images; .*; of one image, pass images\[None\]"),
+    ({"images": LABELS, "labels": POINTS}, "images are int32, but attacks need floats"),
+    ({"images": POINTS[0]}, r"do not fit 6 images; .*; for a single image, pass images\[None\]"),
     (
         {"images": NAN},
         "images contain NaN or infinite pixels; remove these images",
@@ -425,13 +425,13 @@ DATA = (
     ({"images": np.full_like(POINTS, np.inf)}, "images contain NaN or infinite pixels"),
 )
 KEYS = (
-    (None, "a random start needs randomness; pass a key"),
-    (0, r"key=0 is not a key of JAX; pass jax.random.key\(seed\)"),
-    ("seed", "key='seed' is not a key of JAX"),
-    (np.ones(2), "is not a key of JAX"),
+    (None, "a random start needs a key; pass jax.random.key"),
+    (0, r"key=0 is not a JAX key; pass jax.random.key\(seed\)"),
+    ("seed", "key='seed' is not a JAX key"),
+    (np.ones(2), "is not a JAX key"),
     (
         jax.random.split(jax.random.key(0), 2),
-        r"keys of shape \(2,\) do not fit 3 images; pass one k",
+        r"keys of shape \(2,\) do not fit 3 images; pass one or",
     ),
 )
 # Settings -> the attacks that have them, and what is said.
@@ -443,7 +443,7 @@ REFUSED = (
         r"epsilon=8.0 is larger than the pixel range \[0, 1\]; write 8/255",
     ),
     ({"epsilon": np.nan}, IN_BALLS, "epsilon=nan is not a radius"),
-    ({"epsilon": "8/255"}, IN_BALLS, "epsilon='8/255' is not a number; pass one, without quotes"),
+    ({"epsilon": "8/255"}, IN_BALLS, "epsilon='8/255' is not a number; pass one without quotes"),
     ({"epsilon": None}, IN_BALLS, "epsilon=None is not a number"),
     ({"epsilon": [0.1, 0.2]}, IN_BALLS, r"epsilon=\[0.1, 0.2\] is not a number"),
     (
@@ -460,21 +460,21 @@ REFUSED = (
         (
             {"steps": steps},
             ("apgd", "pgd", "mim", "fab", "ddn", "fmn"),
-            "is not a number of steps; ",
+            "must be an int >= 1",
         )
         for steps in (0, -1, 2.5, "2", True, None)
     ),
-    *(({"queries": n}, SEARCHES, "is not a number of queries; pass an int >= 1") for n in (0, 1.5)),
+    *(({"queries": n}, SEARCHES, "must be an int >= 1") for n in (0, 1.5)),
     ({"norm": "l3"}, (*IN_BALLS, "fmn"), "norm='l3' is unknown; choose one of "),
     ({"norm": 2}, (*IN_BALLS, "fmn"), "norm=2 is unknown; choose one of "),
     ({"norm": "l0"}, IN_BALLS, "norm='l0' is unknown; choose one of linf, l2, l1"),
-    ({"pixels": 0}, SPARSE, "pixels=0 is not a number of pixels; pass an int >= 1"),
-    ({"pixels": 0.1}, SPARSE, "pixels=0.1 is not a number of pixels"),
-    ({"pixels": 36}, SPARSE, "pixels=36 is not fewer than the 36 of an image; pass fewer"),
+    ({"pixels": 0}, SPARSE, "pixels=0 must be an int >= 1"),
+    ({"pixels": 0.1}, SPARSE, "pixels=0.1 must be an int"),
+    ({"pixels": 36}, SPARSE, "pixels=36 must be less than the 36 pixels of an image"),
     (
         {"step_size": 0},
         ("pgd", "fgsm", "mim", "fmn"),
-        "step_size=0 is not a step; pass a number > 0",
+        "step_size=0 must be a finite number > 0",
     ),
     ({"step_size": 2.0}, ("pgd", "fgsm", "mim"), "step_size=2.0 is larger than the pixel range"),
     ({"gamma": 1.0}, ("ddn", "fmn"), "gamma=1.0 must be between 0 and 1, such as 0.05"),
@@ -483,7 +483,7 @@ REFUSED = (
     (
         {"random_start": "random"},
         ("apgd", "pgd", "fgsm", "mim", "fab"),
-        r"random_start='random' is not a start; pass True, False or attacks.Noise\(",
+        r"random_start='random' must be True, False or attacks.Noise\(",
     ),
     *(
         ({"loss": loss}, WITH_LOSS, "is unknown; choose one of ce, dlr, .* or pass a function")
@@ -499,10 +499,14 @@ REFUSED = (
         WITH_LOSS,
         r"targets of shape \(3,\) do not fit logits of shape \(3, 4\); pass t",
     ),
-    ({"loss": label_loss}, ("ddn", "fmn"), r"does not say .*; pass loss=attacks.Goal\(loss, score"),
+    (
+        {"loss": label_loss},
+        ("ddn", "fmn"),
+        r"does not define .*; pass loss=attacks.Goal\(loss, score",
+    ),
 )
 COUNT = "return one number for each image, f\\[B\\], such as a mean over all axes but the first"
-READS = "reads the values of arrays while it is traced; write it with jax.numpy, and jnp.where in"
+READS = "reads the values of arrays while it is traced; write it with jax.numpy, and use jnp.where"
 GOALS = (
     (goal(lambda o, t: label_loss(o, t).mean()), rf"the loss has shape \(\) for 3 images; {COUNT}"),
     (goal(lambda o, t: o), rf"the loss has shape \(3, 4\) for 3 images; {COUNT}"),
@@ -564,7 +568,7 @@ DONE = (
 TREES = (
     (
         LABELS[:2],
-        r"targets of shape \(2,\) do not fit 3 images; their first axis is the batch: pass",
+        r"targets of shape \(2,\) do not fit 3 images; pass one target per image along the first",
     ),
     ({"labels": LABELS, "count": 3}, r"targets of shape \(\) do not fit 3 images"),
     (["cat", "dog", "cat"], "targets are of type str, not an array of numbers"),

@@ -162,9 +162,9 @@ class DefinitionTest(parameterized.TestCase):
                 self.assertEqual(attacks.LOSSES[name](logits, labels).dtype, jnp.float64)
 
     @sweeps.rows(
-        ("dlr", 2, "needs at least 3 classes, the logits have 2; use loss='ce'"),
-        ("dlr-targeted", 3, "needs at least 4 classes, the logits have 3"),
-        ("pm", 1, "loss 'pm' needs at least 2 classes, the logits have 1"),
+        ("dlr", 2, "needs at least 3 classes, but the logits have 2; use loss='ce'"),
+        ("dlr-targeted", 3, "needs at least 4 classes, but the logits have 3"),
+        ("pm", 1, "loss 'pm' needs at least 2 classes, but the logits have 1"),
     )
     def test_too_few_classes(self, name, classes, message):
         labels = [jnp.zeros(1, jnp.int32)] * (2 if name == "dlr-targeted" else 1)

@@ -196,7 +196,7 @@ class PropertyTest(parameterized.TestCase):
         ({"loss": lambda outputs, targets: outputs[:, 0]}, r"pass loss=attacks.Goal\(loss, score"),
         ({"loss": "dlr-targeted"}, "needs a target class per image"),
         ({"gamma": 1}, "gamma=1 must be between 0 and 1, such as 0.05"),
-        ({"steps": 0}, "steps=0 is not a number of steps"),
+        ({"steps": 0}, "steps=0 must be an int"),
     )
     def test_refuses(self, settings, words):
         for make in (attacks.ddn, attacks.fmn):
@@ -206,7 +206,7 @@ class PropertyTest(parameterized.TestCase):
     def test_refuses_norms_steps_and_starts(self):
         with self.assertRaisesRegex(ValueError, "norm='l3' is unknown; choose one of l0, l1, l2"):
             attacks.fmn(norm="l3")
-        with self.assertRaisesRegex(ValueError, "step_size=0 is not a step"):
+        with self.assertRaisesRegex(ValueError, "step_size=0 must be a finite"):
             attacks.fmn(norm="L0", step_size=0)
         with self.assertRaisesRegex(ValueError, "init_epsilon=0 must be above 0"):
             attacks.ddn(init_epsilon=0)

@@ -56,9 +56,9 @@ class NetworkTest(parameterized.TestCase):
         plain = self.run_it(name, lambda x: NET.apply(VARIABLES, x, False))
         found = self.run_it(name, Partial(NET.apply, VARIABLES, train=False))
         np.testing.assert_array_equal(found, plain)
-        asks = "Python values, under a jax.jit of yours as a part of the function: Partial"
+        asks = "Python values; under your own jax.jit, bind them in the function: Partial"
         with self.assertRaisesRegex(
-            ValueError, f"logits_fn asks in Python .*train=False as {asks}"
+            ValueError, f"logits_fn uses the value .*train=False as {asks}"
         ):
             self.run_it(name, Partial(NET.apply, VARIABLES, train=False), jitted=True)
         said = Partial(lambda v, x: NET.apply(v, x, train=False), VARIABLES)  # as it says
@@ -67,7 +67,7 @@ class NetworkTest(parameterized.TestCase):
     @sweeps.fast("pgd")
     @parameterized.parameters(*ATTACKS)
     def test_one_image(self, name):
-        message = "logits_fn takes one image, not a batch of them; pass jax.vmap of it"
+        message = "logits_fn takes a single image, not a batch; wrap it in jax.vmap"
         for one in (lambda x: x.reshape(16) @ WEIGHTS, lambda x: x.mean() * WEIGHTS[0]):
             with self.assertRaisesRegex(ValueError, message):
                 self.run_it(name, one)

@@ -137,7 +137,7 @@ class PgdTest(parameterized.TestCase):
 
     @sweeps.rows(0.0, -0.1, float("inf"))
     def test_step_size(self, step_size):
-        with self.assertRaisesRegex(ValueError, f"step_size={step_size} is not a step"):
+        with self.assertRaisesRegex(ValueError, f"step_size={step_size} must be a finite number"):
             attacks.pgd(epsilon=0.1, steps=1, step_size=step_size)
 
 

@@ -176,9 +176,9 @@ class SparsePgdTest(parameterized.TestCase):
         np.testing.assert_allclose(seeds[0], expected, atol=1e-5)
 
     @sweeps.rows(
-        ({"pixels": 0}, "pixels=0 is not a number of pixels; pass an int >= 1"),
-        ({"pixels": 0.5}, "pixels=0.5 is not a number of pixels"),
-        ({"pixels": 2, "steps": 0}, "steps=0 is not a number of steps; pass an int >= 1"),
+        ({"pixels": 0}, "pixels=0 must be an int >= 1"),
+        ({"pixels": 0.5}, "pixels=0.5 must be an int"),
+        ({"pixels": 2, "steps": 0}, "steps=0 must be an int >= 1"),
         ({"pixels": 2, "loss": "dlr-targeted"}, "needs a target class per image"),
     )
     def test_refuses(self, settings, words):
@@ -187,10 +187,12 @@ class SparsePgdTest(parameterized.TestCase):
 
     def test_refuses_images_and_starts(self):
         images, keys = jnp.float32(IMAGES), attacks.image_keys(jax.random.key(0), COUNT)
-        with self.assertRaisesRegex(ValueError, "pixels=64 is not fewer than the 64 of an image"):
+        with self.assertRaisesRegex(
+            ValueError, "pixels=64 must be less than the 64 pixels of an image"
+        ):
             attacks.sparse_pgd(pixels=64, steps=1)(net, jax.random.key(0), images, LABELS)
         with self.assertRaisesRegex(
-            ValueError, "only has a random start; pass start='random' and keys"
+            ValueError, "only supports a random start; pass start='random' and keys"
         ):
             attacks.sparse_pgd_machine(pixels=2, steps=1).init(
                 images, LABELS, keys=keys, start="image"

@@ -149,10 +149,10 @@ class SparseRsTest(parameterized.TestCase):
         np.testing.assert_allclose(seeds[0], expected, atol=1e-5)
 
     @sweeps.rows(
-        ({"pixels": 0}, "pixels=0 is not a number of pixels; pass an int >= 1"),
-        ({"pixels": 0.5}, "pixels=0.5 is not a number of pixels"),
-        ({"pixels": 2, "queries": 0}, "queries=0 is not a number of queries"),
-        ({"pixels": 2, "alpha_init": 0}, "alpha_init=0 must be above 0, at most 1, such as 0.3"),
+        ({"pixels": 0}, "pixels=0 must be an int >= 1"),
+        ({"pixels": 0.5}, "pixels=0.5 must be an int"),
+        ({"pixels": 2, "queries": 0}, "queries=0 must be an int"),
+        ({"pixels": 2, "alpha_init": 0}, "alpha_init=0 must be above 0 and at most 1, such as 0.3"),
         ({"pixels": 2, "loss": "dlr-targeted"}, "needs a target class per image"),
     )
     def test_refuses(self, settings, words):
@@ -161,9 +161,11 @@ class SparseRsTest(parameterized.TestCase):
 
     def test_refuses_images_and_starts(self):
         images, keys = jnp.float32(IMAGES), attacks.image_keys(jax.random.key(0), COUNT)
-        with self.assertRaisesRegex(ValueError, "pixels=64 is not fewer than the 64 of an image"):
+        with self.assertRaisesRegex(
+            ValueError, "pixels=64 must be less than the 64 pixels of an image"
+        ):
             attacks.sparse_rs(pixels=64)(net, jax.random.key(0), images, LABELS)
-        said = "only has a random start; pass start='random' and keys"
+        said = "only supports a random start; pass start='random' and keys"
         with self.assertRaisesRegex(ValueError, said):
             attacks.sparse_rs_machine(pixels=2).init(images, LABELS, keys=keys, start="image")
 

@@ -464,11 +464,11 @@ class ErrorTest(parameterized.TestCase):
         ({"norm": "l3"}, "norm='l3' is unknown"),
         ({"epsilon": 8}, r"epsilon=8.0 is larger than the pixel range \[0, 1\]; write 8/255"),
         ({"epsilon": -1}, "not a radius"),
-        ({"queries": 0}, "queries=0 is not a number of queries; pass an int >= 1"),
-        ({"queries": 2.5}, "queries=2.5 is not a number of queries"),
-        ({"queries": True}, "queries=True is not a number of queries"),
-        ({"p_init": 0}, "p_init=0 is not a fraction of the pixels"),
-        ({"p_init": 1.5}, "p_init=1.5 is not a fraction of the pixels"),
+        ({"queries": 0}, "queries=0 must be an int >= 1"),
+        ({"queries": 2.5}, "queries=2.5 must be an int"),
+        ({"queries": True}, "queries=True must be an int"),
+        ({"p_init": 0}, "p_init=0 must be a fraction of the pixels"),
+        ({"p_init": 1.5}, "p_init=1.5 must be a fraction of the pixels"),
     )
     def test_settings(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -476,8 +476,8 @@ class ErrorTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({"images": jnp.zeros((2, 8, 8, 3), jnp.uint8)}, "divide uint8 images by 255"),
-        ({"labels": jnp.zeros((2, 5))}, r"Square needs classes; pass i32\[B\]"),
-        ({"keys": None}, "needs randomness; pass a key"),
+        ({"labels": jnp.zeros((2, 5))}, r"Square needs class labels i32\[B\]"),
+        ({"keys": None}, "a random start needs a key; pass"),
         ({"start": "image"}, "pass start='random'"),
         ({"start": jnp.zeros((2, 8, 8, 3))}, "pass start='random'"),
         ({"keys": jax.random.split(jax.random.key(0, impl="rbg"), 2)}, "impl='threefry2x32'"),

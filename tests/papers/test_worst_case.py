@@ -196,12 +196,12 @@ class CommandTest(parameterized.TestCase):
             ({"threat": THREATS[:2]}, "give --threat=l1:RADIUS$"),
             (
                 {"threat": [*THREATS[:2], "l1:8/255"]},
-                "a radius of 0.03137 in l1 .* is the radius of an Linf ball: write linf, or",
+                "an l1 radius of 0.03137 .* is probably meant for linf; use norm linf, or",
             ),
             ({"threat": [*THREATS, "l1:2"]}, "takes one radius per norm, and l1 already has one"),
-            ({"threat": ["l1:8/255"]}, "a radius of 0.03137 in l1 changes less than one pixel"),
+            ({"threat": ["l1:8/255"]}, "an l1 radius of 0.03137 changes less than one pixel"),
             ({"threat": ["l3:1"]}, "the norm 'l3' is unknown; choose one of linf, l2, l1"),
-            ({"threat": [*THREATS[:2], "l1:99"]}, "a radius of 99 in l1 holds every image of 8x8"),
+            ({"threat": [*THREATS[:2], "l1:99"]}, "an l1 ball of radius 99 contains all 8x8"),
             ({"norm": "linf"}, "covers three norms, so leave --norm out; give --threat NORM:RADIU"),
             ({"norm": "l1", "epsilon": "8/255"}, "so leave --norm and --epsilon out; give"),
             ({"attack": "pgd-20"}, "--worst_case fixes the attacks; leave --attack out, or"),
@@ -287,7 +287,10 @@ class ProgramTest(parameterized.TestCase):
                 r"no radii for images of 4 px .*; give radii=\{'linf': RADIUS, 'l2': RADIUS, 'l1'",
             ),
             ({"radii": {"l3": 1.0}}, "radii has l3, which is not a norm; one of linf, l2, l1"),
-            ({"radii": {"linf": 0.1, "l2": 1.0, "l1": 8 / 255}}, "in l1 changes less than one pix"),
+            (
+                {"radii": {"linf": 0.1, "l2": 1.0, "l1": 8 / 255}},
+                "l1 radius of 0.03137 changes",
+            ),
             ({"radii": {"linf": 8, "l2": 1.0, "l1": 9}}, "larger than the pixel range"),
             ({"batch_size": 0}, "batch_size=0: pass an int of at least 1"),
         ):

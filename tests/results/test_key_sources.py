@@ -137,7 +137,7 @@ class DocstringsTest(parameterized.TestCase):
 
     def test_a_line_that_there_is_not(self):
         asked = "Keys that are not defaults, by `jaxrobust why light_recipe:xcit_s13`:\n"
-        with self.assertRaisesRegex(ValueError, "model=xcit_s13 is not among its values"):
+        with self.assertRaisesRegex(ValueError, "model=xcit_s13 is not a valid value"):
             refresh_configs.explained(asked)
         self.assertEqual(refresh_configs.explained("No keys.\n"), "No keys.\n")
 

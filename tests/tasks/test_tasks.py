@@ -339,13 +339,16 @@ class BadInputTest(parameterized.TestCase):
             dict(task=None, version="task", labels=np.zeros(N, int)),
         ),
         ("needs logits; leave it out", dict(version="fast")),
-        ("epsilon=2.5 is not a number of pixels", dict(norm="l0", epsilon=2.5, overrides=None)),
+        (
+            "epsilon=2.5 must be a whole number of pixels",
+            dict(norm="l0", epsilon=2.5, overrides=None),
+        ),
         (
             "choose from sparse-pgd-task",
             dict(norm="l0", epsilon=3, overrides=None, attacks=("apgd-task",)),
         ),
         ("is not in version 'task'; choose from apgd-task", dict(attacks=("apgd-ce",))),
-        ("overrides of ['apgd-t']", dict(overrides={"apgd-t": {"steps": 2}})),
+        ("overrides contains ['apgd-t']", dict(overrides={"apgd-t": {"steps": 2}})),
         (
             "for 8 images",
             dict(task=tasks.Task("m", attacks.Goal(lambda o, t: o.mean(), TASK.goal.score))),
@@ -361,9 +364,9 @@ class BadInputTest(parameterized.TestCase):
         ("or Task(name, Goal(loss, score))", dict(task=TASK.goal)),
         ("do not fit JAX's 32 bits", dict(labels=MASKS.astype(np.int64) + 2**40)),
         ("targets are object", dict(labels=np.array([None] * N))),
-        ("masks have class -1", dict(labels=np.where(MASKS == VOID, -1, MASKS.astype(int)))),
-        ("masks have class 9", dict(labels=np.where(MASKS == 1, 9, MASKS))),
-        ("1 of 12 masks have no pixel to count, the first at 3", dict(labels=EMPTY)),
+        ("masks contain class -1", dict(labels=np.where(MASKS == VOID, -1, MASKS.astype(int)))),
+        ("masks contain class 9", dict(labels=np.where(MASKS == 1, 9, MASKS))),
+        ("1 of 12 masks have no pixels that count, such as mask 3", dict(labels=EMPTY)),
         (
             "the scores of all 12 images are NaN or infinite",
             dict(
@@ -384,7 +387,7 @@ class BadInputTest(parameterized.TestCase):
     def test_networks(self):
         one = lambda image: segment(image[None])[0]  # noqa: E731
         for words, network, task in (
-            ("takes one image, not a batch of them; pass jax.vmap", one, TASK),
+            ("takes a single image, not a batch; wrap it in jax.vmap", one, TASK),
             (r"embeddings of images have shape .*8\), and texts \(3, 7\)", TEXTS, None),
         ):
             with self.assertRaisesRegex(ValueError, words):
@@ -392,11 +395,15 @@ class BadInputTest(parameterized.TestCase):
                 run(network, IMAGES, labels, task=task, overrides=None)
 
     @sweeps.rows(
-        ("least=0.0 must be above 0", tasks.segmentation, dict(least=0.0)),
-        ("least=90.0 must be above 0 and at most 1", tasks.segmentation, dict(least=90)),
+        ("least=0.0 must be a share", tasks.segmentation, dict(least=0.0)),
+        (
+            "least=90.0 must be a share of the pixels, above 0 and at most 1",
+            tasks.segmentation,
+            dict(least=90),
+        ),
         ("farthest=-1.0 must be a distance", tasks.embedding, dict(farthest=-1)),
         ("farthest=nan must be a distance", tasks.embedding, dict(farthest=np.nan)),
-        ("and below 2, the cosine", tasks.embedding, dict(farthest=3)),
+        ("and below 2 (the cosine", tasks.embedding, dict(farthest=3)),
         ("and finite", tasks.embedding, dict(farthest=np.inf, distance="l2")),
         ("distance=[] is unknown", tasks.embedding, dict(farthest=1, distance=[])),
         ("ignore=None must be an int", tasks.segmentation, dict(ignore=None)),

@@ -74,8 +74,11 @@ class BatchAugmentationTest(parameterized.TestCase):
             "group=8 does not divide the 174 images of a device; use mixup.group=6 or "
             "train.batch_size=176",
         ),
-        ({"attack__norm": "l2", "attack__epsilon": 128.0}, "radius of 128 in l2 holds every imag"),
-        ({"attack__norm": "l1", "attack__epsilon": 0.5}, "of 0.5 in l1 changes less than one pix"),
+        ({"attack__norm": "l2", "attack__epsilon": 128.0}, "l2 ball of radius 128 contains all"),
+        (
+            {"attack__norm": "l1", "attack__epsilon": 0.5},
+            "l1 radius of 0.5 changes less than",
+        ),
         ({"attack__labels": "sharp"}, "attack.labels='sharp'; one of 'soft', 'hard'"),
         (
             {"train__objective": "trades", "attack__start": "random", "attack__labels": "hard"},

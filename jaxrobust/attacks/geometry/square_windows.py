@@ -83,8 +83,6 @@ def _length(norm: str, values: np.ndarray) -> float:
 def check_schedule(queries: int, p_init: float) -> None:
     """Reject an invalid schedule with `ValueError`."""
     if not is_count(queries):
-        raise ValueError(f"queries={queries!r} is not a number of queries; pass an int >= 1")
+        raise ValueError(f"queries={queries!r} must be an int >= 1")
     if not 0 < p_init <= 1:
-        raise ValueError(
-            f"p_init={p_init} is not a fraction of the pixels; pass a number above 0, at most 1"
-        )
+        raise ValueError(f"p_init={p_init} must be a fraction of the pixels, above 0 and at most 1")

@@ -31,7 +31,7 @@ def nearest_machine(
     inputs.check_no_targets(goal)
     if goal.score is None:
         raise ValueError(
-            "a loss function does not say which images are adversarial; pass "
+            "a loss function does not define which images are adversarial; pass "
             "loss=attacks.Goal(loss, score)"
         )
     if not 0 < check_number("gamma", gamma) < 1:

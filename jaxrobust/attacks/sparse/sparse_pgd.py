@@ -214,4 +214,4 @@ _FACTS = MachineFacts(
 )
 for number, name, words in ((7, "sparse-pgd", "unprojected"), (8, "sparse-pgd-p", "projected")):
     facts, standard = _FACTS._replace(machine=name), StandardSettings(number, 10_000)
-    add(facts, NamedAttack(name, f"Sparse-PGD in L0, {words} gradient", facts, standard))
+    add(facts, NamedAttack(name, f"Sparse-PGD in L0 with the {words} gradient", facts, standard))

@@ -68,9 +68,9 @@ def sparse_rs_machine(
     inputs.check_no_targets(goal)
     inputs.check_pixels(pixels)
     if not t.is_count(queries):
-        raise ValueError(f"queries={queries!r} is not a number of queries; pass an int >= 1")
+        raise ValueError(f"queries={queries!r} must be an int >= 1")
     if not 0 < t.check_number("alpha_init", alpha_init) <= 1:
-        raise ValueError(f"alpha_init={alpha_init} must be above 0, at most 1, such as 0.3")
+        raise ValueError(f"alpha_init={alpha_init} must be above 0 and at most 1, such as 0.3")
     levels = search_levels(queries)
 
     def init(

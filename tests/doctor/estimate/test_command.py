@@ -221,8 +221,8 @@ class QuickCommandTest(parameterized.TestCase):
     @sweeps.rows(
         ("nothing_of_the_kind", ": nothing_of_the_kind: no such file; give one, or"),
         ("quickstart:seed=1", "takes no arguments; leave out what follows the colon"),
-        ("configs/cifar_study.py:best", "run=best is not among its values; one of base, patch"),
-        ("configs/cifar_study.py", "say which run after a colon, one of base, patch"),
+        ("configs/cifar_study.py:best", "run=best is not a valid value; one of base, patch"),
+        ("configs/cifar_study.py", "give the run after a colon, one of base, patch"),
     )
     def test_a_config_that_does_not_exist(self, config, sentence):
         self.refused((config, "--on", "h100:1"), sentence)

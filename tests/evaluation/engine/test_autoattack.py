@@ -269,7 +269,7 @@ class EdgesTest(parameterized.TestCase):
             )
         said = " ".join(call.args[0] for call in say.call_args_list)
         self.assertIn(f"{classes - 1} target classes instead of 9", said)
-        self.assertIn("targeted DLR loss needs 4 classes; climbs the margin", said)
+        self.assertIn("targeted DLR loss needs 4 classes; using the margin", said)
         self.assertTrue(result.clean.all())
         self.assertLess(result.robust.mean(), 1)
         for name in ("apgd-dlr", "fab") if classes == 2 else ("apgd-dlr", "apgd-t"):
@@ -493,31 +493,34 @@ class MessagesTest(parameterized.TestCase):
         ({"epsilon": -1}, "epsilon=-1.0 is not a radius"),
         (
             {"norm": "l0", "epsilon": 1.5},
-            "epsilon=1.5 is not a number of pixels; pass one, such as 24",
+            "epsilon=1.5 must be a whole number of pixels, such as 24",
         ),
-        ({"norm": "l0", "epsilon": 0}, "pixels=0.0 is not a number of pixels; pass an int >= 1"),
-        ({"norm": "l0", "epsilon": 1e6}, r"pixels=1e\+06 is not fewer than the .* of an image"),
+        ({"norm": "l0", "epsilon": 0}, "pixels=0.0 must be an int >= 1"),
+        (
+            {"norm": "l0", "epsilon": 1e6},
+            r"pixels=1e\+06 must be less than the .* pixels of an image",
+        ),
         ({"version": "full"}, "version='full' is unknown; choose one of standard, plus, rand"),
         ({"version": "custom"}, "version='custom' needs attacks="),
         ({"attacks": ("apgd",)}, "attack 'apgd' is not in version 'standard'; choose from apgd-ce"),
         ({"attacks": ("fab",)}, "attack 'fab' is not in version 'standard'"),
         ({"attacks": ()}, "is empty or repeats an attack"),
         ({"attacks": "square"}, r"is a string; pass \('square',\)"),
-        ({"overrides": {"square": {"queries": 5}}}, "square has no 'queries' to override; it has"),
-        ({"overrides": {"square": {"machine": "fab"}}}, "square has no 'machine' to override"),
-        ({"overrides": {"square": {"eot": 2}}}, "square has no 'eot' to override"),
-        ({"overrides": {"apgd-ce": {"targets": 2}}}, "apgd-ce has no 'targets' to override"),
-        ({"overrides": {"apgd-ce": {"restarts": 0}}}, "apgd-ce: restarts=0; pass an int >= 1"),
-        ({"overrides": {"apgd-ce": {"eot": 0}}}, "apgd-ce: eot=0; pass an int >= 1"),
-        ({"overrides": {"apgd-t": {"targets": -1}}}, "apgd-t: targets=-1; pass an int >= 1"),
-        ({"overrides": {"apgd-t": {"steps": "5"}}}, "apgd-t: steps='5'; pass an int >= 1"),
+        ({"overrides": {"square": {"queries": 5}}}, "square has no setting 'queries'; choose from"),
+        ({"overrides": {"square": {"machine": "fab"}}}, "square has no setting 'machine'"),
+        ({"overrides": {"square": {"eot": 2}}}, "square has no setting 'eot'"),
+        ({"overrides": {"apgd-ce": {"targets": 2}}}, "apgd-ce has no setting 'targets'"),
+        ({"overrides": {"apgd-ce": {"restarts": 0}}}, "apgd-ce: restarts=0 must be an int >= 1"),
+        ({"overrides": {"apgd-ce": {"eot": 0}}}, "apgd-ce: eot=0 must be an int >= 1"),
+        ({"overrides": {"apgd-t": {"targets": -1}}}, "apgd-t: targets=-1 must be an int >= 1"),
+        ({"overrides": {"apgd-t": {"steps": "5"}}}, "apgd-t: steps='5' must be an int >= 1"),
         (
             {"overrides": {"fab": {}}},
-            r"overrides of \['fab'\], which do not run; the attacks that run are \['apgd",
+            r"overrides contains \['fab'\], which do not run; choose from \['apgd",
         ),
         (
             {"norm": "l1", "epsilon": 1.0, "overrides": {"apgd-t": {"steps": 4}}},
-            "apgd-t: steps=4; pass an int >= 5",
+            "apgd-t: steps=4 must be an int >= 5",
         ),
         ({"seed": -1}, "seed=-1: pass an int from 0 to"),
         ({"seed": 1.5}, "seed=1.5: pass an int from 0 to"),

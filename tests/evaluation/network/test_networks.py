@@ -363,12 +363,12 @@ class FormsTest(parameterized.TestCase):
             self.assertEqual(evaluate(Partial(scaled, sign)).clean.mean(), clean, sign)
 
     @sweeps.rows(
-        (lambda: Module(FIRST, jax.nn.relu), "takes one image, .*; pass jax.vmap of"),
+        (lambda: Module(FIRST, jax.nn.relu), "takes a single image, .*; wrap it in jax.vmap"),
         (
             lambda: Partial(lambda net, x: net(x), Module(FIRST, jax.nn.relu)),
-            "takes one image, .*; pass jax.vmap of",
+            "takes a single image, .*; wrap it in jax.vmap",
         ),
-        (lambda: lambda x: x.mean() * FIRST[0], "takes one image"),
+        (lambda: lambda x: x.mean() * FIRST[0], "takes a single image"),
         (lambda: NNX(), "changes its state .*put it into evaluation mode: model.eval"),
         (lambda: Partial(LINEN.apply, VARIABLES, train=True), "evaluation mode: .*train="),
         (lambda: VARIABLES, "logits_fn is a dict, not a function; pass one of images"),
@@ -377,7 +377,7 @@ class FormsTest(parameterized.TestCase):
         (counting, "changes its state .*put it into evaluation mode"),
         (
             lambda: Partial(LINEN.apply, VARIABLES, train=np.array(False)),
-            "logits_fn asks in Python for the value of an array .*train=False as Python values",
+            "logits_fn uses the value of an array in Python .*train=False as Python values",
         ),
     )
     def test_is_refused(self, made, message):
@@ -497,7 +497,7 @@ class HaikuTest(parameterized.TestCase):
 class ImagesTest(parameterized.TestCase):
     @sweeps.rows(
         (lambda: (image for image in IMAGES), "images are of type generator, not an array"),
-        (lambda: iter([IMAGES]), "pass one array, of batches np.concatenate"),
+        (lambda: iter([IMAGES]), "pass one array, for a list of batches np.concatenate"),
         (lambda: [IMAGES[:8], IMAGES[8:]], "images are of type list, not an array"),
         (lambda: [IMAGES[:6], IMAGES[6:]], "shape \\(2, 6, 4, 4, 1\\); .*np.concatenate"),
         (lambda: {"image": IMAGES}, "images are of type dict"),

@@ -263,7 +263,7 @@ class RunTest(OfRun):
             {"attack": "pgd-2", "norm": "l0", "epsilon": "3"},
             "--attack=pgd-2 has no l0 ball; give --attack=autoattack, or --norm, one of linf, l2,",
         ),
-        ({"norm": "l0", "epsilon": "65"}, "a radius of 65 in l0 holds every image of 8x8 pixels"),
+        ({"norm": "l0", "epsilon": "65"}, "an l0 ball of radius 65 contains all 8x8 images"),
         (
             {"norm": "l0", "epsilon": "3", "bundle": "b"},
             "--bundle does not support l0; leave it out, or use linf, l2 or l1",
@@ -288,7 +288,7 @@ class RunTest(OfRun):
         ),
         ({"threat": ["linf:four"]}, "--threat=linf:four: is not a number; write one"),
         ({"threat": ["linf:4"]}, "--threat=linf:4: .* larger than the pixel range .*write 4/255"),
-        ({"threat": ["l1:4/255"]}, "a radius of 0.01569 in l1 .* is the radius of an Linf ball"),
+        ({"threat": ["l1:4/255"]}, "an l1 radius of 0.01569 .* is probably meant for linf"),
         ({"epsilon": "4"}, "write 4/255"),
         ({"epsilon": "-1"}, "epsilon=-1.0 is not a radius"),
         ({"epsilon": "4/0"}, "--epsilon=4/0 is not a number"),

@@ -123,7 +123,7 @@ class FunctionTest(parameterized.TestCase):
         self.assertEqual(called.call_args.args[-1], Path("runs/evaluation-my_net.py-logits_fn"))
 
     @sweeps.rows(
-        ({}, "one_image", "--function=my_net.py:one_image takes one image, not .*jax.vmap"),
+        ({}, "one_image", "--function=my_net.py:one_image takes a single image, not .*jax.vmap"),
         (
             {},
             "features",

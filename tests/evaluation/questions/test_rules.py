@@ -217,7 +217,7 @@ class QuestionTest(parameterized.TestCase):
         if fits:
             check_threat(Threat(norm, epsilon), 8, 3)
             return
-        words = "less than one pixel" if epsilon < 1 else "holds every image of 8x8 pixels"
+        words = "less than one pixel" if epsilon < 1 else "contains all 8x8 images"
         with self.assertRaisesRegex(ValueError, words):
             check_threat(Threat(norm, epsilon), 8, 3)
 

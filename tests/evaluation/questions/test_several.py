@@ -211,8 +211,8 @@ class SeveralTest(parameterized.TestCase):
         ("linf:0:0.1", "--ladder=linf:0:0.1 has 3 parts; write NORM:LOW:HIGH:RADII, such as"),
         ("linf:0.1:0:3", "--ladder=linf:0.1:0:3 descends; the smallest radius comes first"),
         ("linf:0:4:3", "--ladder=linf:0:4:3: .* larger than the pixel range"),
-        ("l1:0:0.5:3", "a radius of 0.25 in l1 .* is the radius of an Linf ball"),
-        ("l2:0:9:3", "a radius of 9 in l2 holds every image"),
+        ("l1:0:0.5:3", "an l1 radius of 0.25 .* is probably meant for linf"),
+        ("l2:0:9:3", "an l2 ball of radius 9 contains all"),
     )
     def test_ladders_that_are_none(self, ladder, message):
         self.refused(message, ladder=ladder, n=8)

@@ -109,9 +109,9 @@ class CheckTest(parameterized.TestCase):
 
     def test_radii(self):
         for text, words in (
-            ("autoattack:l1:8/255", "a radius of 0.03137 in l1 changes less than one pixel"),
+            ("autoattack:l1:8/255", "an l1 radius of 0.03137 changes less than one pixel"),
             ("autoattack:linf:4", "larger than the pixel range"),
-            ("autoattack:l2:50", "holds every image of 8x8 pixels"),
+            ("autoattack:l2:50", "contains all 8x8 images"),
             ("apgd-ce:linf:0", "a radius of 0 is not an attack; write clean"),
         ):
             with self.subTest(row=(text, words)):
@@ -123,7 +123,7 @@ class CheckTest(parameterized.TestCase):
         own = {"attack__norm": ("linf", "l2"), "attack__mix": "worst"}
         config = tiny(**own, attack__epsilon=(8 / 255, 0.5))
         checks.check(config, stage.parse("autoattack"), Path("runs/x"))
-        words = "holds every image of 8x8 pixels"
+        words = "contains all 8x8 images"
         self.refused("autoattack", words, **own, attack__epsilon=(8 / 255, 50.0))
 
     def test_layouts(self):

@@ -25,7 +25,7 @@ class ThreatsTest(parameterized.TestCase):
         ("l2:", "--threat=l2: has no radius"),
         ("linf:4", "--threat=linf:4: .*write 4/255"),
         ("l2:x", "--threat=l2:x: "),
-        ("l0:0.5", "--threat=l0:0.5: epsilon=0.5 is not a number of pixels; pass one, such as 24"),
+        ("l0:0.5", "--threat=l0:0.5: epsilon=0.5 must be a whole number of pixels, such as 24"),
     )
     def test_no_threat(self, text, said):
         with self.assertRaisesRegex(ValueError, said):

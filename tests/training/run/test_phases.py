@@ -116,9 +116,9 @@ class StartTest(parameterized.TestCase):
 
 class ChecksTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"phases": ("low", "small")}, r"names 'small', for which .*; write config.small = phase"),
+        ({"phases": ("low", "small")}, r"names 'small', but .*; add config.small = phase"),
         ({"phases": ("low", "low")}, "names 'low' twice; give the second another name"),
-        ({"phases": ("model",)}, "names 'model', for which the config has no section"),
+        ({"phases": ("model",)}, "names 'model', but the config has no such section"),
         ({"phases": ()}, r"phases=\(\): there is nothing to train"),
         ({"low__head": "fresh"}, "low.head='fresh': the first phase .*; set init.head"),
         ({"low__normalize": "half"}, "low.normalize='half': the first .*; set init.normalize"),
@@ -129,10 +129,10 @@ class ChecksTest(parameterized.TestCase):
             {"larger__changes": {"seed": 1}},
             r"larger.changes.seed is not a key; one of model, data, ",
         ),
-        ({"larger__changes": {"attack": 3}}, "larger.changes.attack is a section, and 3 is a"),
+        ({"larger__changes": {"attack": 3}}, "larger.changes.attack is a section, but 3 is a"),
         (
             {"larger__changes": {"attack": {"steps": {"a": 1}}}},
-            "steps is not a section, but a value",
+            "steps is a value, not a section",
         ),
         ({"larger__changes": {"model": {"num_classes": 4}}}, "larger.head=fresh for a new one"),
         ({"larger__changes": {"model": {"name": "vit_s", "options": {}}}}, "those of convnext_n"),

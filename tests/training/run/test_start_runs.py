@@ -138,7 +138,7 @@ class RefusedTest(Case):
 
     @sweeps.rows(
         ("run:larger_radios:vit_s_cvst", "no such file; did you mean larger_radius?"),
-        ("run:larger_radius:vit_x", "model=vit_x is not among its values; one of convnext_t_"),
+        ("run:larger_radius:vit_x", "model=vit_x is not a valid value; one of convnext_t_"),
         ("run:", "no such file"),
     )
     def test_no_such_config(self, weights, words):

@@ -85,7 +85,7 @@ class LossTest(FilesTest):
         ("dlr-targeted", {}, "'dlr-targeted' is not a loss on labels; one of ce, dlr, cw,"),
         ("my_losses.py", {}, "or your own function, such as my_losses.py:margin"),
         ("cw", {"label_smoothing": 0.1}, "mixed or smoothed here; set attack.labels='hard'"),
-        ("dlr", {"model__num_classes": 2}, "'dlr' needs at least 3 classes, the logits have 2"),
+        ("dlr", {"model__num_classes": 2}, "'dlr' needs at least 3 classes, but the logits have 2"),
         ("none.py:margin", {}, "attack.loss=none.py:margin: cannot read none.py"),
         ("my_losses.py:cros_entropy", {}, r"did you mean cross_entropy\? it has cross_entropy, so"),
         ("my_losses.py:margin", {}, "margin is not a function, but of type int"),

@@ -335,8 +335,8 @@ TWO = {"norm": ("linf", "l2"), "epsilon": (0.1, 0.5)}
 
 class RefusalTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"epsilon": 8 / 255}, "norm=linf,l2,l1 and epsilon=.*: give a radius for each"),
-        ({"epsilon": (0.1, 0.5)}, "give a radius for each norm, in their order"),
+        ({"epsilon": 8 / 255}, "norm=linf,l2,l1 and epsilon=.*: give one radius per norm"),
+        ({"epsilon": (0.1, 0.5)}, "give one radius per norm, in the same order"),
         ({"norm": ("linf", "l2", "linf")}, "names linf twice; name it once"),
         ({"mix": None}, "are several norms; set attack.mix to how a step combines"),
         ({"mix": "max"}, "attack.mix='max'; one of 'worst', 'average', 'alternate', 'ext"),
@@ -357,7 +357,7 @@ class RefusalTest(parameterized.TestCase):
             "attack.mix='msd' mixes several norms, and attack.norm=linf is one;",
         ),
         ({"mix": "msd", "norm": ("l2", "l2", "l1")}, "names l2 twice; name it once"),
-        ({"mix": "msd", "epsilon": (0.1, 0.5)}, "give a radius for each norm, in their order"),
+        ({"mix": "msd", "epsilon": (0.1, 0.5)}, "give one radius per norm, in the same order"),
         (ONE, "attack.mix='worst' mixes several norms, and attack.norm=linf is one; name more"),
         (ONE | {"mix": "extreme"}, "chooses between linf and l1, but attack.norm=linf lacks one"),
         (
@@ -379,7 +379,10 @@ class RefusalTest(parameterized.TestCase):
 
     def test_types_of_a_config(self):
         config = small_config()
-        for value, message in ((("a", 0.5), "each part must be of type float"), ("a", "float")):
+        for value, message in (
+            (("a", 0.5), "each item of .* must be of type float"),
+            ("a", "float"),
+        ):
             with self.assertRaisesRegex(TypeError, message):
                 config.attack.epsilon = value
         config.attack.epsilon = [1, 0.5]
