@@ -122,7 +122,11 @@ class PackageTest(absltest.TestCase):
             (["--version"], None, f"jaxrobust {jaxrobust.__version__}"),
             (["evalute"], 2, "jaxrobust: evalute is not a command; did you mean evaluate?"),
             (["fly"], 2, "jaxrobust: fly is not a command; one of new, check, train, evaluate, "),
-            (["models", "--nme=x"], 2, "jaxrobust: --nme is not a flag; --help-all lists them"),
+            (
+                ["models", "--nme=x"],
+                2,
+                "jaxrobust: --nme is not a flag; --help-all lists all flags",
+            ),
         ):
             out = io.StringIO()
             with (

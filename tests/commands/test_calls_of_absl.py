@@ -391,7 +391,7 @@ class EvaluateTest(parameterized.TestCase):
             (KeyboardInterrupt(), 130, "interrupted; the same command continues with the verdicts"),
             (ValueError("a wrong flag"), 2, "jaxrobust: a wrong flag\n"),
             (OSError("no network"), 3, "no network. With that solved, run the same command again"),
-            (MemoryError("9 GiB for an array"), 3, "too small (9 GiB); take smaller images"),
+            (MemoryError("9 GiB for an array"), 3, "too little memory (9 GiB); use smaller images"),
         ):
             with self.subTest(row=(error, code, said)):
                 self.answer.side_effect = error

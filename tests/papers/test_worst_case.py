@@ -214,8 +214,7 @@ class CommandTest(parameterized.TestCase):
             ({"corruptions": "fog"}, "--worst_case contradicts --corruptions; give one of them"),
             ({"bundle": "there"}, "--bundle covers one attack under one threat, not --worst_c"),
             ({"replay": ["a"], "noreplay": True, "threat": THREATS}, "--noreplay contradicts"),
-            ({"n": -1, "threat": THREATS}, "--n=-1 is not a number of images: 1 or more, or "
-                                           "--n=all"),
+            ({"n": -1, "threat": THREATS}, "--n=-1 is not a number of images; give 1 or more"),
         ):  # fmt: skip
             with self.subTest(row=(more, message)):
                 self.refused(message, **more)

@@ -225,7 +225,7 @@ class FileTest(Case):
     @sweeps.rows(
         (
             ("--model=xcit_n12", "--image-size=32", "--bogus"),
-            "--bogus is not a flag; --help-all lists them",
+            "--bogus is not a flag; --help-all lists all flags",
         ),
         ((), "does not name its network; give --model NAME"),
         (("--model=convnext",), "unknown model 'convnext'; did you mean"),

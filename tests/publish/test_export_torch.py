@@ -313,7 +313,7 @@ class RefusalTest(FileCase):
             ["--layout=module", "--record=r.jsonl", "--confirm=8"],
             "--record needs --id, the new network's name",
         ),
-        (["--layout=timm", "--bogus"], "--bogus is not a flag; --help-all lists them"),
+        (["--layout=timm", "--bogus"], "--bogus is not a flag; --help-all lists all flags"),
         (["--layout=timm", "--out={}/ours.safetensors"], "--out .* is a file; name a folder"),
         (
             ["--layout=timm", "--out={}/ours.safetensors/out"],

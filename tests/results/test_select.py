@@ -313,7 +313,7 @@ class MistakesTest(Case):
         for words, message in (
             (("--steps", 0), "--steps=0 must be at least 1"),
             (("--image_size", 8, 0), "--image_size=0 must be at least 1"),
-            (("--n", -1), "--n=-1 is not a number of images: 1 or more, or --n=all"),
+            (("--n", -1), "--n=-1 is not a number of images; give 1 or more, or all"),
             (("--batch", 0), "--batch=0 must be at least 1"),
             (("--attack", "autoattack", "--steps", 10), "--steps only applies to APGD-CE; leave"),
             (("--attack", "pgd"), "invalid choice: 'pgd'"),

@@ -94,7 +94,7 @@ def unable(error: OSError | MemoryError) -> str:
             f"{error.filename}: {error.strerror}" if has_file else str(error)
         )  # without the errno
     wanted = str(error).partition(" for an array")[0] or "the amount is unknown"
-    return f"the memory of this machine is too small ({wanted}); take smaller images, or fewer"
+    return f"this machine has too little memory ({wanted}); use smaller images, or fewer"
 
 
 def answer(run: Callable[[Any], Any], args: Any, interrupted: str) -> Any:
@@ -128,7 +128,7 @@ def how_many(flag: str, text: str | int) -> int:
     except ValueError:
         count = 0
     if count < 1:
-        raise ValueError(f"--{flag}={text} is not a number of images: 1 or more, or --{flag}=all")
+        raise ValueError(f"--{flag}={text} is not a number of images; give 1 or more, or all")
     return count
 
 
@@ -216,7 +216,7 @@ class Arguments(argparse.ArgumentParser):
 
 def _no_flag(word: str, near: Sequence[str]) -> str:
     meant = f"; did you mean {' or '.join(near)}?" if near else ";"
-    return f"{word} is not a flag{meant} --help-all lists them"
+    return f"{word} is not a flag{meant} --help-all lists all flags"
 
 
 def run(
@@ -352,8 +352,8 @@ def config_file(text: str) -> Path:
             "the run"
         )
     if not text:
-        raise NoConfigError(f"no config is named; {meant(name, recipes, give='give a file, or ')}")
-    near = folders.similar(path) or f"; {meant(name, recipes, give='give one, or ')}"
+        raise NoConfigError(f"no config given; {meant(name, recipes, give='give a file, or ')}")
+    near = folders.similar(path) or f"; {meant(name, recipes, give='give a file, or ')}"
     raise NoConfigError(f"{text}: no such file{near}")
 
 
@@ -382,7 +382,7 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
         reason = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
     elif gone := [old for old in MOVED if re.search(rf"['\"]{old.split('.')[-1]}['\"]", message)]:
-        reason = message = f"there is no config.{gone[0]} any more; write config.{MOVED[gone[0]]}"
+        reason = message = f"config.{gone[0]} was removed; write config.{MOVED[gone[0]]}"
     elif isinstance(error, (KeyError, AttributeError)):
         message = f"unknown config key {message.strip(chr(34))}"
     places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]

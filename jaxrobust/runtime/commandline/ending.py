@@ -21,15 +21,15 @@ flags.disclaim_key_flags()  # each command's --help decides which of the flags b
 
 def define_host_flags() -> None:
     """Define the flags that `hosts` reads, for a command that several hosts run together."""
-    join = "Join the other hosts of a TPU or GPU pod; the command is started on each of them."
+    join = "Join the other hosts of a TPU or GPU pod; start the command on each of them."
     flags.DEFINE_bool("multihost", False, join, allow_override=True)
-    default = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
+    default = "Implies --multihost; default: detected on Cloud TPU, Slurm, GKE and others."
     address = f"Address of process 0, HOST:PORT, where it waits for the others. {default}"
     flags.DEFINE_string("coordinator_address", None, address, allow_override=True)
     count, index = f"Number of processes. {default}", f"Number of this process, from 0. {default}"
     flags.DEFINE_integer("num_processes", None, count, allow_override=True)
     flags.DEFINE_integer("process_id", None, index, allow_override=True)
-    waits = "Seconds to wait for the other processes; default: 300. It implies --multihost."
+    waits = "Seconds to wait for the other processes; default: 300. Implies --multihost."
     flags.DEFINE_float("coordinator_timeout", None, waits, allow_override=True)
 
 

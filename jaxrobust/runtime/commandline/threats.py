@@ -49,11 +49,11 @@ def ladder(text: str) -> list[Threat]:
         raise ValueError(f"--ladder={text} has {len(parts)} parts; {form}")
     norm, low, high, count = spelled(parts[0]), *parts[1:]
     if not re.fullmatch(r"[1-9]\d{0,3}", count) or int(count) < 2:
-        raise ValueError(f"--ladder={text}: {count!r} is not a number of radii, 2 or more; {form}")
+        raise ValueError(f"--ladder={text}: {count!r} is not a number of radii above 1; {form}")
     try:
         ends = [parse(f"{norm}:{radius}").epsilon for radius in (low, high)]
     except ValueError as error:
         raise ValueError(str(error).replace("--threat=", f"--ladder={text}: ", 1)) from error
     if ends[0] >= ends[1]:
-        raise ValueError(f"--ladder={text} descends; the smallest radius comes first: {form}")
+        raise ValueError(f"--ladder={text} must start at the smallest radius; {form}")
     return [Threat(norm, float(radius)) for radius in np.linspace(ends[0], ends[1], int(count))]

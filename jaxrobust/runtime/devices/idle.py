@@ -22,7 +22,7 @@ def accelerator(root: Path = Path("/")) -> str | None:
         present = any(any(root.glob(pattern)) for pattern in patterns)
         if present and (extra != "tpu" or _GOOGLE in vendors):
             return (
-                f"{name} seems to be here, but JAX has no plug-in for it and computes on the CPU: "
-                f"pip install -U 'jaxrobust[{extra}]' (to mean the CPU: JAX_PLATFORMS=cpu)"
+                f"this machine seems to have {name}, but JAX lacks its plug-in and uses the CPU: "
+                f"pip install -U 'jaxrobust[{extra}]', or set JAX_PLATFORMS=cpu to use the CPU"
             )
     return None

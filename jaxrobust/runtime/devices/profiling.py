@@ -73,7 +73,7 @@ class PhaseTrace:
         self._running = False
         jax.profiler.stop_trace()
         say(
-            f"{self._directory.name}: steps {self._first + 1} to {self._step} are traced; view "
+            f"{self._directory.name}: steps {self._first + 1} to {self._step} were traced; view "
             f"them with: pip install xprof; xprof --logdir {self._directory}"
         )
 

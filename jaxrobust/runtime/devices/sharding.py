@@ -63,7 +63,7 @@ def check_groups(fsdp: int, count: int, noun: str = "devices") -> None:
     """Reject groups that do not divide this many devices, and name those that do."""
     if fsdp < 1 or count % fsdp:
         fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-        raise ValueError(f"mesh.fsdp={fsdp} does not divide the {count} {noun}; one of {fits}")
+        raise ValueError(f"mesh.fsdp={fsdp} does not divide the {count} {noun}; use one of {fits}")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

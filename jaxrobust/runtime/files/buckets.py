@@ -196,7 +196,7 @@ class _Mirror:
 
     def upload(self) -> None:
         """Upload what has changed since the last time."""
-        with answering(f"{self.address}, as it is below {self.root.parent},"), self._turn:
+        with answering(f"{self.address}, whose local copy is in {self.root.parent},"), self._turn:
             states: dict[Path, os.stat_result] = {}
             for file in self.root.rglob("*"):
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
@@ -271,7 +271,7 @@ class _Mirror:
             self.upload()
         except BucketError as error:
             copying = f"gcloud storage rsync --recursive {self.root} {self.address}"
-            print(f"jaxrobust: {error}; upload them later: {copying}", file=sys.stderr)
+            print(f"jaxrobust: {error}; upload the files later: {copying}", file=sys.stderr)
         else:
             shutil.rmtree(self.root.parent, ignore_errors=True)
 

@@ -93,7 +93,7 @@ def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str
     if remove:
         path.unlink()
     raise ValueError(
-        f"{path} has sha256 {digest}, expected {wanted}: another file, or a damaged one"
+        f"{path} has sha256 {digest}, expected {wanted}: a different or damaged file"
         + ("; it was removed; run the same command again" if remove else "")
     )
 
@@ -107,7 +107,7 @@ def _is(digest: str, wanted: str) -> bool:
 def _downloaded(url: str, path: Path, sha256: str | None, tell: Tell) -> None:
     if path.is_file():
         if sha256 is None or _is(file_sha256(path), sha256):
-            return tell(f"{path}: downloaded before")
+            return tell(f"{path}: already downloaded")
         tell(f"{path} does not have the requested sha256: downloading it again")
         path.unlink()
     part, failures = path.with_name(path.name + ".part"), 0
@@ -130,7 +130,7 @@ def _downloaded(url: str, path: Path, sha256: str | None, tell: Tell) -> None:
         failures = 0 if size > old_size else failures + 1
         if failures >= tries:
             fetching = shlex.join(["curl", "-L", "-o", path.name, url])
-            done = f" ({size:,} bytes are kept, the same command continues there)" if size else ""
+            done = f" ({size:,} bytes are kept; the same command resumes there)" if size else ""
             raise Unreachable(
                 f"{url}: {reason}, {failures} times in a row{done}; if this machine has no "
                 f"network, run `{fetching}` on another machine and give the file"
@@ -150,10 +150,10 @@ def _etag(part: Path) -> Path:
 def _refuse(url: str, error: urllib.error.HTTPError) -> None:
     """Raise `ValueError` for a response that retrying would not change."""
     remedies = {
-        401: "it wants a login; download it in a browser and give the file",
-        403: "it is forbidden; download it in a browser and give the file",
+        401: "it requires a login; download it in a browser and give the file",
+        403: "access is forbidden; download it in a browser and give the file",
         404: "there is no such file; check the address",
-        410: "the file is gone; look for another address",
+        410: "the file is gone; find another address",
     }
     if error.code < 500 and error.code not in (408, 416, 429):
         why = remedies.get(error.code, "check the address")
@@ -199,9 +199,9 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
         sent = answer.headers.get("Content-Range", f"bytes {start}-")
         if resumes and not sent.startswith(f"bytes {start}-"):
             _etag(part).unlink()  # the next attempt starts from scratch
-            raise ConnectionError(f"asked for bytes {start}-, the server sends {sent}")
+            raise ConnectionError(f"asked for bytes {start}-, but the server sent {sent}")
         if start and not resumes:
-            tell(f"{url}: it changed, or its server cannot resume; starting over")
+            tell(f"{url}: the file changed, or its server cannot resume; starting over")
             start = 0
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length is not None else None

@@ -68,7 +68,7 @@ def held(path: Path, *, resource: str, otherwise: str, wait: bool = False) -> It
 def wait_for(file: Any) -> None:
     """Wait until no other process writes to an open file; closing it lets the next one in."""
     try:
-        with patience.of(f"waiting for who writes to {file.name}"):
+        with patience.of(f"waiting to write to {file.name}"):
             fcntl.lockf(file, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -181,4 +181,4 @@ def _words(holder: dict[str, Any] | None) -> str:
 def _refusal(path: Path, resource: str, otherwise: str, holder: dict[str, Any] | None) -> str:
     elsewhere = holder is not None and holder["host"] != socket.gethostname()
     gone = f", or remove {path} if that host is gone" if elsewhere else ""
-    return f"{resource} is in use {_words(holder)}: wait for it, end it, or {otherwise}{gone}"
+    return f"{resource} is in use {_words(holder)}; wait for it, end it, or {otherwise}{gone}"

@@ -80,7 +80,7 @@ def _lengths(mine: int) -> list[int]:
     client.key_value_set(f"{call}/{jax.process_index()}", str(mine))
 
     def length(process: int) -> int:
-        waiting = f"waiting for process {process}, which is still at work"
+        waiting = f"waiting for process {process}, which is still busy"
         with patience.lasting(waiting, here=jax.process_index() == 0):
             while True:
                 try:
@@ -109,8 +109,8 @@ def together(function: Callable[[], T]) -> T:
 def agree(
     identity: dict[str, Any],
     *,
-    problem: str = "evaluates something else",
-    remedy: str = "Give all of them the same command, weights and data",
+    problem: str = "evaluates something different",
+    remedy: str = "Give all processes the same command, weights and data",
 ) -> None:
     """Raise ValueError in all processes unless they hold the same plain values."""
     plain = json.loads(json.dumps(identity))

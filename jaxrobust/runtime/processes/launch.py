@@ -59,7 +59,7 @@ def few_cores() -> str | None:
         return None
     return (
         f"this process may use only one of {total} cores, so the devices will wait for images; "
-        "start it without binding (srun --cpu-bind=none) and with more cores (--cpus-per-task 8)"
+        "start without CPU binding (srun --cpu-bind=none) and with more cores (--cpus-per-task 8)"
     )
 
 
@@ -182,7 +182,7 @@ def _from_environment(value: int | None, name: str) -> int | None:
     try:
         return int(os.environ[name])
     except ValueError as error:
-        raise ValueError(f"{name}={os.environ[name]} is not an integer; write one") from error
+        raise ValueError(f"{name}={os.environ[name]} is not an integer; set it to one") from error
 
 
 def _check_hosts(
@@ -199,8 +199,8 @@ def _check_hosts(
         raise ValueError(f"--num_processes {processes} must be at least 1")
     if process is not None and not 0 <= process < (processes or process + 1):
         raise ValueError(
-            f"--process_id {process} is not one of {processes or 'N'} processes; they count "
-            f"from 0{f' to {processes - 1}' if processes else ''}"
+            f"--process_id {process} is out of range for {processes or 'N'} processes; ids go "
+            f"from 0 to {processes - 1 if processes else 'N - 1'}"
         )
     if not 0 < timeout_s < 1e6:
         raise ValueError(
@@ -221,8 +221,8 @@ def _check_port(coordinator: str) -> None:
         listening(int(coordinator.rpartition(":")[2])).close()
     except OSError as error:
         raise ValueError(
-            f"--coordinator_address {coordinator}: process 0 cannot listen at its port "
-            f"({os.strerror(error.errno or 0)}); choose a different one"
+            f"--coordinator_address {coordinator}: process 0 cannot listen on this port "
+            f"({os.strerror(error.errno or 0)}); choose a different port"
         ) from error
 
 
@@ -238,9 +238,7 @@ def _missing(
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             return (
-                f"no process answers at --coordinator_address {coordinator} within {timeout_s:g} s "
-                f"({error}); that is process 0: {remedy}"
+                f"process 0 did not answer at --coordinator_address {coordinator} within "
+                f"{timeout_s:g} s ({error}); {remedy}"
             )
-    return (
-        f"of {processes or 'the'} processes, some were not there within {timeout_s:g} s; {remedy}"
-    )
+    return f"not all {processes or 'of the'} processes joined within {timeout_s:g} s; {remedy}"

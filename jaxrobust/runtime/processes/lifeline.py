@@ -53,7 +53,7 @@ def verdict(notice: Notice, again: str) -> tuple[str, int]:
         return f"{who} was asked to stop (SIGTERM) and is gone; {again}", 75
     if notice.code == 130:
         return f"{who} was interrupted (Ctrl-C); {again}", 130
-    return f"{who} ended with an error (exit code {notice.code}), which it names; {solved}", 3
+    return f"{who} ended with an error (exit code {notice.code}), which it printed; {solved}", 3
 
 
 def lost(error: BaseException | None) -> bool:

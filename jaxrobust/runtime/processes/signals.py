@@ -38,14 +38,14 @@ def reaction(number: int, *, asked_before: bool, saves: bool, compiling: bool) -
     if not compiling:
         return None
     if number == signal.SIGINT and asked_before:
-        return Reaction("interrupted while it compiled", 130)
+        return Reaction("interrupted while compiling", 130)
     if asked_before:
         return None
     also = ", without saving" if saves else ""
     then = "saving and stopping" if saves else "stopping"
     once_more = " again" if number == signal.SIGINT else ""
     at_once = f"Ctrl-C{once_more}: stop at once{also}"
-    return Reaction(f"{then} as soon as the compiler is done, perhaps in minutes ({at_once})", None)
+    return Reaction(f"{then} once the compiler is done, which may take minutes ({at_once})", None)
 
 
 def compiles(frame: FrameType | None) -> bool:

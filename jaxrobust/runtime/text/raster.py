@@ -10,7 +10,7 @@ def png(svg: str) -> bytes:
     try:
         import resvg_py
     except ImportError as error:
-        raise ValueError("pictures need resvg, which draws them: pip install resvg-py") from error
+        raise ValueError("drawing pictures requires resvg: pip install resvg-py") from error
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=_ZOOM, background="#ffffff"))
 
 
@@ -21,6 +21,6 @@ def lacking() -> str:
     if png(empty.format(letter)) != png(empty.format("")):
         return ""
     return (
-        "pictures have no letters, because this machine has no known font; install one, such as "
+        "pictures lack text, because this machine has no known font; install one, for example "
         "with apt-get install fonts-dejavu-core"
     )

@@ -177,10 +177,14 @@ class AccountTest(parameterized.TestCase):
             {"chips": 3000},
         ),
         ({}, "1024 cannot be split over 2 slices of 1500 devices", {"chips": 3000, "slices": 2}),
-        ({"mesh.fsdp": 8}, "does not divide the 4 chips of a slice; one of 1, 2, 4", {"slices": 2}),
+        (
+            {"mesh.fsdp": 8},
+            "does not divide the 4 chips of a slice; use one of 1, 2, 4",
+            {"slices": 2},
+        ),
         ({"evaluation.batch_size": 12}, "evaluation.batch_size=12 cannot be split over 8"),
         ({"test.batch_size": 12}, "test.batch_size=12 cannot be split over 8"),
-        ({"mesh.fsdp": 3}, "mesh.fsdp=3 does not divide the 8 chips; one of 1, 2, 4, 8"),
+        ({"mesh.fsdp": 3}, "mesh.fsdp=3 does not divide the 8 chips; use one of 1, 2, 4, 8"),
         ({"train.microbatches": 3}, "microbatches=3 does not divide the 128 images"),
         ({}, "GiB of a chip that has 0; share them with --fsdp 0", {"chip": SMALL}),
     )

@@ -184,7 +184,7 @@ class QuickCommandTest(parameterized.TestCase):
         ("--on h100:1 --on h100:2", "--on is given more than once"),
         (
             "--on h100:1 --prise 2",
-            "--prise is not a flag; did you mean --price? --help-all lists them",
+            "--prise is not a flag; did you mean --price? --help-all lists all flags",
         ),
         ("--on h100:1 --config.train.epoch=2", "unknown config key 'epoch'; did you mean 'epochs'"),
         ("--on h100:1 --config.train.epochs=x", "--config.train.epochs=x is not a whole number"),
@@ -211,7 +211,7 @@ class QuickCommandTest(parameterized.TestCase):
             "--on h100:1 --config.train.epochs=1",
             "warmup_epochs=2 must be at least 0 and below epochs=1; set it to 0, or train longer",
         ),
-        ("--on h100:8 --fsdp 3", "mesh.fsdp=3 does not divide the 8 chips; one of 1, 2, 4, 8"),
+        ("--on h100:8 --fsdp 3", "mesh.fsdp=3 does not divide the 8 chips; use one of 1, 2, 4, 8"),
         ("--on h100:1 --config.data.name=flowers", "flowers"),
         ("--on h100:1 --config=other", "give the config as the first word, without --config"),
     )
@@ -219,7 +219,7 @@ class QuickCommandTest(parameterized.TestCase):
         self.refused(("quickstart", *words.split()), sentence)
 
     @sweeps.rows(
-        ("nothing_of_the_kind", ": nothing_of_the_kind: no such file; give one, or"),
+        ("nothing_of_the_kind", ": nothing_of_the_kind: no such file; give a file, or"),
         ("quickstart:seed=1", "takes no arguments; leave out what follows the colon"),
         ("configs/cifar_study.py:best", "run=best is not a valid value; one of base, patch"),
         ("configs/cifar_study.py", "give the run after a colon, one of base, patch"),

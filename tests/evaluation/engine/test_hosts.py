@@ -181,8 +181,14 @@ class AutoAttackTest(absltest.TestCase):
         for name, message in (
             ("other", "begun/ledger.* belongs to another evaluation: seed is 0 there, 1 here"),
             ("spread", r"an array \(3072, 10\) of logits_fn is spread over several .*device_put"),
-            ("seeds", "process . evaluates something else than process .: seed is . there, . here"),
-            ("data", "evaluates something else .*images is .* Give all of them the same command"),
+            (
+                "seeds",
+                "process . evaluates something different than process .: seed is . there, . here",
+            ),
+            (
+                "data",
+                "evaluates something different .*images is .* Give all processes the same command",
+            ),
             ("unshared", "process 0 does not see .*/0/ledger.process-1.jsonl.* all hosts share"),
             ("differ", r"processes see different verdicts \(.*\) in .*/[AB]/.* all hosts share"),
         ):

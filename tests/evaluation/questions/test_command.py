@@ -295,7 +295,7 @@ class RunTest(OfRun):
         ({"options": "{}"}, "--options would replace the run's own"),
         ({"epsilon": "four"}, "--epsilon=four is not a number; write one, or a fraction"),
         ({"norm": "l3", "epsilon": "1"}, "--norm=l3 is unknown; choose one of linf"),
-        ({"n": -1}, "--n=-1 is not a number of images: 1 or more, or --n=all"),
+        ({"n": -1}, "--n=-1 is not a number of images; give 1 or more, or all"),
         ({"phase": "test"}, "--phase=test is unknown; choose one of pretrain, train"),
         ({"preprocessing": "Res9"}, "unknown preprocessing 'Res9'"),
         ({"dataset": "digitz"}, "digitz"),
@@ -506,8 +506,11 @@ class CommandLineTest(parameterized.TestCase):
         self.assertIn("Exit codes", printed)
 
     @sweeps.rows(
-        (["--atack=clean"], "--atack is not a flag; did you mean --attack. --help-all lists them"),
-        (["--n=many"], "--n=many is not a number of images: 1 or more, or --n=all"),
+        (
+            ["--atack=clean"],
+            "--atack is not a flag; did you mean --attack. --help-all lists all flags",
+        ),
+        (["--n=many"], "--n=many is not a number of images; give 1 or more, or all"),
         (["a", "b"], "'b' is one word too many; name one network"),
     )
     def test_mistakes_in_flags(self, arguments, message):

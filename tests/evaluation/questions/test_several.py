@@ -209,7 +209,7 @@ class SeveralTest(parameterized.TestCase):
 
     @sweeps.rows(
         ("linf:0:0.1", "--ladder=linf:0:0.1 has 3 parts; write NORM:LOW:HIGH:RADII, such as"),
-        ("linf:0.1:0:3", "--ladder=linf:0.1:0:3 descends; the smallest radius comes first"),
+        ("linf:0.1:0:3", "--ladder=linf:0.1:0:3 must start at the smallest"),
         ("linf:0:4:3", "--ladder=linf:0:4:3: .* larger than the pixel range"),
         ("l1:0:0.5:3", "an l1 radius of 0.25 .* is probably meant for linf"),
         ("l2:0:9:3", "an l2 ball of radius 9 contains all"),

@@ -176,7 +176,7 @@ class RecipeTest(parameterized.TestCase):
     def test_none(self):
         for given, meant in (
             ("quikstart", "did you mean quickstart?"),
-            ("configs/nothing.py", "give one, or one of aligned_study, "),
+            ("configs/nothing.py", "give a file, or one of aligned_study, "),
             ("../configs/quickstart.py", "no such file"),
         ):
             with contextlib.chdir(self.create_tempdir().full_path):
@@ -186,7 +186,7 @@ class RecipeTest(parameterized.TestCase):
             self.assertEqual(said.count("\n"), 1)
 
     @sweeps.rows(
-        ("", "no config is named; give a file, or one of aligned_study"),
+        ("", "no config given; give a file, or one of aligned_study"),
         (
             "quickstart",
             "quickstart is both a bundled recipe and a file here; write configs/quickstart.py for "
@@ -247,7 +247,7 @@ class EndingTest(parameterized.TestCase):
         (
             MemoryError("Unable to allocate 9 GiB for an array with shape (3,)"),
             3,
-            "the memory of this machine is too small (Unable to allocate 9 GiB); take smaller "
+            "this machine has too little memory (Unable to allocate 9 GiB); use smaller "
             "images, or fewer. Try again",
         ),
     )
@@ -283,7 +283,7 @@ class WordsTest(parameterized.TestCase):
 
     @sweeps.rows("0", "-1", "1.5", "some", "", 0)
     def test_no_number_of_images(self, text):
-        said = f"^--n={text} is not a number of images: 1 or more, or --n=all$"
+        said = f"^--n={text} is not a number of images; give 1 or more, or all$"
         with self.assertRaisesRegex(ValueError, said):
             arguments.how_many("n", text)
 
@@ -312,9 +312,9 @@ class WordsTest(parameterized.TestCase):
         parser = arguments.Arguments("A command.")
         parser.flag("size")
         for word, said in (
-            ("--sise", "--sise is not a flag; did you mean --size? --help-all lists them"),
-            ("unsize", "unsize is not a flag; --help-all lists them"),
-            ("-x", "-x is not a flag; --help-all lists them"),
+            ("--sise", "--sise is not a flag; did you mean --size? --help-all lists all flags"),
+            ("unsize", "unsize is not a flag; --help-all lists all flags"),
+            ("-x", "-x is not a flag; --help-all lists all flags"),
         ):
             self.assertEqual(refused(lambda word=word: parser.parse_args([word])).strip(),
                              f"jaxrobust: {said}")  # fmt: skip

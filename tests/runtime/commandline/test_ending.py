@@ -150,7 +150,7 @@ class PodTest(parameterized.TestCase):
         words = f"{SENTENCE[number].format(which)}{again}\n"
         self.assertIn(words, said[other])
         self.assertNotIn("Traceback", said[other])
-        self.assertNotIn("still at work", said[other])
+        self.assertNotIn("still busy", said[other])
         self.assertLess(max(seconds), 15)
         if number == TERM:
             self.assertIn(f"jaxrobust: stopped (SIGTERM); the same command {again}\n", said[which])
@@ -217,7 +217,7 @@ class AloneTest(parameterized.TestCase):
                 said.append(host.stderr.readline())
                 self.assertNotEqual(said[-1], "", said)
             time.sleep(0.5)
-            sent, awaited = time.monotonic(), "as soon as the compiler is done"
+            sent, awaited = time.monotonic(), "once the compiler is done"
             host.send_signal(number)
         said += host.communicate(timeout=100)[1].splitlines()
         seconds = time.monotonic() - sent
@@ -237,12 +237,12 @@ class AloneTest(parameterized.TestCase):
         code, said, seconds = self.asked(["-c", WAITS], CTRL_C)
         self.assertEqual(code, 130, said)
         waits, ended = said[1:]
-        self.assertRegex(waits, "^stopping as soon as the compiler is done.*again: stop at once")
+        self.assertRegex(waits, "^stopping once the compiler is done.*again: stop at once")
         self.assertEqual(ended, "jaxrobust: interrupted; the same command starts over")
         self.assertGreater(seconds, 0.5)
 
     def test_ctrl_c_twice_does_not_wait(self):
         code, said, seconds = self.asked(["-c", WAITS], CTRL_C, CTRL_C)
-        again = "jaxrobust: interrupted while it compiled; the same command starts over"
+        again = "jaxrobust: interrupted while compiling; the same command starts over"
         self.assertEqual((code, said[-1]), (130, again), said)
         self.assertLess(seconds, 2)

@@ -46,10 +46,10 @@ class ThreatsTest(parameterized.TestCase):
     @sweeps.rows(
         ("l2:0:1", "has 3 parts; write NORM:LOW:HIGH:RADII"),
         ("l2:0:1:2:3", "has 5 parts"),
-        ("l2:0:1:1", "'1' is not a number of radii, 2 or more"),
+        ("l2:0:1:1", "'1' is not a number of radii above 1"),
         ("l2:0:1:-3", "'-3' is not a number of radii"),
-        ("l2:1:0:3", "descends; the smallest radius comes first"),
-        ("l2:1:1:3", "descends"),
+        ("l2:1:0:3", "must start at the smallest"),
+        ("l2:1:1:3", "must start at the smallest"),
         ("linf:0:16:3", "--ladder=linf:0:16:3: linf:16: "),
     )
     def test_no_ladder(self, text, said):

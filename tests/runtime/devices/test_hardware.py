@@ -89,7 +89,7 @@ class IdleTest(parameterized.TestCase):
     )
     def test_the_line_that_installs_the_plug_in(self, files, vendor, what, extra):
         said = self.said(*files, vendor=vendor)
-        self.assertStartsWith(said, f"{what} seems to be here, but JAX has no plug-in for it")
+        self.assertStartsWith(said, f"this machine seems to have {what}, but JAX lacks its plug-in")
         self.assertIn(f"pip install -U '{extra}'", said)
         self.assertIsNone(self.said(*files, vendor=vendor, backend="gpu"))
         self.assertIsNone(self.said(*files, vendor=vendor, platforms="cpu"))

@@ -66,7 +66,7 @@ class TraceTest(parameterized.TestCase):
         self.assertEqual(call.args, (profiling.Path("there").absolute(),))
         self.assertEqual(call.kwargs["profiler_options"].session_id, "step-42")
         stop.assert_called_once_with()
-        self.assertStartsWith(say.call_args.args[0], "there: steps 43 to 45 are traced; view them")
+        self.assertStartsWith(say.call_args.args[0], "there: steps 43 to 45 were traced; view them")
 
     @sweeps.fast(1)
     @parameterized.parameters((0, 3, 0), (2, 3, 0), (2, 3, 1000))
@@ -81,7 +81,7 @@ class TraceTest(parameterized.TestCase):
         self.assertEqual(touched, [n for n in (start + first, start + first + count) if n > start])
         self.assertRegex(
             said,
-            f"train: steps {start + first + 1} to {start + first + count} are traced; view "
+            f"train: steps {start + first + 1} to {start + first + count} were traced; view "
             r"them with: pip install xprof; xprof --logdir /.*/train",
         )
 

@@ -103,7 +103,7 @@ class SlicesTest(parameterized.TestCase):
         self.assertEqual(sharding.slices_of(sharding.make_mesh()), 1)
 
     @sweeps.rows(
-        (8, 2, "mesh.fsdp=8 does not divide the 4 devices of a slice; one of 1, 2, 4"),
+        (8, 2, "mesh.fsdp=8 does not divide the 4 devices of a slice; use one of 1, 2, 4"),
         (1, 3, "the slices have 3, 3, 2 devices; start slices of equal size"),
     )
     def test_slices_that_do_not_fit(self, fsdp, slices, message):
@@ -410,7 +410,7 @@ class ControlTest(parameterized.TestCase):
 
 class RefusalTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"mesh__fsdp": 3}, "mesh.fsdp=3 does not divide the 8 devices; one of 1, 2, 4, 8"),
+        ({"mesh__fsdp": 3}, "mesh.fsdp=3 does not divide the 8 devices; use one of 1, 2, 4, 8"),
         ({"train__microbatches": 0}, "train.microbatches=0 must be at least 1"),
         (
             {"train__batch_size": 32, "train__microbatches": 3},

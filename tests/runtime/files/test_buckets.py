@@ -110,9 +110,9 @@ class FilesTest(BucketCase):
         root = run.parents[1]
         self.assertRegex(
             said,
-            rf"^jaxrobust: gs://{self.objects.name}, as it is below {root.parent}, is not "
+            rf"^jaxrobust: gs://{self.objects.name}, whose local copy is in {root.parent}, is not "
             r"accessible to this account \(.*\); grant it roles/storage.objectUser and .* on the "
-            rf"bucket; upload them later: gcloud storage rsync --recursive {root} gs://",
+            rf"bucket; upload the files later: gcloud storage rsync --recursive {root} gs://",
         )
         self.assertTrue((run / "config.json").exists())
 
@@ -207,7 +207,7 @@ class LockTest(BucketCase):
         beat.start()
         self.addCleanup(beat.join)
         refusal = (
-            "it is in use by process 7 on elsewhere since .*: wait for it, end it, or take another,"
+            "it is in use by process 7 on elsewhere since .*; wait for it, end it, or take another,"
             " or remove .*/runs/1/lock if that host is gone"
         )
         with self.assertRaisesRegex(ValueError, refusal), self.held():

@@ -76,7 +76,7 @@ class AnswersTest(parameterized.TestCase):
         self.assertNotIn("Range", self.asked[0])
         again = self.fetch()
         self.assertEqual((again, self.asked), (path, []))
-        self.assertIn("downloaded before", self.said[-1])
+        self.assertIn("already downloaded", self.said[-1])
         other = self.fetch(Answer(b"x"), name="mine")
         self.assertEqual((other.name, other.read_bytes()), ("mine", b"x"))
         sha256 = hashlib.sha256(CONTENT + b"2").hexdigest()
@@ -105,7 +105,7 @@ class AnswersTest(parameterized.TestCase):
         whole = Answer(CONTENT[::-1], Content_Length=len(CONTENT))  # it changed meanwhile
         self.assertEqual(self.fetch(half, whole, name="d").read_bytes(), CONTENT[::-1])
         self.assertEqual(self.asked[1]["If-Range"], "today")
-        self.assertIn("it changed, or its server cannot resume", " ".join(self.said))
+        self.assertIn("the file changed, or its server cannot resume", " ".join(self.said))
 
     def test_more_is_here_than_there(self):
         half = Answer(CONTENT[:9], Content_Length=len(CONTENT), ETag="v1")
@@ -114,7 +114,7 @@ class AnswersTest(parameterized.TestCase):
         self.assertNotIn("Range", self.asked[2])
 
     @sweeps.rows(
-        (401, "it wants a login"), (403, "it is forbidden"), (404, "there is no such file"),
+        (401, "it requires a login"), (403, "access is forbidden"), (404, "there is no such file"),
         (410, "the file is gone"), (400, "check the address"),
     )  # fmt: skip
     def test_answers_that_no_other_try_changes(self, code, message):
@@ -136,7 +136,7 @@ class AnswersTest(parameterized.TestCase):
         half = Answer(CONTENT[:9], Content_Length=len(CONTENT), ETag="v1")
         answers = [*[ConnectionError("gone")] * 4, half, *[TimeoutError()] * 5]
         with self.assertRaisesRegex(
-            download.Unreachable, r"TimeoutError, 5 times in a row \(9 bytes are kept, the same com"
+            download.Unreachable, r"TimeoutError, 5 times in a row \(9 bytes are kept; the same com"
         ):
             self.fetch(*answers)
         with self.assertRaises(PermissionError):  # which no other try makes better

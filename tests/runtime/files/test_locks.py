@@ -68,7 +68,7 @@ class HeldTest(LocksCase):
     def test_another_process_is_named_until_it_ends(self):
         with holder(self.path) as process:
             words = rf"it is in use by process {process.pid} on {socket.gethostname()} since 2"
-            with self.assertRaisesRegex(ValueError, f"{words}.*: wait for it.*take another$"):
+            with self.assertRaisesRegex(ValueError, f"{words}.*; wait for it.*take another$"):
                 held(self.path).__enter__()
             process.stdin.close()
             process.wait()

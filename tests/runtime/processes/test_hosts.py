@@ -67,7 +67,9 @@ class PodTest(parameterized.TestCase):
 
     def test_others_that_evaluate_something_else_are_named(self):
         theirs, ours = {"seed": 1, "norm": "l2"}, {"seed": 2, "norm": "l2"}
-        said = "process 0 evaluates something else than process 1: seed is 1 there, 2 here. Give"
+        said = (
+            "process 0 evaluates something different than process 1: seed is 1 there, 2 here. Give"
+        )
         with pod(1, 2), gathered([theirs, ours]), self.assertRaisesRegex(ValueError, said):
             hosts.agree(ours)
         with pod(1, 2), gathered([ours, ours]):

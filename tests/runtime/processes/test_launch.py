@@ -77,9 +77,9 @@ class MistakesTest(parameterized.TestCase):
         ({"processes": 0}, "--num_processes 0 must be at least 1"),
         (
             {"processes": 4, "process": 4},
-            "--process_id 4 is not one of 4 processes; they count from 0 to 3",
+            "--process_id 4 is out of range for 4 processes; ids go from 0 to 3",
         ),
-        ({"process": -1}, "--process_id -1 is not one of N processes; they count from 0"),
+        ({"process": -1}, "--process_id -1 is out of range for N processes; ids go from 0 to N"),
         ({"timeout_s": 0.0}, "--coordinator_timeout 0 must be a number of seconds, such as 600"),
         ({"timeout_s": float("nan")}, "--coordinator_timeout nan must be a number of seconds"),
         ({"timeout_s": float("inf")}, "--coordinator_timeout inf must be a number of seconds"),
@@ -96,7 +96,7 @@ class MistakesTest(parameterized.TestCase):
         ({"JAX_PROCESS_ID": "0.5"}, "JAX_PROCESS_ID=0.5 is not an integer"),
         (
             {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
-            "--process_id 2 is not one of 2 processes",
+            "--process_id 2 is out of range for 2 processes",
         ),
         ({"JAX_COORDINATOR_ADDRESS": "host"}, "--coordinator_address host is not host:port"),
     )
@@ -137,7 +137,9 @@ class MainTest(parameterized.TestCase):
             *("--num_processes=2", "--process_id=1", "--coordinator_timeout=3"),
         )
         self.assertLess(time.perf_counter() - began, 40)
-        self.assertIn(f"no process answers at --coordinator_address {address} within 3 s", said)
+        self.assertIn(
+            f"process 0 did not answer at --coordinator_address {address} within 3 s", said
+        )
         self.assertIn("start the same command on every host", said)
 
     def test_nobody_comes_to_the_coordinator(self):
@@ -147,7 +149,7 @@ class MainTest(parameterized.TestCase):
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID="0",
         )
-        self.assertIn("of 2 processes, some were not there within 3 s; start the same", said)
+        self.assertIn("not all 2 processes joined within 3 s; start the same", said)
 
     def test_a_port_that_is_taken(self):
         with socket.create_server(("", 0)) as taken:
@@ -157,7 +159,7 @@ class MainTest(parameterized.TestCase):
             )
         self.assertRegex(
             said,
-            rf"--coordinator_address {address}: process 0 cannot listen at its port \(.*in use\); "
+            rf"--coordinator_address {address}: process 0 cannot listen on this port \(.*in use\); "
             "choose a different one",
         )
 
@@ -282,8 +284,6 @@ class JoinTest(parameterized.TestCase):
             self.join(initialize=broken, coordinator="a:1", processes=2, process=1)
         with self.assertRaisesRegex(ValueError, "^cannot join the hosts of the cluster: closed$"):
             self.join(initialize=broken)
-        with self.assertRaisesRegex(
-            ValueError, "of 2 processes, some were not there within 0.05 s"
-        ):
+        with self.assertRaisesRegex(ValueError, "not all 2 processes joined within 0.05 s"):
             late = {"processes": 2, "process": 0, "timeout_s": 0.05}
             self.join(initialize=lambda: time.sleep(0.3), **late)

@@ -31,7 +31,7 @@ class VerdictTest(parameterized.TestCase):
         (
             2,
             3,
-            "process 1 ended with an error (exit code 2), which it names; with that solved, the "
+            "process 1 ended with an error (exit code 2), which it printed; with that solved, the "
             "same command continues",
         ),
     )

@@ -36,10 +36,10 @@ class ReactionTest(parameterized.TestCase):
         # number, asked before, saves, compiles: exit code, words
         (TERM, False, False, True, 143, r"stopped \(SIGTERM\)"),
         (TERM, False, False, False, 143, r"stopped \(SIGTERM\)"),
-        (CTRL_C, True, False, True, 130, "interrupted while it compiled"),
-        (CTRL_C, True, True, True, 130, "interrupted while it compiled"),
-        (CTRL_C, False, False, True, None, "stopping as soon as the compiler .* again: stop at "),
-        (TERM, False, True, True, None, r"saving and stopping as soon .*Ctrl-C: .*without saving"),
+        (CTRL_C, True, False, True, 130, "interrupted while compiling"),
+        (CTRL_C, True, True, True, 130, "interrupted while compiling"),
+        (CTRL_C, False, False, True, None, "stopping once the compiler .* again: stop at "),
+        (TERM, False, True, True, None, r"saving and stopping once .*Ctrl-C: .*without saving"),
         (TERM, True, True, True, None, None),  # a second one says nothing new
         # Where nothing compiles, Python does the rest.
         *(
@@ -142,7 +142,7 @@ class ListenerTest(absltest.TestCase):
     def test_a_loop_saves_and_is_told_that_the_compiler_holds_it_up(self):
         with self.listener(), StopSignals() as stop, self.compiles:
             os.kill(os.getpid(), TERM)
-            while "as soon as the compiler is done" not in self.said.get(timeout=5):
+            while "once the compiler is done" not in self.said.get(timeout=5):
                 pass
             self.assertEqual(stop.signal, TERM)
         self.assertTrue(self.ended.empty())
@@ -165,7 +165,7 @@ class ListenerTest(absltest.TestCase):
             time.sleep(0.1)
             self.assertTrue(self.said.empty())
             with self.compiles:
-                self.assertIn("as soon as the compiler is done", self.said.get(timeout=5))
+                self.assertIn("once the compiler is done", self.said.get(timeout=5))
                 time.sleep(0.1)
         self.assertTrue(self.said.empty() and self.ended.empty())
 
@@ -185,9 +185,9 @@ class ListenerTest(absltest.TestCase):
                     os.kill(os.getpid(), CTRL_C)
                     time.sleep(1)
             self.assertEqual(
-                self.ended.get(timeout=5), ("interrupted while it compiled; begins anew", 130)
+                self.ended.get(timeout=5), ("interrupted while compiling; begins anew", 130)
             )
-        self.assertIn("stopping as soon as the compiler is done", self.said.get(timeout=5))
+        self.assertIn("stopping once the compiler is done", self.said.get(timeout=5))
 
     def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(self):
         """As it was in JAX's while it traced: the run continued to its end."""

@@ -112,7 +112,7 @@ class FailureTest(TrackersCase):
             log = self.open("recorder", draw=lambda *where: {"dot": DOT})
             self.write(log, "train", 0, [1])
             log.pictures(1)
-        self.assertIn("log.to=recorder: pictures need resvg", self.said.getvalue())
+        self.assertIn("log.to=recorder: drawing pictures requires resvg", self.said.getvalue())
         self.assertIn("pip install resvg-py", self.said.getvalue())
         self.assertEqual((recorder.images, len(recorder.scalars_of)), ([], 1))
 
