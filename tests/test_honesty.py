@@ -458,7 +458,7 @@ class ForgedTest(parameterized.TestCase):
         whole, said = self.said()
         self.assertTrue(whole, said)
         share = f"{self.honest.record.robust:.2%}"
-        self.assertIn(f"claim: at most {share} of 40 of the split's 100 images are robust", said)
+        self.assertIn(f"claim: at most {share} of 40 images are robust, from a split of 100", said)
 
     @parameterized.named_parameters((forgery.name, forgery) for forgery in forgeries.ALL)
     def test_forged(self, forgery):
@@ -484,10 +484,12 @@ class ForgedTest(parameterized.TestCase):
         bundles.rows_changed(self.folder, rows)
         whole, said = self.said(labels=None)
         self.assertFalse(whole)
-        self.assertRegex(said, "labels are the bundle's own, and not confirmed\nConfirmed but for")
+        self.assertRegex(
+            said, "labels come from the bundle and are not confirmed\nConfirmed except for"
+        )
         whole, said = self.said(labels=None, trust_labels=True)
         self.assertTrue(whole)
-        self.assertIn("the labels are the bundle's own, and taken on trust, as requested", said)
+        self.assertIn("the labels come from the bundle and are taken on trust, as requested", said)
         self.assertFalse(self.said()[0])
 
     def test_logits_that_are_no_numbers_confirm_nothing(self):
@@ -498,7 +500,7 @@ class ForgedTest(parameterized.TestCase):
     def test_images_that_were_not_given_are_not_confirmed(self):
         whole, said = self.said(count=20, labels=self.honest.labels[:20])
         self.assertFalse(whole)
-        self.assertIn("20 images not confirmed: not among the images that were given", said)
+        self.assertIn("20 images not confirmed: not among the given images", said)
 
     def test_a_bundle_of_an_older_version_is_read_with_what_it_lacks(self):
         path = self.folder / claims.ABOUT
@@ -509,7 +511,7 @@ class ForgedTest(parameterized.TestCase):
         whole, said = self.said()
         self.assertTrue(whole)
         self.assertIn(
-            "it does not say how many images its split has, nor what its network computes", said
+            "it lacks the number of images in its split, the fingerprint of its network", said
         )
 
 

@@ -232,20 +232,20 @@ def attacks(*balls: dict[str, Any]) -> Edit:
 
 # Forgers count images, or leave them out.
 IMAGES = [
-    Forgery("a negative id", counted_twice, "has the image -3., and images are numbered from 0"),
-    Forgery("an image twice", again, r"has an image twice: \d+"),
-    Forgery("those that survive left out", left_out, r"leaves out \d+ of the 40 images of its re"),
-    Forgery("a choice of images", chosen, "is of the images '0, .*, which are not the first"),
+    Forgery("a negative id", counted_twice, "has image -3., but images are numbered from 0"),
+    Forgery("an image twice", again, r"has image \d+ twice"),
+    Forgery("those that survive left out", left_out, r"lacks \d+ of the 40 images of its record"),
+    Forgery("a choice of images", chosen, "covers images '0, .*, which are not the first"),
     Forgery("numbered anew", numbered_anew, r"not confirmed: not the image that was evaluated"),
-    Forgery("a float for an id", row("", image=3.0), "has 3.0 for the image of line"),
-    Forgery("true for an id", row("", image=True), "has True for the image of line"),
-    Forgery("a text for an id", row("", image="3"), "has '3' for the image of line"),
-    Forgery("an id beyond", row("", image=77), "has the image 77, and its record is of 40, 0"),
-    Forgery("more ids in the record", record(image_ids="0..49"), "leaves out 10 of the 50 images"),
+    Forgery("a float for an id", row("", image=3.0), "has the invalid image 3.0 in line"),
+    Forgery("true for an id", row("", image=True), "has the invalid image True in line"),
+    Forgery("a text for an id", row("", image="3"), "has the invalid image '3' in line"),
+    Forgery("an id beyond", row("", image=77), "has image 77, but its record covers 40, 0"),
+    Forgery("more ids in the record", record(image_ids="0..49"), "lacks 10 of the 50 images"),
     Forgery("an endless record", record(image_ids="0.." + "9" * 40), "not the first ones of a spl"),
     Forgery("no lines", no_lines, "it has no images"),
-    Forgery("a split smaller than its images", about(split_images=30), "of a split that has 30"),
-    Forgery("a split of no size", about(split_images=None), "of a split that has None"),
+    Forgery("a split smaller than its images", about(split_images=30), "of a split with 30"),
+    Forgery("a split of no size", about(split_images=None), "of a split with None"),
 ]
 # They change numbers.
 NUMBERS = [
@@ -253,55 +253,55 @@ NUMBERS = [
     Forgery("robust, by one image", record(robust=0.3), r"has \d+ robust images of 40, .* 30.00%"),
     Forgery("robust as nothing", record(robust=None), r"robust images of 40, .* says None"),
     Forgery("robust as NaN", record(robust=float("nan")), "robust images of 40, .* says nan"),
-    Forgery("clean", record(clean=0.95), "has 32 rightly classified images of 40, .* 95.00%"),
-    Forgery("interval", keys("interval", robust=[0, 0.1]), r"says \[0, 0.1\] for the 95% interva"),
+    Forgery("clean", record(clean=0.95), "has 32 correctly classified images of 40, .* 95.00%"),
+    Forgery("interval", keys("interval", robust=[0, 0.1]), r"gives \[0, 0.1\] as 95% interval"),
     Forgery("what an attack left", keys("accuracy_after", **{"apgd-ce": 0.2}), "0.2 after apgd-ce"),
-    Forgery("another attack", keys("accuracy_after", fab=0.1), "left, and has the attacks apgd-ce"),
+    Forgery("another attack", keys("accuracy_after", fab=0.1), "but has attacks apgd-ce"),
     Forgery(
         "costs",
         record(costs=[{"attack": "apgd-ce", "fooled": 39}, {"attack": "square", "fooled": 1}]),
-        r"says that apgd-ce fooled 39 images, and has \d+",
+        r"gives 39 images that apgd-ce fooled, but has \d+",
     ),
     Forgery("a lost model", without("model"), "it lacks 'model'"),
     Forgery("a number twice", said_twice, "is not JSON .a name appears twice"),
 ]
 # They change what is said of an image.
 VERDICTS = [
-    Forgery("fooled by nothing", row("", verdict="apgd-ce"), "has None for the file of line"),
+    Forgery("fooled by nothing", row("", verdict="apgd-ce"), "has the invalid file None in line"),
     Forgery(
-        "fooled by no attack", row("apgd-ce", verdict="magic"), "verdict 'magic' .* not an attack"
+        "fooled by no attack", row("apgd-ce", verdict="magic"), "verdict 'magic' .* no such attack"
     ),
     Forgery(
         "misclassified as it is", row("", verdict="clean"), "1 image not confirmed: classified "
     ),
     Forgery("a difference of nothing", standing_as_fooled, "not confirmed: classified correctly"),
-    Forgery("another label", other_label("clean"), "another label than the data set's"),
-    Forgery("another label of one that stands", other_label(""), "another label than the data se"),
+    Forgery("another label", other_label("clean"), "a label that differs from the data set's"),
+    Forgery("another label of one that stands", other_label(""), "a label that differs from"),
     Forgery("a label of no class", row("clean", label=99), "label 99 .*, which is not a class"),
     Forgery("hashes swapped", swapped("sha256"), "2 images not confirmed: not the image that"),
-    Forgery("a hash of nothing", row("clean", sha256=""), "has '' for the sha256 of image"),
-    Forgery("lines that are none", text("[1]\n"), "has .1. for the image of line 1"),
+    Forgery("a hash of nothing", row("clean", sha256=""), "has the invalid sha256 '' for"),
+    Forgery("lines that are none", text("[1]\n"), "has .1. in line 1, which"),
     Forgery("lines of no JSON", text("{image: 1}\n"), "images.jsonl is not JSON"),
 ]
 # They change the ball, or the points.
 POINTS = [
-    Forgery(
-        "a smaller radius", attacks({"epsilon": 4 / 255}), "image further away than the radius"
-    ),
+    Forgery("a smaller radius", attacks({"epsilon": 4 / 255}), "image outside the radius"),
     Forgery("an infinite radius", attacks({"epsilon": float("inf")}), "has the invalid radius inf"),
     Forgery("a radius of NaN", attacks({"epsilon": float("nan")}), "has the invalid radius nan"),
     Forgery("a negative radius", attacks({"epsilon": -1}), "has the invalid radius -1"),
-    Forgery("a norm of nothing", attacks({"norm": "l0"}), "another norm than linf, l2, l1: 'l0'"),
-    Forgery("another norm", attacks({"norm": "l2"}), "image further away than the radius"),
-    Forgery("two radii", attacks({}, {"epsilon": 0.5}), "attacks of several norms or radii"),
-    Forgery("a longer step", row("apgd-ce", step=0.1), "image further away than the radius"),
-    Forgery("a step of NaN", row("apgd-ce", step=float("nan")), "has nan for the step of line"),
-    Forgery("a pixel of NaN", stored(exact(np.nan), levels=0, step=0.0), "that leaves .0, 1."),
-    Forgery("a pixel above 1", stored(exact(1.1), levels=0, step=0.0), "that leaves .0, 1."),
-    Forgery("another image", swapped_exact, "image further away than the radius|leaves .0, 1."),
+    Forgery("a norm of nothing", attacks({"norm": "l0"}), "norm 'l0', which is not one of linf"),
+    Forgery("another norm", attacks({"norm": "l2"}), "image outside the radius"),
+    Forgery("two radii", attacks({}, {"epsilon": 0.5}), "attacks with several norms or radii"),
+    Forgery("a longer step", row("apgd-ce", step=0.1), "image outside the radius"),
+    Forgery("a step of NaN", row("apgd-ce", step=float("nan")), "has the invalid step nan in line"),
+    Forgery("a pixel of NaN", stored(exact(np.nan), levels=0, step=0.0), "image outside .0, 1."),
+    Forgery("a pixel above 1", stored(exact(1.1), levels=0, step=0.0), "image outside .0, 1."),
+    Forgery("another image", swapped_exact, "image outside the radius|outside .0, 1."),
     Forgery("another shape", about(image=[4, 4, 12]), "shape .4, 4, 12., but its record says 8"),
     Forgery("a shape of nothing", about(image=[8, 8, -3]), "invalid shape"),
-    Forgery("too many levels", row("apgd-ce", levels=300), "has 300 levels of"),
+    Forgery(
+        "too many levels", row("apgd-ce", levels=300), "has invalid levels for image .*: 300 of"
+    ),
 ]
 # They change files.
 FILES = [
@@ -309,7 +309,7 @@ FILES = [
     Forgery("beyond the end", row("apgd-ce", offset=10**6), "at bytes 1000000 to .*, which has"),
     Forgery("before the start", row("apgd-ce", offset=-1), "at bytes -1 to"),
     Forgery("a file that is cut off", cut, "at bytes .* of differences-0.bin, which has"),
-    Forgery("a byte", byte, "differences-0.bin differs from the file that the bundle was written"),
+    Forgery("a byte", byte, "differences-0.bin differs from the file in the original bundle"),
     Forgery("a file that is gone", gone, "images.jsonl is missing; download the bundle again"),
     Forgery("pickled arrays", stored(pickled), r"image \d+: a difference cannot be decompressed"),
     Forgery(
@@ -324,7 +324,9 @@ FILES = [
     Forgery(
         "something behind it", stored(lambda *_: steps(1) + b"more"), "of 192 bytes does not fit"
     ),
-    Forgery("a numpy of its own", listed("numpy.py"), "lists numpy.py, which no bundle has"),
+    Forgery(
+        "a numpy of its own", listed("numpy.py"), "lists numpy.py, which is not part of a bundle"
+    ),
     Forgery("a schema of nothing", about(schema=None), "has no schema; download the bundle again"),
     Forgery("a schema of the future", about(schema=9), "schema 9, but this program only reads"),
 ]
@@ -409,17 +411,17 @@ def labels_as_answered(folder: Path, honest: Any) -> None:
 
 # They make their own network look better, with numbers that follow from their rows. Each says what
 # forward passes find; "" where only an attack on standing images does.
-WRONG = "said to be classified correctly as it is, and misclassified here"
-REACH = "the points do not use the radius of the claim"
+WRONG = "claimed correct without an attack, but misclassified here"
+REACH = "the points do not use the claimed radius"
 BETTER = [
     Forgery("all verdicts erased", erased("clean", "apgd-ce", "apgd-t", "square"), WRONG),
     Forgery("clean errors erased", erased("clean"), WRONG),
     Forgery("clean errors as fooled", misclassified_as_fooled, WRONG),
-    Forgery("labels as answered", labels_as_answered, "another label than the data set's"),
+    Forgery("labels as answered", labels_as_answered, "a label that differs from the data set's"),
     Forgery("other images that survive", other_hash, "not the image that was evaluated"),
-    Forgery("hard images left out", without_the_hard(False), r"has the image \d+, and its record"),
+    Forgery("hard images left out", without_the_hard(False), r"has image \d+, but its record"),
     Forgery("hard images renumbered", without_the_hard(True), "not the image that was evaluated"),
-    Forgery("easy images twice", easy_twice, "has an image twice"),
+    Forgery("easy images twice", easy_twice, r"has image \d+ twice"),
     Forgery("twice the radius", ball(2), REACH),
     Forgery("clean images as points", points_of_nothing, "classified correctly here"),
     Forgery("fooled ones erased", erased("apgd-ce", "apgd-t", "square"), ""),

@@ -177,11 +177,11 @@ class SegmentationTest(parameterized.TestCase):
         less = tasks.segmentation(least=0.5)
         for words, call in (
             (
-                "is of the task segmentation",
+                "is for task segmentation",
                 lambda: of_task.check(place, segment, IMAGES, MASKS, less),
             ),
             (
-                "is of the task segmentation",
+                "is for task segmentation",
                 lambda: of_task.write(folder / "b", result, segment, IMAGES, MASKS, less),
             ),
             (
@@ -189,7 +189,7 @@ class SegmentationTest(parameterized.TestCase):
                 lambda: of_task.write(folder / "b", few, segment, IMAGES[:3], MASKS[:3], TASK),
             ),
             (
-                "bundle is of a task; check it with evaluation.bundles.of_task",
+                "bundle is a task's bundle; check it with evaluation.bundles.of_task",
                 lambda: claims.read(place),
             ),
             (

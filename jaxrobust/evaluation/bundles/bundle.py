@@ -41,18 +41,18 @@ PROGRAM = "verify.py"
 LEVELS = (1, 2, 4, 8, 32, 127)  # of a difference, on either side of 0, tried in this order
 _PART_BYTES = 64 * 2**20  # maximum size of a file of differences
 _ENCODING = (
-    "images.jsonl has a line for each image: its place in the split, label, verdict ('': it "
-    "stands, 'clean': misclassified as it is, else the attack) and the sha256 of the clean image, "
-    "f32[H,W,C] in [0, 1] (uint8 / 255), little-endian. Of one that an attack fooled, `bytes` of "
-    "`file` from `offset` on are the difference, compressed by zlib. With levels: int8 steps; the "
-    "adversarial image is clip(clean + steps * step, 0, 1) in float32. With 0 levels: what the bit "
-    "patterns of the float32 values differ by, modulo 2^32, the lowest bytes of all values first."
+    "images.jsonl has a line for each image: its place in the split, label, verdict ('' if it "
+    "stands, 'clean' if misclassified without an attack, else the attack) and the sha256 of the "
+    "clean image, f32[H,W,C] in [0, 1] (uint8 / 255), little-endian. If an attack fooled it, "
+    "`bytes` of `file` from `offset` on hold the difference, compressed by zlib. With levels: int8 "
+    "steps; the adversarial image is clip(clean + steps * step, 0, 1) in float32. With 0 levels: "
+    "the differences of the float32 bit patterns, modulo 2^32, lowest bytes of all values first."
 )
 _CORRUPTED_ENCODING = (
-    "images.jsonl has a line for each image: its place in the split, label, `right`, which has a 1 "
-    "for each of `corruptions`, in their order, under which the network classifies it correctly, "
-    "and the sha256 of the image under all of these corruptions in this order, uint8[H,W,C] each. "
-    "`clean` is the image as it is, KIND-SEVERITY a common corruption."
+    "images.jsonl has a line for each image: its place in the split, label, `right` (a digit for "
+    "each of `corruptions`, in their order: 1 if the network classifies it correctly, else 0) and "
+    "the sha256 of the image under all of these corruptions in this order, uint8[H,W,C] each. "
+    "`clean` is the unchanged image, KIND-SEVERITY a common corruption."
 )
 
 
@@ -62,7 +62,7 @@ def check(flags: Any, count: int) -> None:
         return
     if count > 1:
         raise ValueError(
-            "--bundle takes one threat at one image size; make one for each, from the same --out"
+            "--bundle takes one threat at one image size; write one for each, with the same --out"
         )
     if flags.attack != ALONE and not is_cascade(flags.attack) and flags.corruptions is None:
         raise ValueError(
@@ -120,7 +120,7 @@ def of_record(
         )
     if not record.verdicts:
         raise ValueError(
-            f"the record {record.evaluation} has no per-image verdicts, like records of older "
+            f"the record {record.evaluation} has no per-image verdicts, like records from older "
             "versions; evaluate again with --out DIR"
         )
     verdicts = checked.verdicts(record, out / "results.jsonl")
@@ -194,7 +194,7 @@ def write(
         }
         (part / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     exact = f", {levels[0]} of them exact" if levels[0] else ""
-    near = f"; {unsure} are misclassified by little more than rounding" if unsure else ""
+    near = f"; {unsure} are misclassified by barely more than rounding" if unsure else ""
     _announce(place, f"{sum(levels.values())} adversarial images{exact}", near)
 
 
@@ -407,8 +407,8 @@ def _stored_points(ledger: Path, verdicts: Verdicts) -> dict[int, tuple[Path, in
     missing = len(wanted) - len(points)
     if missing or not all(file.is_file() for file, _ in points.values()):
         raise ValueError(
-            f"{ledger} lacks adversarial images of its evaluation ({missing} verdicts); "
-            "--bundle needs them: evaluate again with --out DIR"
+            f"{ledger} lacks adversarial images that --bundle needs ({missing} verdicts); "
+            "evaluate again with --out DIR"
         )
     return points
 

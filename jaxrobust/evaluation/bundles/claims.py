@@ -77,7 +77,7 @@ def read(folder: Path, *, of_task: bool = False) -> Bundle:
             raise ValueError(f"{folder / name} is missing; download the bundle again")
         if file_sha256(folder / name) != sha256:
             raise ValueError(
-                f"{folder / name} differs from the file that the bundle was written with; "
+                f"{folder / name} differs from the file in the original bundle; "
                 "download the bundle again"
             )
     about = _parsed(folder / ABOUT, (folder / ABOUT).read_text())
@@ -91,7 +91,7 @@ def read(folder: Path, *, of_task: bool = False) -> Bundle:
         )
     if (schema == TASK_SCHEMA) != of_task:
         remedy = "jaxrobust verify" if of_task else "evaluation.bundles.of_task.check"
-        raise ValueError(f"{folder} is {'not ' * of_task}of a task; check it with {remedy}")
+        raise ValueError(f"{folder} is {'not ' * of_task}a task's bundle; check it with {remedy}")
     listed_rows = (folder / ROWS).read_text().splitlines()
     rows = [_parsed(folder / ROWS, line) for line in listed_rows]
     try:
@@ -112,7 +112,7 @@ def _sums(path: Path) -> dict[str, str]:
         raise ValueError(f"{path} is damaged; download the bundle again")
     if others := [name for name in sums if not _FILES.fullmatch(name)]:
         raise ValueError(
-            f"{path} lists {others[0]}, which no bundle has; download the bundle again"
+            f"{path} lists {others[0]}, which is not part of a bundle; download the bundle again"
         )
     return sums
 

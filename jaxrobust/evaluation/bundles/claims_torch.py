@@ -58,7 +58,7 @@ def network(name: str, device: str | None) -> Logits:
         net = net()
     if not isinstance(net, torch.nn.Module):
         raise ValueError(
-            f"--module {name} gives no torch.nn.Module; name one, or a function without arguments "
+            f"--module {name} is not a torch.nn.Module; name one, or a function without arguments "
             "that returns one"
         )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -119,7 +119,7 @@ def stored_corruptions(
     if not folder.is_dir():
         raise ValueError(
             f"--images {folder} is not a folder; a bundle of common corruptions needs a folder "
-            "with KIND.npy for each corruption and labels.npy, as CIFAR-10-C has"
+            "with KIND.npy for each corruption and labels.npy, as in CIFAR-10-C"
         )
     stored, count = {}, 0
     for name in names:
@@ -139,7 +139,7 @@ def stored_corruptions(
     labels = _array(folder / "labels.npy", "images")
     if labels.shape not in ((count,), (count * SEVERITIES,)) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"--images: {folder / 'labels.npy'} is {labels.dtype}{labels.shape}, and there are "
+            f"--images: {folder / 'labels.npy'} is {labels.dtype}{labels.shape}, but there are "
             f"{count} images of each severity"
         )
 
@@ -170,10 +170,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     flag("--module", required=True, help="The network: FILE.py:NAME or package.module:NAME.")
     flag("--labels", type=Path, help="Labels of the data set, .npy: int[N].")
-    flag("--trust-labels", action="store_true", help="Take the labels of the bundle unchecked.")
+    flag("--trust-labels", action="store_true", help="Accept the bundle's labels unchecked.")
     flag("--bundle", type=Path, default=Path(__file__).parent, help="Default: this folder.")
-    flag("--batch", type=int, default=BATCH, help="Images at a time.")
-    flag("--device", help="Such as cpu or cuda; default: cuda if available.")
+    flag("--batch", type=int, default=BATCH, help="Batch size.")
+    flag("--device", help="Device, such as cpu or cuda; default: cuda if available.")
     args = parser.parse_args(argv)
     try:
         bundle = read(args.bundle)
@@ -193,11 +193,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"verify: {error}", file=sys.stderr)
         return 2
     print("\n".join(lines(bundle, findings)))
-    print("This program cannot tell whether these are the record's weights: compare the files.")
+    print("This program cannot tell whether these are the record's weights; compare the files.")
     if not bundle.corrupted:
-        print("Images that stand were not attacked here: jaxrobust verify attacks some of them.")
+        print("Standing images were not attacked here; jaxrobust verify attacks some of them.")
     if findings.labels == "unchecked":
-        print("Pass --labels to compare them with the data set's, or --trust-labels to take them.")
+        print("Pass --labels to check the labels, or --trust-labels to accept the bundle's.")
     return 0 if findings.whole else 1
 
 
@@ -207,15 +207,15 @@ def _opened(bundle: Bundle, args: argparse.Namespace) -> tuple[Images, int, np.n
     if bundle.corrupted:
         if args.labels is not None:
             raise ValueError(
-                "--labels has no effect on common corruptions: their folder has labels"
+                "--labels has no effect on common corruptions, whose folder has labels"
             )
         return stored_corruptions(args.images, about["corruptions"], about["image"])
     images, count = stored_images(args.images, about["image"])
     labels = None if args.labels is None else _array(args.labels, "labels")
     if labels is not None and labels.shape != (count,):
-        raise ValueError(f"--labels has shape {labels.shape}, and there are {count} images")
+        raise ValueError(f"--labels has shape {labels.shape}, but there are {count} images")
     if labels is not None and labels.dtype.kind not in "iu":
-        raise ValueError(f"--labels has {labels.dtype}, and labels are whole numbers")
+        raise ValueError(f"--labels has type {labels.dtype}, but labels must be integers")
     return images, count, labels
 
 

@@ -58,16 +58,16 @@ _STORED = {"file": str, "offset": int, "bytes": int, "levels": int, "step": floa
 _CORRUPTED_TYPES = {"image": int, "label": int, "sha256": str, "right": str}
 # Facts that older bundles lack, worded for people; a missing fact is not compared.
 _LACKING = {
-    "split_images": "how many images its split has",
-    "interval": "the interval of its accuracies",
-    "accuracy_after": "what each attack left",
-    "costs": "how many images each attack fooled",
-    "fingerprint": "what its network computes",
+    "split_images": "the number of images in its split",
+    "interval": "the intervals of its accuracies",
+    "accuracy_after": "the accuracy after each attack",
+    "costs": "the number of images that each attack fooled",
+    "fingerprint": "the fingerprint of its network",
 }
 
 
 def fault(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> str | None:
-    """Describe the first contradiction as "has ..." or "says ...", or return None."""
+    """Describe the first contradiction as "has ..." or "gives ...", or return None."""
     return next(_faults(about, rows, sizes), None)
 
 
@@ -117,37 +117,37 @@ def _types(rows: Rows, is_corrupted: bool) -> Iterator[str]:
         yield "has no images"
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            yield f"has {row!r:.40} for the image of line {number}, which is not an id"
+            yield f"has {row!r:.40} in line {number}, which is not an object"
         wanted = _CORRUPTED_TYPES if is_corrupted else _TYPES
         if not is_corrupted and row.get("verdict") not in ("", CLEAN):
             wanted = _TYPES | _STORED
         for key, type_of_key in wanted.items():
             if not is_a(row.get(key), type_of_key):
-                yield f"has {row.get(key)!r:.40} for the {key} of line {number}, which is invalid"
+                yield f"has the invalid {key} {row.get(key)!r:.40} in line {number}"
 
 
 def _ids(about: BundleFacts, ids: list[int]) -> Iterator[str]:
     """Report if the rows are not exactly the images of the record."""
     if min(ids) < 0:
-        yield f"has the image {min(ids)}, and images are numbered from 0"
+        yield f"has image {min(ids)}, but images are numbered from 0"
     if repeated := sorted(image for image, count in Counter(ids).items() if count > 1):
-        yield f"has an image twice: {repeated[0]}"
+        yield f"has image {repeated[0]} twice"
     listed, spread = about["record"]["image_ids"], about["record"].get("image_choice") == "hash"
     runs = _runs(listed) if isinstance(listed, str) else []
     if not runs or (not spread and (len(runs) > 1 or runs[0].start)):
-        yield f"is of the images {listed!r:.40}, which are not the first ones of a split"
+        yield f"covers images {listed!r:.40}, which are not the first ones of a split"
     count, starts = sum(map(len, runs)), [run.start for run in runs]
     foreign = [i for i in ids if i not in runs[bisect.bisect_right(starts, i) - 1]]
     if foreign:
-        yield f"has the image {max(foreign)}, and its record is of {count:,}, {listed:.40}"
+        yield f"has image {max(foreign)}, but its record covers {count:,}, {listed:.40}"
     if count > len(ids):
         present = set(ids)
         missing = next(image for run in runs for image in run if image not in present)
-        yield f"leaves out {count - len(ids):,} of the {count:,} images of its record, as {missing}"
+        yield f"lacks {count - len(ids):,} of the {count:,} images of its record, such as {missing}"
     split = about.get("split_images")
     may_lack = split is None and about["schema"] < 2
     if not may_lack and (type(split) is not int or split <= runs[-1][-1]):
-        yield f"is of {count:,} images of a split that has {split!r:.20}"
+        yield f"covers {count:,} images of a split with {split!r:.20}"
 
 
 def _runs(listed: str) -> list[range]:
@@ -167,17 +167,17 @@ def _threat(record: RecordJson) -> Iterator[str]:
         yield "lacks attacks"
     norm, epsilon = balls[0]
     if not isinstance(norm, str) or norm not in ORDER:
-        yield f"has another norm than {', '.join(ORDER)}: {norm!r:.20}"
+        yield f"has the norm {norm!r:.20}, which is not one of {', '.join(ORDER)}"
     if not is_a(epsilon, float) or epsilon <= 0:
         yield f"has the invalid radius {epsilon!r:.20}"
     if any(ball != balls[0] for ball in balls):
-        yield "has attacks of several norms or radii, of which one ball shows nothing"
+        yield "has attacks with several norms or radii, which one ball cannot confirm"
 
 
 def _corruptions(about: BundleFacts) -> Iterator[str]:
     wanted = [name for name, _ in _stated(about["record"])]
     if not wanted or about["corruptions"] != wanted:
-        yield f"is of {about['corruptions']!r:.60}, and its record of {', '.join(wanted):.60}"
+        yield f"covers {about['corruptions']!r:.60}, but its record {', '.join(wanted):.60}"
     for name in wanted:
         if name != CLEAN and not re.fullmatch("[a-z_]+-[1-5]", name):
             yield f"has the unknown corruption {name!r:.40}"
@@ -200,17 +200,17 @@ def _rows(about: BundleFacts, rows: Rows, is_corrupted: bool) -> Iterator[str]:
         image = row["image"]
         if not is_corrupted and row["verdict"] not in verdicts:
             yield (
-                f"has the verdict {row['verdict']!r:.40} on image {image}, which is not an attack "
-                "of its record"
+                f"has the verdict {row['verdict']!r:.40} on image {image}, but its record has no "
+                "such attack"
             )
         if is_corrupted and place and image < rows[place - 1]["image"]:
-            yield f"has image {image} in line {place + 1}, and its images are in order"
+            yield f"has image {image} out of order, in line {place + 1}"
         if is_corrupted and not re.fullmatch(f"[01]{{{count}}}", row["right"]):
-            yield f"has {row['right']!r:.40} for image {image}, and needs {count} of 0 and 1"
+            yield f"has {row['right']!r:.40} for image {image}, but needs {count} digits 0 or 1"
         if row["label"] < 0 or (classes is not None and row["label"] >= classes):
             yield f"has the label {row['label']} for image {image}, which is not a class"
         if not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
-            yield f"has {row['sha256']!r:.40} for the sha256 of image {image}"
+            yield f"has the invalid sha256 {row['sha256']!r:.40} for image {image}"
 
 
 def _differences(rows: Rows, sizes: dict[str, int]) -> Iterator[str]:
@@ -220,23 +220,23 @@ def _differences(rows: Rows, sizes: dict[str, int]) -> Iterator[str]:
         start, end = row["offset"], row["offset"] + row["bytes"]
         if not 0 <= start < end <= sizes[row["file"]]:
             yield (
-                f"has a difference of image {row['image']} at bytes {start} to {end} of "
-                f"{row['file']}, which has {sizes[row['file']]}"
+                f"has the difference of image {row['image']} at bytes {start} to {end} of "
+                f"{row['file']}, which has only {sizes[row['file']]}"
             )
         if not 0 <= row["levels"] <= LEVELS or row["step"] < 0:
-            yield f"has {row['levels']} levels of {row['step']} for image {row['image']}"
+            yield f"has invalid levels for image {row['image']}: {row['levels']} of {row['step']}"
 
 
 def _accuracies(record: RecordJson, rows: Rows) -> Iterator[str]:
     n = len(rows)
     right = sum(row["verdict"] != CLEAN for row in rows)
     robust = sum(row["verdict"] == "" for row in rows)
-    rows_of = {"robust": ("robust", robust), "clean": ("rightly classified", right)}
+    rows_of = {"robust": ("robust", robust), "clean": ("correctly classified", right)}
     for key, (words, number) in rows_of.items():
         value = record[key]
         if not is_a(value, float) or abs(value - number / n) > _OFF:
             written = f"{value:.2%}" if is_a(value, float) else repr(value)
-            yield f"has {number} {words} images of {n}, and its record says {written}"
+            yield f"has {number} {words} images of {n}, but its record says {written}"
     if intervals := record.get("interval"):
         for key in ("clean", "robust"):
             yield from _interval(intervals[key], key, record[key], n)
@@ -251,12 +251,12 @@ def _attacks(record: RecordJson, rows: Rows, standing: int) -> Iterator[str]:
         fooled[_FULL if row["verdict"].endswith(f" ({_FULL})") else row["verdict"]] += 1
     if after := record.get("accuracy_after"):
         if list(after) != stages:
-            yield f"says what {', '.join(after)} left, and has the attacks {', '.join(stages)}"
+            yield f"gives accuracies after {', '.join(after)}, but has attacks {', '.join(stages)}"
         for name, number in fooled.items():
             standing -= number
             if not is_a(after[name], float) or abs(after[name] - standing / len(rows)) > _OFF:
-                by_rows = f"and its rows give {standing / len(rows):.6g}"
-                yield f"says {after[name]!r:.20} after {name}, {by_rows}"
+                by_rows = f"but its rows give {standing / len(rows):.6g}"
+                yield f"gives {after[name]!r:.20} after {name}, {by_rows}"
     if costs := record.get("costs"):
         stated = dict.fromkeys((cost["attack"] for cost in costs), 0)
         for cost in costs:
@@ -264,7 +264,7 @@ def _attacks(record: RecordJson, rows: Rows, standing: int) -> Iterator[str]:
         for name in (*fooled, *stated):
             if stated.get(name) != fooled.get(name, 0):
                 yield (
-                    f"says that {name} fooled {stated.get(name)} images, and has "
+                    f"gives {stated.get(name)} images that {name} fooled, but has "
                     f"{fooled.get(name, 0)}"
                 )
 
@@ -276,10 +276,10 @@ def _corrupted_accuracies(about: BundleFacts, rows: Rows) -> Iterator[str]:
     stated = dict(_stated(record)) | {"mean": record["corruptions"]["mean"]}
     for name, value in stated.items():
         if not is_a(value, float) or abs(value - computed[name]) > _OFF:
-            by_rows = f"and its rows give {computed[name]:g}"
-            yield f"says the accuracy {value!r:.20} for {name}, {by_rows}"
+            by_rows = f"but its rows give {computed[name]:g}"
+            yield f"gives the accuracy {value!r:.20} for {name}, {by_rows}"
     if record.get("robust") is not None:
-        yield f"says {record['robust']!r:.20} for robust accuracy, which it does not measure"
+        yield f"gives the robust accuracy {record['robust']!r:.20}, which it does not measure"
     ends = (record.get("interval") or {}).get(CLEAN)
     if CLEAN in computed and ends:
         yield from _interval(ends, CLEAN, computed[CLEAN], len(rows))
@@ -292,7 +292,7 @@ def _interval(stated: Any, key: str, share: float, n: int) -> Iterator[str]:
     sound = pair and all(is_a(end, float) for end in stated)
     if not sound or max(abs(a - b) for a, b in zip(stated, ends, strict=True)) > _OFF:
         written = ", ".join(f"{end:.2%}" for end in ends)
-        yield f"says {stated!r:.60} for the 95% interval of {key}, and its rows give {written}"
+        yield f"gives {stated!r:.60} as 95% interval of {key}, but its rows give {written}"
 
 
 def _stages(record: RecordJson) -> list[str]:

@@ -30,21 +30,21 @@ from jaxrobust.evaluation.bundles.contradictions import CLEAN, Rows, interval, k
 SHOWN = 8  # images that a line names
 # Why an image is not confirmed, worded for people; the keys are those of `unconfirmed`.
 WHY = {
-    "missing": "not among the images that were given",
+    "missing": "not among the given images",
     "other image": "not the image that was evaluated",
-    "other label": "another label than the data set's",
-    "outside the range": "an adversarial image that leaves [0, 1]",
-    "outside the ball": "an adversarial image further away than the radius",
+    "other label": "a label that differs from the data set's",
+    "outside the range": "an adversarial image outside [0, 1]",
+    "outside the ball": "an adversarial image outside the radius",
     "no numbers": "logits that are not finite",
     "at the boundary": "classified correctly here, by a margin within float32 rounding",
     "right": "classified correctly here",
-    "wrong": "said to be classified correctly as it is, and misclassified here",
-    "other answer": "another answer here",
+    "wrong": "claimed correct without an attack, but misclassified here",
+    "other answer": "a different answer here",
 }
 _KINDS_OF_ROWS = {
-    "misclassified": "misclassified as they are",
+    "misclassified": "misclassified without an attack",
     "fooled": "fooled",
-    "standing": "that survive, classified correctly as they are",
+    "standing": "standing, classified correctly without an attack",
 }
 _REACH = 0.9  # of the radius: at least half of an attack's points lie beyond
 _TURNED = 1e-4  # share of answers that another order of float32 sums may change
@@ -79,7 +79,7 @@ class ClaimFindings(NamedTuple):
         if 2 * len(near) <= len(self.reach):
             return None
         return (
-            f"the points do not use the radius of the claim: {len(near):,} of {len(self.reach):,} "
+            f"the points do not use the claimed radius: {len(near):,} of {len(self.reach):,} "
             f"stay below {_REACH:.0%} of it, and the farthest reaches {max(self.reach):.0%}"
         )
 
@@ -264,8 +264,8 @@ def _answers(
     answers = np.asarray(logits(points, ids))
     if answers.ndim != 2 or len(answers) != len(labels) or answers.shape[1] <= labels.max():
         raise ValueError(
-            f"the network gives an array {answers.shape} for {len(labels)} images with labels up "
-            f"to {labels.max()}; pass one that gives the logits of the evaluation's classes"
+            f"the network returns an array {answers.shape} for {len(labels)} images with labels up "
+            f"to {labels.max()}; pass one that returns logits for the evaluation's classes"
         )
     return answers
 
@@ -316,8 +316,8 @@ def lines(bundle: Bundle, findings: Findings) -> list[str]:
     rows = [f"{name}{head[0]}, preprocessing {record['preprocessing']}", f"claim: {head[1]}"]
     if noted not in (None, findings.split_images):
         rows.append(
-            f"  the bundle says that the split has {noted:,} images, and there are "
-            f"{findings.split_images:,} here: pass all of them to count"
+            f"  the bundle's split has {noted:,} images, but there are "
+            f"{findings.split_images:,} here; pass the whole split to confirm this number"
         )
     rows += counts
     for why, ids in findings.unconfirmed.items():
@@ -326,12 +326,12 @@ def lines(bundle: Bundle, findings: Findings) -> list[str]:
     if isinstance(findings, ClaimFindings) and findings.short:
         rows.append(f"  {findings.short}")
     if missing := lacking(bundle.about):
-        rows.append(f"  it does not say {', nor '.join(missing)}, like bundles of older versions")
+        rows.append(f"  it lacks {', '.join(missing)}, like bundles from older versions")
     if findings.labels != "compared":
         asked = findings.labels == "trusted"
         trusted = "taken on trust, as requested" if asked else "not confirmed"
-        rows.append(f"  the labels are the bundle's own, and {trusted}")
-    but = "Confirmed but for the labels" if findings.every else "Not confirmed"
+        rows.append(f"  the labels come from the bundle and are {trusted}")
+    but = "Confirmed except for the labels" if findings.every else "Not confirmed"
     return [*rows, f"{'Confirmed' if findings.whole else but}: {last}"]
 
 
@@ -342,7 +342,7 @@ def _lines_of_points(
     head = (
         f", {record['method']}, {threat['norm']} {threat['epsilon']:.4g}, on {record['dataset']} "
         f"{record['split']}",
-        f"at most {record['robust']:.2%} of {n:,} of the split's {split:,} images are robust",
+        f"at most {record['robust']:.2%} of {n:,} images are robust, from a split of {split:,}",
     )
     counts = [
         f"  {findings.confirmed[key]:,} of {findings.claimed[key]:,} {words}: confirmed"
@@ -373,7 +373,7 @@ def _lines_of_answers(
     )
     counts = [f"  {findings.confirmed:,} of {findings.answers:,} answers: confirmed"]
     if findings.undecided:
-        counts.append(f"  {findings.undecided:,} answers differ here by float32 rounding alone")
+        counts.append(f"  {findings.undecided:,} answers differ here only by float32 rounding")
     low, high = findings.interval
     return (
         head,

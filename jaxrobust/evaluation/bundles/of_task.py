@@ -36,13 +36,13 @@ def write(
     """
     record, n, place = result.typed_record(**facts), len(images), Path(folder)
     if record.task != task.name:
-        raise ValueError(f"result is of the task {record.task}, not {task.name}; pass its task")
+        raise ValueError(f"result is for task {record.task}, not {task.name}; pass its task")
     if record.threats[0].norm == "l0":
         raise ValueError("bundles do not support l0; keep the ledger instead")
     if not np.array_equal(result.verdicts.image_ids, np.arange(n)):
         raise ValueError(
             f"result covers the images {record.image_ids}, but there are {n}; bundles need all of "
-            "them, evaluated without image_ids and stop"
+            "them, evaluated without image_ids or stop"
         )
     points: Any = result.images_adv
     evaluated = bundle.BundledEvaluation(
@@ -67,7 +67,7 @@ def check(
     """
     opened = claims.read(Path(folder), of_task=True)
     if opened.record.get("task") != task.name:
-        raise ValueError(f"{folder} is of the task {opened.record.get('task')}, not of {task.name}")
+        raise ValueError(f"{folder} is for task {opened.record.get('task')}, not {task.name}")
     return findings.judge(
         opened,
         lambda _, ids: InRange(images)[np.asarray(ids)],

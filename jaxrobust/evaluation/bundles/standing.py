@@ -50,8 +50,8 @@ class StandingSample(NamedTuple):
         if checks.binomial_interval(self.refuted, self.attacked, 0.9)[0] <= _CHANCE:
             return None
         return (
-            f"{self.refuted:,} of {self.attacked:,} images that it says survive fell to attacks "
-            "that its record says they withstand"
+            f"{self.refuted:,} of {self.attacked:,} images that survive in the bundle fell to "
+            "attacks of its record"
         )
 
     def bounds(self, at_most: int) -> tuple[float, float]:
@@ -72,9 +72,9 @@ class StandingSample(NamedTuple):
         would = f"{fell / max(self.standing, 1):.2%}" if of else f"{least:.2%} to {most:.2%}"
         sure = "" if of else "with 95% confidence in each bound, "
         shown = [
-            f"  of {of}{self.attacked:,} standing images {fell:,} fell to {', '.join(ATTACKS)} "
-            f"(--seed {self.seed} repeats this): {sure}{would} of the {self.standing:,} that "
-            f"stand would fall, and robust accuracy under these attacks is {low:.2%} to {high:.2%}"
+            f"  of {of}{self.attacked:,} standing images, {fell:,} fell to {', '.join(ATTACKS)} "
+            f"(repeat with --seed {self.seed}): {sure}{would} of the {self.standing:,} standing "
+            f"images would fall, and robust accuracy under these attacks is {low:.2%} to {high:.2%}"
         ]
         if fell:
             names = [f"{image} ({name})" for image, name in self.fallen.items()]

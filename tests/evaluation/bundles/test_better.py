@@ -68,8 +68,8 @@ def some_erased(count: int) -> forgeries.Edit:
 
 # Each has a name, an edit, and what is said of it: by the board as the reason why it is not ranked.
 WORSE_THAN_SAID = [
-    *(f._replace(said=f.said or "survive fell to attacks that") for f in forgeries.BETTER),
-    forgeries.Forgery("some erased", some_erased(4), "4 of .* survive fell to attacks that its"),
+    *(f._replace(said=f.said or "survive in the bundle fell to attacks") for f in forgeries.BETTER),
+    forgeries.Forgery("some erased", some_erased(4), "4 of .* survive in the bundle fell to"),
     forgeries.Forgery("another norm", forgeries.ball(norm="linf"), forgeries.REACH),
     forgeries.Forgery("no hash of weights", changed_record(function={}), "This is another network"),
     forgeries.Forgery(
@@ -80,7 +80,7 @@ WORSE_THAN_SAID = [
         "a name like that of a stronger attack", changed_record(method="AutoAttack standard"),
         "names the method 'AutoAttack standard', but its attacks differ: apgd-ce, apgd-t",
     ),
-    forgeries.Forgery("a lost verdict", lost_verdict, "None for the verdict"),
+    forgeries.Forgery("a lost verdict", lost_verdict, "the invalid verdict None"),
 ]  # fmt: skip
 
 
@@ -135,7 +135,7 @@ class BetterTest(parameterized.TestCase):
         self.assertEqual((sample["fell"], sample["seed"]), (0, 3))
         self.assertEqual(plain["robust_at_most"], record["robust"])
         self.assertRegex(
-            said, r"of all \d+ standing images 0 fell to apgd-ce, apgd-t \(--seed 3 rep"
+            said, r"of all \d+ standing images, 0 fell to apgd-ce, apgd-t \(repeat with --seed 3"
         )
         self.assertNotEqual(*(self.verified(self.honest)[2]["sample"]["seed"] for _ in range(2)))
 
@@ -198,7 +198,9 @@ class BetterTest(parameterized.TestCase):
         bundles.rows_changed(self.folder, bundles.rows_of(self.folder), attacks=stronger)
         code, said, _ = self.verified(self.folder)
         self.assertEqual(code, 1)
-        self.assertRegex(said, rf"Contradicted: {fell} of \d+ images that it says survive fell to")
+        self.assertRegex(
+            said, rf"Contradicted: {fell} of \d+ images that survive in the bundle fell to"
+        )
 
     def test_replayed_points_count(self):
         replayed(self.folder, None)
@@ -256,5 +258,7 @@ class SampleTest(parameterized.TestCase):
     def test_chance_contradicts_nothing(self):
         self.assertIsNone(self.sample(1).contradicts)
         self.assertIsNone(self.sample(9, refuted=2).contradicts)
-        self.assertRegex(self.sample(3).contradicts, "3 of 60 images that it says survive fell")
+        self.assertRegex(
+            self.sample(3).contradicts, "3 of 60 images that survive in the bundle fell"
+        )
         self.assertIsNotNone(self.sample(2, standing=20, attacked=20).contradicts)

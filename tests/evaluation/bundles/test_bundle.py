@@ -245,7 +245,7 @@ class WrittenTest(parameterized.TestCase):
         row_changed(self.folder, fooled, step=row["step"] * 1.01)
         self.assertEqual(self.judged().unconfirmed, {"outside the ball": [fooled]})
         row_changed(self.folder, fooled, step=float("nan"))
-        with self.assertRaisesRegex(ValueError, "nan for the step of line"):
+        with self.assertRaisesRegex(ValueError, "the invalid step nan in line"):
             claims.read(self.folder)
 
     def test_a_difference_of_other_images(self):
@@ -274,7 +274,7 @@ class WrittenTest(parameterized.TestCase):
         self.assertTrue(self.judged(net=by(-claims.BOUNDARY / 2)).whole)
 
     def test_a_network_of_other_classes(self):
-        with self.assertRaisesRegex(ValueError, r"gives an array \(9, 3\) .* labels up to"):
+        with self.assertRaisesRegex(ValueError, r"returns an array \(9, 3\) .* labels up to"):
             self.judged(net=lambda images, ids: logits(images)[:, :3])
 
     def test_written_again(self):
@@ -301,7 +301,7 @@ class WrittenTest(parameterized.TestCase):
         (out / "ledger-a1.jsonl").write_text("\n".join(lines[:-1]) + "\n")
         with self.assertRaisesRegex(ValueError, r"lacks adversarial images .*\(1 verdicts\)"):
             bundle.of_record(place, self.record, out, self.images, logits)
-        with self.assertRaisesRegex(ValueError, "records of older versions; evaluate again"):
+        with self.assertRaisesRegex(ValueError, "records from older versions; evaluate again"):
             bundle.of_record(
                 place, dataclasses.replace(self.record, verdicts=None), out, self.images, logits
             )

@@ -87,7 +87,7 @@ class JudgedTest(Case):
             found, said = self.judged(net)
             self.assertFalse(found.whole)
             self.assertEqual(found.unconfirmed, {"other answer": [place]})
-            self.assertIn(f"1 image not confirmed: another answer here (image {place})", said)
+            self.assertIn(f"1 image not confirmed: a different answer here (image {place})", said)
             self.assertIn("Not confirmed: the accuracy on these images", said)
 
     def test_an_answer_that_rounding_turns(self):
@@ -105,7 +105,7 @@ class JudgedTest(Case):
         found, said = self.judged(net)
         self.assertTrue(found.whole)
         self.assertEqual((found.undecided, found.confirmed), (1, 4 * N - 1))
-        self.assertIn("1 answers differ here by float32 rounding alone", said)
+        self.assertIn("1 answers differ here only by float32 rounding", said)
 
     @parameterized.parameters(-1e9, -np.inf)
     def test_a_network_that_makes_all_its_margins_small(self, lowest):
@@ -142,12 +142,12 @@ class JudgedTest(Case):
         found, said = self.judged(labels=labels)
         self.assertEqual(found.unconfirmed, {"other label": [2, 8]})
         self.assertIn(
-            "2 images not confirmed: another label than the data set's (image 2, 8)", said
+            "2 images not confirmed: a label that differs from the data set's (image 2, 8)", said
         )
         self.assertEqual(self.judged(count=N - 2)[0].unconfirmed, {"missing": [N - 2, N - 1]})
         found, said = self.judged(labels=None)
         self.assertFalse(found.whole)
-        self.assertIn("Confirmed but for the labels", said)
+        self.assertIn("Confirmed except for the labels", said)
         self.assertTrue(self.judged(labels=None, trust_labels=True)[0].whole)
 
 
@@ -164,20 +164,20 @@ class ForgedTest(Case):
         self.assertFalse(found.whole)
 
     @parameterized.parameters(
-        ({"clean": 0.99}, "says the accuracy 0.99 for clean, and its rows give"),
-        ({"robust": 0.5}, "says 0.5 for robust accuracy, which it does not measure"),
-        ({"image_ids": "0..50"}, "leaves out 11 of the 51 images of its record, as 40"),
-        ({"image_ids": "0..9"}, "has the image 39, and its record is of 10, 0..9"),
-        ({"interval": {"clean": [0.1, 0.2]}}, "says [0.1, 0.2] for the 95% interval of clean"),
+        ({"clean": 0.99}, "gives the accuracy 0.99 for clean, but its rows give"),
+        ({"robust": 0.5}, "gives the robust accuracy 0.5, which it does not measure"),
+        ({"image_ids": "0..50"}, "lacks 11 of the 51 images of its record, such as 40"),
+        ({"image_ids": "0..9"}, "has image 39, but its record covers 10, 0..9"),
+        ({"interval": {"clean": [0.1, 0.2]}}, "gives [0.1, 0.2] as 95% interval of clean"),
     )
     def test_numbers_of_the_record(self, record, said):
         bundles.changed(self.folder, record=record)
         self.assertIn(said, self.read())
 
     @parameterized.parameters(
-        (("mean",), 0.9, "says the accuracy 0.9 for mean, and its rows give"),
-        (("accuracy", "fog", "4"), 0.9, "says the accuracy 0.9 for fog-4, and its rows give"),
-        (("accuracy", "fog"), {"1": 0.9}, "is of ['clean', 'fog-1', 'fog-4', 'snow-2'], and its"),
+        (("mean",), 0.9, "gives the accuracy 0.9 for mean, but its rows give"),
+        (("accuracy", "fog", "4"), 0.9, "gives the accuracy 0.9 for fog-4, but its rows give"),
+        (("accuracy", "fog"), {"1": 0.9}, "covers ['clean', 'fog-1', 'fog-4', 'snow-2'], but its"),
     )
     def test_numbers_of_corruptions(self, path, value, said):
         own = json.loads((self.folder / claims.ABOUT).read_text())["record"]["corruptions"]
@@ -189,11 +189,11 @@ class ForgedTest(Case):
         self.assertIn(said, self.read())
 
     @parameterized.parameters(
-        ({"right": "01"}, "has '01' for image 3, and needs 4 of 0 and 1"),
-        ({"right": 11}, "has 11 for the right of line 4, which is invalid"),
+        ({"right": "01"}, "has '01' for image 3, but needs 4 digits 0 or 1"),
+        ({"right": 11}, "has the invalid right 11 in line 4"),
         ({"label": 10}, "has the label 10 for image 3, which is not a class"),
-        ({"image": 4}, "has an image twice: 4"),
-        ({"sha256": "x"}, "has 'x' for the sha256 of image 3"),
+        ({"image": 4}, "has image 4 twice"),
+        ({"sha256": "x"}, "has the invalid sha256 'x' for image 3"),
     )
     def test_lines(self, changes, said):
         bundles.row_changed(self.folder, 3, **changes)
@@ -202,13 +202,13 @@ class ForgedTest(Case):
     def test_lines_in_another_order(self):
         rows = bundles.rows_of(self.folder)
         corrupted_bundles.rows_changed(self.folder, rows[::-1])
-        self.assertIn(f"has image {N - 2} in line 2, and its images are in order", self.read())
+        self.assertIn(f"has image {N - 2} out of order, in line 2", self.read())
 
     @parameterized.parameters(
-        ({"split_images": 7}, "is of 40 images of a split that has 7"),
-        ({"corruptions": ["fog-1"]}, "is of ['fog-1'], and its record of clean, fog-1, fog-4"),
+        ({"split_images": 7}, "covers 40 images of a split with 7"),
+        ({"corruptions": ["fog-1"]}, "covers ['fog-1'], but its record clean, fog-1, fog-4"),
         ({"image": [8, 9, 3]}, "has images of shape [8, 9, 3], but its record says 8 pixels"),
-        ({"schema": 2}, "it has None for the verdict of line 1, which is invalid"),
+        ({"schema": 2}, "it has the invalid verdict None in line 1"),
     )
     def test_facts(self, changes, said):
         bundles.changed(self.folder, **changes)
@@ -260,12 +260,12 @@ class ProgramTest(Case):
         np.save(self.place / "net.npy", bundles._WEIGHTS[:, ::-1].copy())
         code, said = self.ran()
         self.assertEqual(code, 1, said)
-        self.assertIn("another answer here", said)
+        self.assertIn("a different answer here", said)
 
     def test_wrong_inputs(self):
         self.assertEqual(
             self.ran("--labels", self.images / "labels.npy"),
-            (2, "verify: --labels has no effect on common corruptions: their folder has labels\n"),
+            (2, "verify: --labels has no effect on common corruptions, whose folder has labels\n"),
         )
         np.save(self.images / "snow.npy", np.zeros((35, 8, 8, 3), np.uint8))
         self.assertIn("snow.npy has 7 images of each severity, not 40", self.ran()[1])

@@ -291,11 +291,13 @@ class FunctionTest(Case):
     def test_in_pytorch(self):
         code, printed, said = self.checked()
         self.assertEqual((code, said), (1, ""), printed)
-        self.assertIn("Confirmed but for the labels: robust accuracy", printed)
-        self.assertIn("Pass --labels to compare", printed)
+        self.assertIn("Confirmed except for the labels: robust accuracy", printed)
+        self.assertIn("Pass --labels to check", printed)
         code, printed, said = self.checked("--trust-labels")
         self.assertEqual((code, said), (0, ""), printed)
-        self.assertIn("the labels are the bundle's own, and taken on trust, as requested", printed)
+        self.assertIn(
+            "the labels come from the bundle and are taken on trust, as requested", printed
+        )
         self.assertRegex(printed, r"(\d+) of \1 fooled: confirmed")
         self.assertIn("This program cannot tell", printed)
         printed, _ = ended(
@@ -310,7 +312,7 @@ class FunctionTest(Case):
         np.save(self.root / "few.npy", images[:5])
         code, printed, _ = self.checked(images="few.npy")
         self.assertEqual(code, 1)
-        self.assertIn("not confirmed: not among the images that were given", printed)
+        self.assertIn("not confirmed: not among the given images", printed)
 
     @sweeps.rows(
         ({"images": "none.npy"}, "none.npy cannot be read as a .npy file"),
@@ -371,7 +373,7 @@ class FunctionTest(Case):
         self.assertEqual(path.with_suffix(".issue.md").read_text(), "the issue")
         words = ("--function", f"{self.root}/nets.py:logits_fn", "--write_adversarial", path)
         _, printed, _ = called(verify, self.bundle, *words)
-        self.assertIn("No issue is written: RobustBench has no leaderboard of", printed)
+        self.assertIn("No issue is written: RobustBench has no leaderboard for", printed)
 
     def test_adversarial_images_of_other_images(self):
         words = (self.bundle, "--write_adversarial", self.root / "x.pt", "--split=train")
@@ -387,16 +389,16 @@ class FunctionTest(Case):
         labels = np.load(self.root / "images.labels.npy")
         np.save(self.root / "few.labels.npy", labels[:4])
         said = refused(self.checked("--labels", self.root / "few.labels.npy"))
-        self.assertIn("--labels has shape (4,), and there are 397 images", said)
+        self.assertIn("--labels has shape (4,), but there are 397 images", said)
         for kind, expected in ((np.uint8, 0), (np.float32, 2)):
             np.save(self.root / "kind.labels.npy", labels.astype(kind))
             code, _, said = self.checked("--labels", self.root / "kind.labels.npy")
             self.assertEqual(code, expected)
-            self.assertEqual("labels are whole numbers" in said, bool(expected))
+            self.assertEqual("labels must be integers" in said, bool(expected))
         np.save(self.root / "other.labels.npy", (labels + 1) % 10)
         code, printed, _ = self.checked("--labels", self.root / "other.labels.npy")
         self.assertEqual(code, 1)
-        self.assertIn("not confirmed: another label than the data set's", printed)
+        self.assertIn("not confirmed: a label that differs from the data set's", printed)
 
 
 @absltest.skipUnless(TORCH, paths.PARITY)
@@ -422,7 +424,7 @@ class NetworkTest(absltest.TestCase):
             logits = claims_torch.network(f"{path}:{name}", "cpu")
             self.assertEqual(logits(images, [0]).tolist(), [[18, 22, 26]])  # of each channel
         for name in ("three", "TWO", "nothing"):
-            with self.assertRaisesRegex(ValueError, f":{name} gives no torch.nn.Module; name one"):
+            with self.assertRaisesRegex(ValueError, f":{name} is not a torch.nn.Module; name one"):
                 claims_torch.network(f"{path}:{name}", "cpu")
         for name in (path, "net:", ":load", ""):
             with self.assertRaisesRegex(

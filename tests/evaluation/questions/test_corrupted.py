@@ -194,7 +194,7 @@ class BundleTest(CommandCase):
         (self.folder / "other.py").write_text(NET.replace("0.6", "0.7"))
         code, printed, _ = self.check(function="other.py")
         self.assertEqual(code, 1)
-        self.assertIn("another answer here", printed)
+        self.assertIn("a different answer here", printed)
         self.assertIn("This is another network than the record's", printed)
         bundles.changed(self.bundle, record={"seed": 4})
         code, printed, _ = self.check()

@@ -158,7 +158,7 @@ class BoardTest(parameterized.TestCase):
         with (folder / "bad_l2" / "images.jsonl").open("a") as lines:
             lines.write("\n")
         plain, said, page = self.made(folder)
-        reason = "images.jsonl differs from the file that the bundle was written with; download the"
+        reason = "images.jsonl differs from the file in the original bundle; download the"
         self.assertIn(reason, plain["left_out"][str(folder / "bad_l2")])
         self.assertRegex(said, rf"bad_l2 is left out: .*{reason}.*; it is not ranked")
         self.assertIn(reason, page[page.index("Left out") :])
