@@ -1,10 +1,10 @@
-"""Adversarial fine-tuning from somebody's clean checkpoint."""
+"""Adversarial fine-tuning from an existing clean checkpoint."""
 
 # %% [markdown]
-# ## A checkpoint in PyTorch's names
+# ## A checkpoint with PyTorch's names
 #
-# Yours comes from timm or from a colleague. Here one is made on the spot: a small ConvNeXt that
-# knows clean digits, stored under timm's names.
+# Yours comes from timm or from a colleague. This example makes its own: a small ConvNeXt, trained
+# on clean digits and stored under timm's names.
 
 # %%
 from pathlib import Path
@@ -42,7 +42,7 @@ save_file(convert.to_torch("convnext_n", params, stats), "somebodys.safetensors"
 # %% [markdown]
 # ## Import
 #
-# The same as a command: `jaxrobust import somebodys.safetensors --model
+# As a command: `jaxrobust import somebodys.safetensors --model
 # convnext_n --num_classes 10 --image_size 8 --out imported`. Every name must match and every
 # parameter must be filled, or nothing is written.
 
@@ -53,8 +53,8 @@ import_torch.import_weights("somebodys.safetensors", Path("imported"), settings)
 # %% [markdown]
 # ## Fine-tune against an attack
 #
-# `init.weights` also takes a file, or another run. The clean phase is left out; each update sees
-# the images that three steps of APGD have found.
+# `init.weights` also takes a file or another run. The clean phase is skipped; each update uses the
+# adversarial images from three steps of APGD.
 
 # %%
 robust = digits_config()
@@ -63,7 +63,8 @@ robust.init.weights = "imported"
 training.run(robust, Path("runs/robust"))
 
 # %% [markdown]
-# The rows that both runs print, on two CPU cores: clean, and under APGD-CE (40 steps, linf 0.1).
+# On two CPU cores, the two runs print these accuracies, clean and under APGD-CE (40 steps, linf
+# 0.1):
 #
 #     pretrain, step 114, ema    97.5%     6.5%
 #     train, step 114, ema    96.0%    80.6%

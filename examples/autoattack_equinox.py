@@ -1,8 +1,8 @@
 """AutoAttack on a network in Equinox."""
 
 # %% [markdown]
-# First any network that classifies; in your case it is there already. Equinox's networks take one
-# image, with its channels first. (`pip install equinox`)
+# First, train any classifier; you already have yours. A network in Equinox takes a single
+# image, with channels first. (`pip install equinox`)
 
 # %%
 import equinox as eqx
@@ -15,7 +15,7 @@ from jaxrobust import data, evaluation
 
 
 class Net(eqx.Module):
-    """Two convolutions, and dropout."""
+    """Two convolutions and dropout."""
 
     layers: list
 
@@ -31,7 +31,7 @@ class Net(eqx.Module):
         ]
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Return logits f[10] of one image f[8,8,1]."""
+        """Return logits f[10] for one image f[8,8,1]."""
         x = x.transpose(2, 0, 1)
         for layer in self.layers[:-2]:
             x = layer(x)
@@ -61,8 +61,8 @@ for number, batch in enumerate(np.random.default_rng(0).integers(0, len(images),
     net, state = step(net, state, jnp.asarray(images[batch]), jnp.asarray(labels[batch]), key)
 
 # %% [markdown]
-# What follows is all that AutoAttack needs: a function of a batch of images in [0, 1] to logits, in
-# evaluation mode. Functions among the network's leaves, such as `relu`, do no harm.
+# AutoAttack only needs a function from a batch of images in [0, 1] to logits, in evaluation mode.
+# Functions among the network's leaves, such as `relu`, do no harm.
 
 # %%
 evaluated = eqx.nn.inference_mode(net)
@@ -73,6 +73,6 @@ result.save("results.jsonl", model="Equinox, 2 convolutions", dataset="digits", 
 print(f"clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}, {result.flags}")
 
 # %% [markdown]
-# It prints, on two CPU cores:
+# On two CPU cores, it prints:
 #
 #     clean 97.7%, robust 53.1%, {}

@@ -1,7 +1,7 @@
 """AutoAttack on a network in Haiku."""
 
 # %% [markdown]
-# First any network that classifies; in your case it is there already. (`pip install dm-haiku`)
+# First, train any classifier; you already have yours. (`pip install dm-haiku`)
 
 # %%
 import haiku as hk
@@ -45,8 +45,8 @@ for batch in np.random.default_rng(0).integers(0, len(images), (300, 128)):
     params, moments, state = step(params, moments, state, images[batch], jnp.asarray(labels[batch]))
 
 # %% [markdown]
-# What follows is all that AutoAttack needs: a function of images in [0, 1] to logits and nothing
-# else, in evaluation mode.
+# AutoAttack only needs a function from images in [0, 1] to logits and nothing else, in evaluation
+# mode.
 
 # %%
 logits_fn = jax.tree_util.Partial(
@@ -58,6 +58,6 @@ result.save("results.jsonl", model="Haiku, 2 convolutions", dataset="digits", sp
 print(f"clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}, {result.flags}")
 
 # %% [markdown]
-# It prints, on two CPU cores:
+# On two CPU cores, it prints:
 #
 #     clean 99.2%, robust 34.4%, {}

@@ -1,7 +1,7 @@
 """AutoAttack on a network in Flax Linen."""
 
 # %% [markdown]
-# First any network that classifies; in your case it is there already.
+# First, train any classifier; you already have yours.
 
 # %%
 import jax
@@ -52,9 +52,9 @@ for batch in np.random.default_rng(0).integers(0, len(images), (300, 128)):
     params, stats, state = step(params, stats, state, images[batch], jnp.asarray(labels[batch]))
 
 # %% [markdown]
-# What follows is all that AutoAttack needs: a function of images in [0, 1] to logits, in evaluation
-# mode. What stands in the `Partial` (here the variables) may be another checkpoint later without
-# compiling again; `train=False` is a part of the program.
+# AutoAttack only needs a function from images in [0, 1] to logits, in evaluation mode. The arrays
+# in the `Partial` (here the variables) can later come from another checkpoint without compiling
+# again; `train=False` is part of the program.
 
 # %%
 variables = {"params": params, "batch_stats": stats}
@@ -65,6 +65,6 @@ result.save("results.jsonl", model="Linen, 2 convolutions", dataset="digits", sp
 print(f"clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}, {result.flags}")
 
 # %% [markdown]
-# It prints, on two CPU cores:
+# On two CPU cores, it prints:
 #
 #     clean 99.2%, robust 39.1%, {}

@@ -1,7 +1,7 @@
 """AutoAttack on a network in Flax NNX."""
 
 # %% [markdown]
-# First any network that classifies; in your case it is there already.
+# First, train any classifier; you already have yours.
 
 # %%
 import jax
@@ -14,7 +14,7 @@ from jaxrobust import data, evaluation
 
 
 class Net(nnx.Module):
-    """Two convolutions with batch norm, and dropout."""
+    """Two convolutions with batch norm and dropout."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.one = nnx.Conv(1, 16, (3, 3), strides=2, rngs=rngs)
@@ -49,8 +49,8 @@ for batch in np.random.default_rng(0).integers(0, len(images), (300, 128)):
     step(net, optimizer, jnp.asarray(images[batch]), jnp.asarray(labels[batch]))
 
 # %% [markdown]
-# What follows is all that AutoAttack needs: a function of images in [0, 1] to logits, in evaluation
-# mode. In training mode it is refused, or the flag `batch-dependent` says so.
+# AutoAttack only needs a function from images in [0, 1] to logits, in evaluation mode. A network in
+# training mode is refused or gets the flag `batch-dependent`.
 
 # %%
 evaluated = nnx.view(net, use_running_average=True, deterministic=True)
@@ -61,6 +61,6 @@ result.save("results.jsonl", model="NNX, 2 convolutions", dataset="digits", spli
 print(f"clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}, {result.flags}")
 
 # %% [markdown]
-# It prints, on two CPU cores:
+# On two CPU cores, it prints:
 #
 #     clean 99.2%, robust 46.9%, {}

@@ -1,4 +1,4 @@
-"""A loss of your own, which the attack of adversarial training raises.
+"""Your own loss, which the attack in adversarial training maximises.
 
 jaxrobust train examples/my_config.py --workdir runs/margin \
     --config.attack.loss=examples/my_losses.py:margin

@@ -1,10 +1,10 @@
-"""Networks of your own, for `main` and for `evaluate`.
+"""Your own networks, for `jaxrobust train` and `jaxrobust evaluate`.
 
 jaxrobust train --config examples/my_config.py
 jaxrobust evaluate --workdir runs/my_config --n 100
 
-The package calls the function with `num_classes`, `image_size`, `in_channels`, `dtype`, `remat` and
-`rngs`, with those of them that it takes, and with the config's `model.options`.
+The package calls the function with those of `num_classes`, `image_size`, `in_channels`, `dtype`,
+`remat` and `rngs` that it accepts, and with the config's `model.options`.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from jaxrobust.types import Classifier
 
 
 class Block(nnx.Module):
-    """Convolution of stride 2, batch norm, GELU, dropout."""
+    """Convolution with stride 2, batch norm, GELU and dropout."""
 
     def __init__(self, ins: int, outs: int, dtype: str, rngs: nnx.Rngs) -> None:
         self.conv = nnx.Conv(ins, outs, (3, 3), strides=2, dtype=dtype, rngs=rngs)
@@ -30,7 +30,7 @@ class Block(nnx.Module):
 
 
 class ConvNet(nnx.Module):
-    """Images f32[B,H,W,C] in [0, 1] to logits; the normalisation is a part of the network."""
+    """Maps images f32[B,H,W,C] in [0, 1] to logits; normalisation is part of the network."""
 
     def __init__(self, num_classes: int, in_channels: int, width: int, dtype: str, rngs: nnx.Rngs):
         widths = (in_channels, width, 2 * width, 4 * width)
@@ -50,12 +50,12 @@ class ConvNet(nnx.Module):
 def make(
     num_classes: int, in_channels: int, dtype: str, *, width: int = 32, rngs: nnx.Rngs
 ) -> nnx.Module:
-    """Return the network; its initial weights are drawn from `rngs`, so from the run's seed."""
+    """Return the network; `rngs`, and thus the run's seed, determine its initial weights."""
     return ConvNet(num_classes, in_channels, width, dtype, rngs)
 
 
 class Mlp(linen.Module):
-    """The same in Linen: two layers on all pixels."""
+    """An MLP in Linen, with two layers on all pixels."""
 
     num_classes: int
     width: int
@@ -70,7 +70,7 @@ class Mlp(linen.Module):
 def make_linen(
     num_classes: int, image_size: int, in_channels: int, *, width: int = 256
 ) -> Classifier:
-    """Return a network of another library as two functions of flat dicts of arrays."""
+    """Return a network from another library as two functions of flat dicts of arrays."""
     net = Mlp(num_classes, width)
     image = jnp.zeros((1, image_size, image_size, in_channels))
 

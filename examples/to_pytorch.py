@@ -1,7 +1,8 @@
-"""A network that was trained here, evaluated again in PyTorch alone."""
+"""A network trained in JAX and evaluated again in PyTorch."""
 
 # %% [markdown]
-# First a network: digits, clean and then adversarially, for a minute. (`pip install torch`)
+# First, train a network on digits for a minute, cleanly and then adversarially. (`pip install
+# torch`)
 
 # %%
 import sys
@@ -32,9 +33,9 @@ training.run(config, Path("runs/for_pytorch"))
 # %% [markdown]
 # ## Export
 #
-# The same as a command: `jaxrobust export --workdir runs/for_pytorch
-# --layout module --out ship`. It writes one .py and one .pt, which need nothing but PyTorch, after
-# it has compared them with the network here.
+# As a command: `jaxrobust export --workdir runs/for_pytorch --layout module --out ship`. It
+# compares the exported network with the original, then writes one .py and one .pt file that need
+# only PyTorch.
 
 # %%
 export_torch.export(
@@ -42,9 +43,9 @@ export_torch.export(
 )
 
 # %% [markdown]
-# ## Attacks here
+# ## Attacks in JAX
 #
-# The first two attacks of AutoAttack, on 64 images.
+# Run the first two attacks of AutoAttack on 64 images.
 
 # %%
 images, labels, *_ = data.load("digits", split="test", n=64)
@@ -55,9 +56,9 @@ ball = {"norm": "linf", "epsilon": 0.1}
 result = evaluation.autoattack(logits_fn, images, labels, **ball, attacks=("apgd-ce", "apgd-t"))
 
 # %% [markdown]
-# ## The same images there
+# ## The same images in PyTorch
 #
-# PyTorch has channels first; the pixels stay in [0, 1], since the module normalises itself.
+# PyTorch puts channels first; pixels stay in [0, 1], since the module normalises images itself.
 
 # %%
 sys.path.append("ship")
@@ -67,7 +68,7 @@ model = load()
 
 
 def right(images: np.ndarray) -> np.ndarray:
-    """Return bool[N]: whether PyTorch's network says the label."""
+    """Return bool[N]: whether the PyTorch network predicts the label."""
     with torch.no_grad():
         logits = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     return logits.argmax(1).numpy() == labels
@@ -75,13 +76,13 @@ def right(images: np.ndarray) -> np.ndarray:
 
 clean, robust = right(images), right(result.images_adv)
 equal = (clean == result.clean) & (robust == result.robust)
-print(f"here:    clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}")
+print(f"JAX:     clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}")
 print(f"PyTorch: clean {clean.mean():.1%}, robust {robust.mean():.1%}")
 print(f"{equal.sum()} of {len(equal)} verdicts are equal")
 
 # %% [markdown]
-# It prints, on two CPU cores:
+# On two CPU cores, it prints:
 #
-#     here:    clean 98.4%, robust 81.2%
+#     JAX:     clean 98.4%, robust 81.2%
 #     PyTorch: clean 98.4%, robust 81.2%
 #     64 of 64 verdicts are equal

@@ -1,4 +1,4 @@
-"""Attacks of this package for harnesses in PyTorch: AttackBench's and secml-torch's.
+"""This package's attacks for two PyTorch harnesses, AttackBench and secml-torch.
 
     attack = attackbench("apgd", norm="linf", epsilon=8 / 255, steps=100)
     adv_inputs = attack(model, inputs, labels, targets=None, targeted=False)
@@ -6,9 +6,9 @@
     attack = secml_attack("apgd", norm="linf", epsilon=8 / 255, steps=100)
     adversarial_loader = attack(model, data_loader)
 
-The network stays in PyTorch, with whatever the harness counts in it: an attack here is a machine,
-which asks for points and is told their logits and gradients. Needs PyTorch, and for `secml_attack`
-secml-torch.
+The network stays in PyTorch, with whatever the harness counts in it: an attack is a machine that
+asks for points and receives their logits and gradients. This needs PyTorch, and `secml_attack`
+also needs secml-torch.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ import torch
 from jaxrobust import attacks
 from jaxrobust.types import Machine
 
-# By name: from norm, radius and steps to the machine.
+# By name: functions that make a machine from norm, radius and steps.
 MACHINES: dict[str, Callable[..., Machine]] = {
     "pgd": attacks.pgd_machine,
     "apgd": attacks.apgd_machine,
@@ -35,13 +35,14 @@ MACHINES: dict[str, Callable[..., Machine]] = {
 def attackbench(
     name: str, *, norm: str, epsilon: float, steps: int = 100, seed: int = 0
 ) -> Callable[..., torch.Tensor]:
-    """Make an attack as AttackBench calls it; `name` is a key of `MACHINES`.
+    """Make an attack with AttackBench's interface; `name` is a key of `MACHINES`.
 
-    It returns images [B,C,H,W] in [0, 1]: of each the first point that fools, else the machine's
-    result. Targeted, which only `apgd-targeted` is, a point fools that is classified as the target.
+    It returns images [B,C,H,W] in [0, 1]: for each image the first point that fools the network,
+    or else the machine's result. For `apgd-targeted`, the only targeted attack, a point fools the
+    network if it is classified as the target.
     """
     if name not in MACHINES:
-        raise ValueError(f"{name!r} is not an attack here; one of {', '.join(MACHINES)}")
+        raise ValueError(f"{name!r} is not a supported attack; use one of {', '.join(MACHINES)}")
     machine = MACHINES[name](norm=norm, epsilon=epsilon, steps=steps)
 
     def attack(
@@ -52,8 +53,8 @@ def attackbench(
         targeted: bool = False,
     ) -> torch.Tensor:
         if targeted != (name == "apgd-targeted"):
-            other = "apgd-targeted" if targeted else "another attack"
-            raise ValueError(f"targeted={targeted} is not what {name} does; take {other}")
+            other = "apgd-targeted" if targeted else "a different attack"
+            raise ValueError(f"{name} does not support targeted={targeted}; use {other}")
         if targeted and targets is None:
             raise ValueError("a targeted attack needs targets; pass i64[B]")
         return run(machine, model, inputs, labels, targets if targeted else None, seed=seed)
@@ -70,7 +71,7 @@ def run(
     *,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Attack a network in PyTorch with a machine; the draws of an image derive from its place."""
+    """Attack a PyTorch network with a machine; an image's index determines its random draws."""
     images, classes = _to_jax(inputs), jnp.asarray(labels.cpu().numpy(), jnp.int32)
     aims = None if targets is None else jnp.asarray(targets.cpu().numpy(), jnp.int32)
     keys = attacks.image_keys(jax.random.key(seed, impl="threefry2x32"), len(images))
@@ -110,13 +111,13 @@ def run(
 
 
 def secml_attack(name: str, **settings: Any) -> Any:
-    """Make an attack as secml-torch calls it, on its models and data loaders; see `attackbench`."""
+    """Make an attack for secml-torch's models and data loaders; see `attackbench`."""
     from secmlt.adv.evasion.base_evasion_attack import BaseEvasionAttack
 
     attack = attackbench(name, **settings)
 
     class OfMachine(BaseEvasionAttack):
-        """An attack whose points a machine of jaxrobust chooses."""
+        """An attack whose points come from a machine of jaxrobust."""
 
         @classmethod
         def _trackers_allowed(cls) -> bool:
@@ -135,7 +136,7 @@ def secml_attack(name: str, **settings: Any) -> Any:
 
 
 def _summed(machine: Machine, state: Any, logits: Any) -> Any:
-    return machine.loss(state, logits).sum()  # of the sum: no image knows the batch size
+    return machine.loss(state, logits).sum()  # the sum, so that the batch size has no effect
 
 
 def _to_jax(images: torch.Tensor) -> jax.Array:

@@ -1,8 +1,8 @@
-"""A ResNet of yours in PyTorch, trained adversarially in JAX, and back as a state dict."""
+"""Your PyTorch ResNet, trained adversarially in JAX and exported as a state dict."""
 
 # %% [markdown]
-# First the network, as you have it: a function that builds a module. (`pip install torch`; CIFAR-10
-# is read from $TFDS_DATA_DIR, where `jaxrobust prepare cifar10` puts it.)
+# First, the network that you already have: a function that builds a module. (`pip install torch`;
+# CIFAR-10 is read from $TFDS_DATA_DIR, where `jaxrobust prepare cifar10` puts it.)
 
 # %%
 from pathlib import Path
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 def build(num_classes=10, width=16):
-    """Make the network; it normalises images itself, or not at all."""
+    """Build the network; any normalisation happens inside it."""
     return nn.Sequential(
         nn.Conv2d(3, width, 3, 1, 1, bias=False),
         *(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2)),
@@ -48,14 +48,14 @@ def build(num_classes=10, width=16):
 # %% [markdown]
 # ## Training
 #
-# `torch:FILE.py:build` names it. PyTorch writes the module down once; every step after that, the
-# attack included, is one JAX program, on a TPU as on this CPU. With a file for the config it is a
-# command: `jaxrobust train --config my_config.py`.
+# `torch:FILE.py:build` names the network. PyTorch exports the module once; from then on, every
+# step, including its attack, is one JAX program, on a TPU as well as on this CPU. With the config
+# in a file, you can also run a command: `jaxrobust train --config my_config.py`.
 
 
 # %%
 def config():
-    """Return the config: 10,000 images, clean epochs and then adversarial ones."""
+    """Return the config: 10,000 images, first clean and then adversarial epochs."""
     config = base()
     config.model.update(name=f"torch:{__file__}:build", num_classes=10, image_size=32)
     config.data.update(name="cifar10", train_split="train[:10000]", test_split="test[:1000]")
@@ -74,8 +74,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## Back to PyTorch
 #
-# The same as a command: `jaxrobust export --workdir runs/my_torch_network --layout state-dict
-# --out mine`. It compares logits and input gradients of your module with these weights first.
+# As a command: `jaxrobust export --workdir runs/my_torch_network --layout state-dict --out mine`.
+# It first compares logits and input gradients of your module, with these weights, with JAX's.
 
 # %%
 if __name__ == "__main__":
@@ -90,8 +90,8 @@ if __name__ == "__main__":
 # %% [markdown]
 # ## AutoAttack
 #
-# Of the run, without a second conversion; `jaxrobust evaluate --workdir runs/my_torch_network`
-# attacks all images of the test split.
+# Attack the run's network, without a second conversion. `jaxrobust evaluate --workdir
+# runs/my_torch_network` attacks all images of the test split.
 
 # %%
 if __name__ == "__main__":
@@ -102,11 +102,11 @@ if __name__ == "__main__":
     result = evaluation.autoattack(logits_fn, images, labels, norm="linf", epsilon=8 / 255)
     with torch.no_grad():
         there = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).argmax(1).numpy()
-    print(f"clean here {result.clean.mean():.1%} there {(there == labels).mean():.1%}")
+    print(f"clean in JAX {result.clean.mean():.1%}, in PyTorch {(there == labels).mean():.1%}")
     print(f"after AutoAttack {result.robust.mean():.1%}")
 
 # %% [markdown]
-# It takes 8 processor minutes, compilation included, and prints
+# It takes 8 minutes of CPU time, including compilation, and prints
 #
-#     clean here 37.5% there 37.5%
+#     clean in JAX 37.5%, in PyTorch 37.5%
 #     after AutoAttack 20.3%

@@ -111,9 +111,9 @@ class HarnessesTest(parameterized.TestCase):
 
     def test_what_is_refused(self):
         for name, words, message in (
-            ("fab", (), "'fab' is not an attack here; one of pgd, apgd"),
-            ("apgd", (self.labels, True), "take apgd-targeted"),
-            ("apgd-targeted", (), "take another attack"),
+            ("fab", (), "'fab' is not a supported attack; use one of pgd, apgd"),
+            ("apgd", (self.labels, True), "use apgd-targeted"),
+            ("apgd-targeted", (), "use a different attack"),
             ("apgd-targeted", (None, True), "needs targets"),
         ):
             with self.assertRaisesRegex(ValueError, message):
