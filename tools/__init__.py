@@ -40,5 +40,5 @@ def guarded(name: str, main: Callable[[], object]) -> None:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        print(f"{name}: out of memory; take a smaller batch", file=sys.stderr)
+        print(f"{name}: out of memory; use a smaller batch", file=sys.stderr)
         sys.exit(OUT_OF_MEMORY)

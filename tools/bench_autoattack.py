@@ -44,34 +44,34 @@ def parse() -> argparse.Namespace:
     parser.flag(
         "network",
         default="golden",
-        help="Network to attack: golden (small and trained), convnext_n, or of PyTorch "
-        "FILE.py:FUNCTION, for images of CIFAR-10; default: %(default)s.",
+        help="Network to attack: golden (small and trained), convnext_n, or "
+        "FILE.py:FUNCTION for a PyTorch network on CIFAR-10 images; default: %(default)s.",
     )
-    parser.flag("torch", action="store_true", help="Whether ours is PyTorch's module, in JAX.")
+    parser.flag("torch", action="store_true", help="Run the PyTorch module in JAX on our side.")
     parser.flag("norms", help="Norms; default: linf,l2,l1, for --topology linf.")
     parser.flag("epsilon", help="Radii of these norms; default: 8/255,0.5,12 for linf,l2,l1.")
     parser.flag("images", type=int, default=128, help="Number of images; default: %(default)s.")
     parser.flag(
-        "batch", type=int, help="Number of slots of ours; --topology: per chip, by default 64."
+        "batch", type=int, help="Number of our slots; with --topology, per chip (default: 64)."
     )
     parser.flag(
         "cores",
         choices=["one", "all", "both"],
         default="both",
-        help="Whether the programs run on one core, on all, or on one and then on all; default: "
+        help="Run the programs on one core, on all, or first on one and then on all; default: "
         "%(default)s.",
     )
     parser.flag(
         "seeds",
         type=int,
         default=1,
-        help="Number of seeds of pyautoattack's, of which the first counts and each further one "
-        "says by how many verdicts it differs from that; default: %(default)s.",
+        help="Number of seeds for pyautoattack. The first one counts; for each further seed, the "
+        "output says how many verdicts differ from those of the first; default: %(default)s.",
     )
     parser.flag("rounds", type=int, default=1, help="Number of turns, of which the fastest counts.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     parser.flag("topology", help="Compile for a slice such as v5e:4x4, without running.")
-    parser.flag("traffic", action="store_true", help="Print where the time of --topology goes.")
+    parser.flag("traffic", action="store_true", help="With --topology, print where the time goes.")
     parser.flag("model", default="convnext_t_cvst", help="Network for --topology.")
     parser.flag(
         "image_size", type=int, default=224, help="Side of the images for --topology, in pixels."
@@ -277,7 +277,7 @@ def main() -> None:
         for norm, report in launch("theirs", args, all_cores, seed).items():
             differing = sum(a != b for a, b in zip(robust[norm], report["robust"], strict=True))
             result[norm].setdefault("seeds_differ", []).append(differing)
-            print(f"{norm:4} pyautoattack with seed {seed}: {differing} verdicts differ from its 0")
+            print(f"{norm:4} pyautoattack, seed {seed}: {differing} verdicts differ from seed 0")
     if args.json:
         print(json.dumps({"network": args.network, "images": args.images, "norms": result}))
 

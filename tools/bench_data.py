@@ -45,9 +45,9 @@ Program = Callable[[bytes], Any]
 def parse() -> argparse.Namespace:
     parser = Arguments(__doc__)
     parser.add_argument(
-        "folder", nargs="?", type=Path, help="ImageFolder of photographs; default: made up."
+        "folder", nargs="?", type=Path, help="ImageFolder of photographs; default: synthetic ones."
     )
-    parser.flag("images", type=int, default=200, help="Number of photographs, at most.")
+    parser.flag("images", type=int, default=200, help="Maximum number of photographs.")
     parser.flag("rounds", type=int, default=7, help="Number of turns of each pipeline.")
     parser.flag("batch", type=int, default=32, help="Batch size; default: %(default)s.")
     parser.flag("batches", type=int, default=20, help="Batches in a turn of part two; 0: none.")

@@ -113,7 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, help="Folders of healthy runs.")
     parser.flag("plant", type=Path, help="Run to plant the faults in; default: the first.")
     parser.flag("photographs", type=Path, help="Photographs in one folder for each class.")
-    parser.flag("only", default="", help="Names of the rows to look at, with commas.")
+    parser.flag("only", default="", help="Names of the rows to run, separated by commas.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args()
 
@@ -187,7 +187,7 @@ def _train(run: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str
     config = ROOT / "configs" / "cifar_study.py:patch"
     done = _done("jaxrobust.main", f"--config={config}", *words, f"--workdir={run}")
     if done.returncode:
-        raise OSError(f"the training on photographs ends with {done.returncode}: {done.stderr}")
+        raise OSError(f"the training on photographs exited with {done.returncode}: {done.stderr}")
 
 
 def _done(module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -200,7 +200,7 @@ def examined(case: Case, cache: Path) -> Row:
     doctor = functools.partial(_done, "jaxrobust.doctor", *case.words, "--json", **environment)
     done, seconds, _ = timed(doctor)
     if done.returncode not in (0, 1):
-        raise OSError(f"{case.name}: the doctor ends with {done.returncode}: {done.stderr}")
+        raise OSError(f"{case.name}: the doctor exited with {done.returncode}: {done.stderr}")
     return judged(case, json.loads(done.stdout.splitlines()[-1]), seconds)
 
 
@@ -231,7 +231,7 @@ def _summary(rows: list[Row]) -> str:
     longest = max((row.seconds for row in rows), default=0)
     return (
         f"\n{detected} of {len(faulty)} planted faults found, {wrong} missed or blamed wrongly; "
-        f"{alarms} of {len(healthy)} healthy networks alarm; the longest took {longest:.0f} s"
+        f"{alarms} of {len(healthy)} healthy networks raise an alarm; longest: {longest:.0f} s"
     )
 
 
@@ -244,7 +244,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cases += planted(args.plant or args.runs[0], folder)
         cases += [Case(name, words, name) for name, words in CONFIGS.items()]
         if unknown := only - {case.name for case in cases} - {"photographs"}:
-            raise ValueError(f"--only={min(unknown)} is not a row; leave it out for all of them")
+            raise ValueError(f"--only={min(unknown)} is not a row; leave it out for all rows")
         print("| fault or run | to be red | red | yellow | follow | right | seconds |")
         print("|---|---|---|---|---|---|---|", flush=True)
         chosen: list[Case] = [case for case in cases if not only or case.name in only]

@@ -44,8 +44,8 @@ def parse() -> argparse.Namespace:
     words, changed = changes.divided(sys.argv[1:])
     parser = Arguments(__doc__)
     parser.add_argument("configs", nargs="*", default=["quickstart"], help="Configs to train.")
-    parser.flag("images", type=int, default=64, help="Images of AutoAttack; 0: leave it out.")
-    parser.flag("workdir", type=Path, help="Folder for the runs; default: one that is deleted.")
+    parser.flag("images", type=int, default=64, help="Number of images for AutoAttack; 0: skip it.")
+    parser.flag("workdir", type=Path, help="Folder for the runs; default: a temporary one.")
     parser.flag("cpu", action="store_true", help="Compare CPU seconds.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     args = parser.parse_args(words)
@@ -64,7 +64,7 @@ def command(module: str, *words: str, cache: Path, cpu: bool) -> tuple[str, floa
         text=True,
     )
     if done.returncode:
-        raise OSError(f"{module} {' '.join(words)} ends with {done.returncode}")
+        raise OSError(f"{module} {' '.join(words)} exited with {done.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     worked = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return done.stdout, worked if cpu else time.perf_counter() - start

@@ -55,13 +55,11 @@ def parse() -> argparse.Namespace:
     parser.flag("image_size", type=int, help="Side of the images in pixels; default: the config's.")
     parser.flag("attack_steps", type=int, help="Number of attack steps; default: the config's.")
     parser.flag("rounds", type=int, default=2, help="Number of turns of each side.")
-    parser.flag("steps", type=int, default=10, help="Number of steps that count in a turn.")
+    parser.flag("steps", type=int, default=10, help="Number of timed steps per turn.")
     parser.flag("images", type=int, default=1000, help="Number of images of AutoAttack.")
-    parser.flag("stages", default=",".join(STAGES), help="What is measured; default: %(default)s.")
-    parser.flag(
-        "resume", type=Path, help="File of figures to continue from, made if there is none."
-    )
-    parser.flag("minutes", type=float, help="Minutes within which all ends; needs --resume.")
+    parser.flag("stages", default=",".join(STAGES), help="What to measure; default: %(default)s.")
+    parser.flag("resume", type=Path, help="File of figures to continue from; created if missing.")
+    parser.flag("minutes", type=float, help="Minutes after which everything ends; needs --resume.")
     parser.flag("report", type=Path, help="Print the tables of this file, and measure nothing.")
     parser.flag("profile", type=Path, help="Folder for an XProf trace of each network.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
@@ -139,9 +137,7 @@ def main() -> None:
     args = parse()
     if args.report:
         if not args.report.is_file():
-            raise ValueError(
-                f"--report={args.report} is not a file; name one that --resume has made"
-            )
+            raise ValueError(f"--report={args.report} is not a file; pass one that --resume wrote")
         return print(tables.report(*figures.read(args.report)))
     check(args)
     given = {"image-size": args.image_size, "attack-steps": args.attack_steps}
@@ -154,14 +150,12 @@ def main() -> None:
         left, failed = work(jobs(args, networks))
         print(tables.report(*figures.read(path)))
     if left:
-        print("\nTime did not suffice for:", *left, sep="\n  ")
-        print(f"Go on with:\n  {shlex.join(['python', 'tools/bench_gpu.py', *sys.argv[1:]])}")
+        print("\nThere was no time for:", *left, sep="\n  ")
+        print(f"Continue with:\n  {shlex.join(['python', 'tools/bench_gpu.py', *sys.argv[1:]])}")
     if args.json:
         print(json.dumps([sums for network in networks if (sums := network.summary())]))
     if failed:
-        print(
-            f"bench_gpu: failed, as said above: {', '.join(dict.fromkeys(failed))}", file=sys.stderr
-        )
+        print(f"bench_gpu: failed, see above: {', '.join(dict.fromkeys(failed))}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -92,7 +92,7 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
     ended(start(folder / "again"))
     seconds = time.perf_counter() - begun
     expected = outcome(folder / "peace")
-    same(expected, outcome(folder / "again"), "a second run in peace")
+    same(expected, outcome(folder / "again"), "a second uninterrupted run")
     rows: list[dict[str, Any]] = []
     runs = 0
     while len(rows) < count:
@@ -186,29 +186,29 @@ def _continues(before: dict[str, int | None] | None, log: str) -> None:
     for phase, step in re.findall(r"^(\w+): step (\d+) of \d+, \w+$", log, re.MULTILINE):
         expected = (before or {}).get(phase) or 0
         if int(step) != expected:
-            raise Different(f"{phase} continues at step {step}, whole is {expected}")
+            raise Different(f"{phase} continues at step {step}, but last saved step {expected}")
 
 
 def same(expected: dict[str, Any], ended: dict[str, Any], which: str) -> None:
     """Raise `Different` with the first difference of two outcomes, if any."""
     if names := sorted(expected.keys() ^ ended.keys()):
-        raise Different(f"{which}: only in one of both: {names[:5]}")
+        raise Different(f"{which}: only in one of the two: {names[:5]}")
     for name, value in expected.items():
         other = ended[name]
         if isinstance(value, np.ndarray):
             if value.dtype != other.dtype or value.tobytes() != other.tobytes():
-                raise Different(f"{which}: {name} has other bits")
+                raise Different(f"{which}: {name} has different bits")
             continue
         for line in itertools.zip_longest(value, other):
             if line[0] != line[1]:
-                raise Different(f"{which}: {name} says {line[1]}, in peace {line[0]}")
+                raise Different(f"{which}: {name} says {line[1]}, uninterrupted {line[0]}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the kills; return 1 if a run differs."""
     parser = Arguments(__doc__)
     parser.flag("kills", type=int, default=20, help="Number of kills; default: %(default)s.")
-    parser.flag("seed", type=int, default=0, help="Seed of the moments; default: %(default)s.")
+    parser.flag("seed", type=int, default=0, help="Seed of the kills; default: %(default)s.")
     parser.flag("json", action="store_true", help="Print the figures as JSON on stdout.")
     given = parser.parse_args(arguments)
     if given.kills < 1:

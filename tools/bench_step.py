@@ -13,9 +13,9 @@ runs. Running out of memory exits with code 4.
 `--topology v5e:8x8` or `--topology h100:8` compiles the same step for absent TPUs or GPUs instead:
 what it sends between chips and where, whether it fits, and the step time that the chips' peaks
 allow. `--traffic` breaks bytes and cycles, or a GPU's kernels, down by part of the step, kind of
-work and line of source. `--bundles` reads a TPU program's heaviest works in the compiler's final
-schedule: cycles and the busiest unit of each. `--block 0` compiles only the network's first block,
-in a minute or two.
+work and line of source. `--bundles` reads a TPU program's heaviest operations in the compiler's
+final schedule: cycles and the busiest unit of each. `--block 0` compiles only the network's first
+block, in a minute or two.
 """
 
 import argparse
@@ -44,7 +44,7 @@ PAIR = "step,torch"  # for networks whose clean step alone compiles for minutes
 
 def parse() -> argparse.Namespace:
     parser = Arguments(__doc__)
-    parser.add_argument("config", help="Config whose step runs: its file, or FILE:ARGUMENTS.")
+    parser.add_argument("config", help="Config whose step to run: its file, or FILE:ARGUMENTS.")
     parser.flag(
         "batch", type=int, help="Batch size; default: 8, for --topology the config's, per chip."
     )
@@ -52,11 +52,11 @@ def parse() -> argparse.Namespace:
     parser.flag("attack_steps", type=int, help="Number of attack steps; default: the config's.")
     parser.flag("dtype", help="Compute type; default: float32, for --topology the config's.")
     parser.flag("fsdp", type=int, help="Number of devices that share the state; 0: all.")
-    parser.flag("microbatches", type=int, help="Number of parts of a device's images.")
-    parser.flag("scan", action="store_true", help="Compile one block for all alike of a stage.")
+    parser.flag("microbatches", type=int, help="Number of parts to split a device's images into.")
+    parser.flag("scan", action="store_true", help="Compile identical blocks of a stage only once.")
     parser.flag("topology", help="Compile for chips such as v5e:8x8 or h100:1, without running.")
-    parser.flag("traffic", action="store_true", help="Print where the time of --topology goes.")
-    parser.flag("bundles", action="store_true", help="Print what the heaviest works keep busy.")
+    parser.flag("traffic", action="store_true", help="With --topology, print where the time goes.")
+    parser.flag("bundles", action="store_true", help="Print the heaviest operations' busy units.")
     parser.flag("block", help="Compile this block alone for --topology: stem, or 0, 1, ...")
     parser.flag("against", choices=["torch"], help="Also run the same step in PyTorch.")
     parser.flag(
@@ -67,14 +67,14 @@ def parse() -> argparse.Namespace:
     parser.flag("attention", choices=["plain"], help="Attention without cuDNN's kernels.")
     parser.flag("trace", type=Path, help="Folder for an XProf trace of --program.")
     parser.flag("rounds", type=int, default=4, help="Number of turns of each program.")
-    parser.flag("steps", type=int, default=3, help="Number of steps that count in a turn.")
+    parser.flag("steps", type=int, default=3, help="Number of timed steps per turn.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     args = parser.parse_args()
     if args.topology:
         args.rounds = args.steps = 1
         for name in ("against", "program", "trace"):
             if getattr(args, name):
-                parser.error(f"--topology compiles and runs nothing; leave --{name} out")
+                parser.error(f"--topology only compiles and runs nothing; leave --{name} out")
     else:
         for name in ("traffic", "bundles", "block"):
             if getattr(args, name) is not parser.get_default(name):
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
         if "torch" in (args.program or "") and not args.against:
             parser.error(f"--program {args.program} needs --against torch")
         if args.trace and args.program not in ("step", "clean"):
-            parser.error("--trace needs a program of JAX; write --program step or --program clean")
+            parser.error("--trace needs a JAX program; write --program step or --program clean")
         args.batch, args.dtype = args.batch or 8, args.dtype or "float32"
     return args
 
@@ -137,8 +137,8 @@ def _drop_random(config: "ConfigDict") -> None:
     config.model.options = {k: options.pop(k) for k in ("scan", "remat") if k in options}
     if unknown := {k: options[k] for k in options if k not in _UNTIMED}:
         raise ValueError(
-            f"--against torch has no counterpart of model.options {unknown}; leave it out, or "
-            "take a config without them"
+            f"--against torch has no counterpart for model.options {unknown}; leave it out, or "
+            "use a config without them"
         )
 
 
@@ -196,7 +196,7 @@ def theirs(
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if config.model.dtype not in types:
         raise ValueError(
-            f"--against torch knows --dtype {' and '.join(types)}, not {config.model.dtype}"
+            f"--against torch supports --dtype {' and '.join(types)}, not {config.model.dtype}"
         )
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     gpu = torch.cuda.is_available()

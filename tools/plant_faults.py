@@ -154,7 +154,7 @@ def planted(source: str, row: dict[str, Any]) -> str:
     """Return the source with the fault; `ValueError` if its text is missing."""
     places = _places(source, row)
     if not places or ("text" not in row and len(places) > 1):
-        raise ValueError(f"{row['file']}: {row['old']!r} is not there, or not once")
+        raise ValueError(f"{row['file']}: {row['old']!r} must occur exactly once")
     return source[: places[0]] + row["new"] + source[places[0] + len(row["old"]) :]
 
 

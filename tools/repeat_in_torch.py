@@ -46,8 +46,8 @@ from jaxrobust.weights.trained import runs
 
 def main() -> None:
     parser = Arguments(__doc__)
-    parser.flag("workdir", type=Path, required=True, help="Run whose training is repeated.")
-    parser.flag("phase", default="train", help="Phase that is repeated.")
+    parser.flag("workdir", type=Path, required=True, help="Run whose training to repeat.")
+    parser.flag("phase", default="train", help="Phase to repeat.")
     parser.flag("data_dir", help="Folder of data sets; default: that of the run.")
     parser.flag("threads", type=int, default=1, help="Threads of PyTorch.")
     parser.flag("beside", type=Path, help="Run of the same config whose curve is drawn too.")
@@ -144,7 +144,7 @@ def check(config: Any, name: str) -> None:
     for part, known in ((name, OF_PHASE), ("attack", OF_ATTACK)):
         for key, values in known.items():
             if (value := config[part][key]) not in values:
-                stop(f"PyTorch's side knows {part}.{key}={values[0]!r}, not {value!r}", 2)
+                stop(f"PyTorch's side only supports {part}.{key}={values[0]!r}, not {value!r}", 2)
 
 
 def step_size(attack: Any) -> float:
@@ -157,7 +157,7 @@ def first_weights(workdir: Path, config: Any, name: str, phase: build.Phase) -> 
     if before:
         return runs.run_weights(workdir, before[-1])[1]
     if config.init.weights:
-        stop(f"{workdir} starts from weights; PyTorch's side knows the phase before, or a draw", 2)
+        stop(f"{workdir} starts from weights; give a run that starts from random ones", 2)
     state = phase.init(jax.random.key(config.seed))
     return Weights(state.params, state.stats)
 

@@ -56,10 +56,10 @@ UNION = "union"  # the column, and the method's name in its record
 
 def main() -> None:
     parser = Arguments(__doc__)
-    parser.flag("study", choices=STUDIES, default=STUDIES[0], help="Config whose runs are made.")
+    parser.flag("study", choices=STUDIES, default=STUDIES[0], help="Config whose runs to make.")
     parser.flag("out", type=Path, default=Path("runs/study"), help="Folder of the runs.")
     parser.flag("seed", type=int, choices=_SEEDS, help="Only the runs of this seed; default: all.")
-    parser.flag("minutes", type=float, default=math.inf, help="Time to begin work in.")
+    parser.flag("minutes", type=float, default=math.inf, help="Minutes after which nothing starts.")
     parser.flag("data_dir", help="Folder of data sets; default: $TFDS_DATA_DIR.")
     args = parser.parse_args()
     if args.minutes <= 0:

@@ -410,8 +410,8 @@ class ReadmeTest(absltest.TestCase):
             "    return config\n"
         )
         headline = readme_table.rows([paths.ROOT / "configs" / "convnext_t_cvst.py"])
-        self.assertIn("**the paper's** (Table 1): 69.1% clean, 47.5% under AutoAttack", headline)
+        self.assertIn("**in the paper** (Table 1): 69.1% clean, 47.5% under AutoAttack", headline)
         rows = readme_table.rows(
             [folder / "mine.py", Path("configs/revisiting_at.py:vit_s,epochs=50")]
         )
-        self.assertIn("**the paper's** (Table 1): 64.0% clean, 37.1% under AutoAttack", rows)
+        self.assertIn("**in the paper** (Table 1): 64.0% clean, 37.1% under AutoAttack", rows)

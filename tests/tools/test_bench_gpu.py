@@ -132,7 +132,7 @@ class MessagesTest(parameterized.TestCase):
             (("--stages=steps,step",), "--stages=steps,step: no 'step'; choose from steps, varian"),
             (
                 ("--report=none.jsonl",),
-                "--report=none.jsonl is not a file; name one that --resume ha",
+                "--report=none.jsonl is not a file; pass one that --resume wr",
             ),
         ):
             with self.subTest(row=(words, pattern)):
@@ -167,7 +167,7 @@ class MessagesTest(parameterized.TestCase):
             said("bench_step.py", XCIT, "--program", "torch"), "--program torch needs --against t"
         )
         self.refused(
-            said("bench_step.py", XCIT, "--trace", "here"), "--trace needs a program of JAX; write"
+            said("bench_step.py", XCIT, "--trace", "here"), "--trace needs a JAX program; write"
         )
         for option in ("--program=step", "--trace=here", "--against=torch"):
             name = option.split("=")[0]
@@ -181,7 +181,7 @@ class MessagesTest(parameterized.TestCase):
         quickstart = TOOLS.parent / "configs/quickstart.py"
         self.refused(
             said("bench_step.py", quickstart, "--against=torch"),
-            "--against torch has no counterpart of model.options .*dims.*; leave it out, or take",
+            "--against torch has no counterpart for model.options .*dims.*; leave it out, or use",
         )
 
     def test_out_of_memory(self):
@@ -204,7 +204,7 @@ class MessagesTest(parameterized.TestCase):
         ):
             code, message = said("bench_step.py", XCIT, "--program=step")
         self.assertEqual(code, OUT_OF_MEMORY)
-        self.assertEqual(message, "bench_step: out of memory; take a smaller batch\n")
+        self.assertEqual(message, "bench_step: out of memory; use a smaller batch\n")
 
 
 class LoadTest(absltest.TestCase):

@@ -233,7 +233,7 @@ class WritingTest(parameterized.TestCase):
             links.broken(site),
             [
                 "a.html loads https://host.example/x.png",
-                "a.html links to b.html#gone, and there is no such place",
+                "a.html links to b.html#gone, which has no such anchor",
                 "a.html links to c.html, which is not there",
             ],
         )

@@ -50,7 +50,7 @@ class FileTest(FileCase):
         self.path.write_bytes(whole + b'{"of": {"what": "b"}, "kin')
         with contextlib.redirect_stderr(io.StringIO()) as err:
             kept = self.opened()
-        self.assertEqual(err.getvalue(), f"{self.path}: its last line was torn, and is cut off\n")
+        self.assertEqual(err.getvalue(), f"{self.path}: removed its last line, which was torn\n")
         self.assertEqual(self.path.read_bytes(), whole)
         self.measured(kept, "b")
         self.assertEqual([row["of"]["what"] for row in self.opened().rows], ["a", "b"])
@@ -67,15 +67,15 @@ class FileTest(FileCase):
                 self.opened()
                 with self.assertRaisesRegex(
                     ValueError,
-                    rf"^--resume={self.path} is of another machine or other sources: {words}; "
-                    "continue there, or name a new file$",
+                    rf"^--resume={self.path} is from a different machine or different sources: "
+                    rf"{words}; continue there, or pass a new file$",
                 ):
                     self.opened(**differing)
 
     def test_no_such_file(self):
         for text, words in (
-            ('{"a": 1}\n', "holds no figures of bench_gpu.py; name another file"),
-            ('{"machine": "other"}\n', "holds no figures of bench_gpu.py; name another file"),
+            ('{"a": 1}\n', "has no figures from bench_gpu.py; pass a different file"),
+            ('{"machine": "other"}\n', "has no figures from bench_gpu.py; pass a different file"),
             ("words\nwords\n", "line 1 is damaged .*; remove that line"),
         ):
             with self.subTest(row=(text, words)):

@@ -51,7 +51,7 @@ class CompareTest(parameterized.TestCase):
             compared(run, limit=8)
 
     def test_nothing_fits(self):
-        with self.assertRaisesRegex(ValueError, "^PyTorch: not even one image fits; take a small"):
+        with self.assertRaisesRegex(ValueError, "^PyTorch: not even one image fits; use a small"):
             compared(machine({"jaxrobust": 8, "PyTorch": 0}, []), limit=8)
 
 
@@ -59,7 +59,7 @@ class LogitsTest(parameterized.TestCase):
     @parameterized.parameters((0.01, 1.4, 1.4), (0.03, 0.005, 0.03), (np.nan, 0.01, np.nan))
     def test_no_rounding(self, *errors):
         reason = measuring.unlike(dict(zip((*SIDES, "between"), errors, strict=True)))
-        self.assertRegex(reason, "that is not rounding, and no speed is measured; compare the two")
+        self.assertRegex(reason, "more than rounding, so no speed is measured; compare the two")
 
 
 class AttemptTest(parameterized.TestCase):

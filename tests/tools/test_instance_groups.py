@@ -121,7 +121,7 @@ class InstanceGroupsTest(clouds.ScriptsTest):
         self.cloud.queue("create", "", "Quota 'TPUS_PER_TPU_FAMILY' exceeded. Limit: 4")
         code, said = self.pod(SLICES="2")
         self.assertEqual(code, 2, said)
-        self.assertIn("waiting will not change it; solve that first", said)
+        self.assertIn("waiting will not change this; fix it first", said)
         self.assertEndsWith(said, f"{DELETES} t-0 t-1 --zone us-east5-b\n")
 
     def test_ends_after_three_failures_of_one_kind(self):
@@ -132,7 +132,7 @@ class InstanceGroupsTest(clouds.ScriptsTest):
         self.assertLen(self.runs(), 5)
         self.assertIn(
             "the run ended 3 times in a row with exit code 139 and the same last line, without "
-            "progress; solve that first: step 3\n",
+            "progress; fix this first: step 3\n",
             said,
         )
 

@@ -176,7 +176,7 @@ class ClusterToolkitTest(Submitted, clouds.ScriptsTest):
         flags, command = self.submitted("a", *words, **sizeless, TOPOLOGY="4x4x4")
         self.assertEqual((flags["--compute-type"], flags["--topology"]), ("tpu7x", "4x4x4"))
         self.assertEqual(command[2:], ["-m", "jaxrobust.evaluate", "--multihost", *words])
-        message = "TYPE=tpu7x says no size; set TOPOLOGY"
+        message = "TYPE=tpu7x has no size; set TOPOLOGY"
         self.refused(self.script, message, "a", *words, **self.given | sizeless)
 
 
@@ -230,7 +230,7 @@ class SlurmTest(clouds.ScriptsTest):
         self.assertEqual((code, said), (2, f"slurm.sbatch: {message}\n"))
 
     def test_arguments(self):
-        self.refused("slurm.sbatch", "give the flags of jaxrobust.main behind the file")
+        self.refused("slurm.sbatch", "give the flags of jaxrobust.main after the file")
         self.refused("slurm.sbatch", "RUN=test is neither train nor", *FLAGS, RUN="test")
 
     def test_an_environment_without_jaxrobust(self):

@@ -39,7 +39,7 @@ class FaultsTest(parameterized.TestCase):
     def test_only_what_was_drawn_is_another_text(self):
         row = {"file": "f.py", "function": "", "text": "b = 1", "column": 4, "old": "1", "new": "2"}
         self.assertEqual(plant_faults.planted("a = 1\nb = 1\n", row), "a = 1\nb = 2\n")
-        with self.assertRaisesRegex(ValueError, "is not there, or not once"):
+        with self.assertRaisesRegex(ValueError, "must occur exactly once"):
             plant_faults.planted("a = 1\nb = 1\n", {"file": "f.py", "old": "1", "new": "2"})
 
     def test_a_fault_follows_its_function(self):

@@ -64,7 +64,7 @@ class VersionTest(parameterized.TestCase):
             (
                 "jaxrobust/__init__.py",
                 '__version__ = "2"\n',
-                "version 2 is not a semantic one; write",
+                "version 2 is not a semantic version; write",
             ),
         ):
             with self.subTest(row=(name, text, said)):
@@ -101,7 +101,7 @@ class VersionTest(parameterized.TestCase):
             self.assertEqual(release.main(["fly"]), 2)
             self.assertEqual(release.main(["address"]), 2)
         said = "".join(str(call.args[0]) for call in told.write.call_args_list)
-        self.assertIn("fly is not a step; take check, packages", said)
+        self.assertIn("fly is not a step; use check, packages", said)
         self.assertIn("address takes one address", said)
 
 

@@ -53,7 +53,7 @@ class RepeatTest(absltest.TestCase):
         quiet_run(tiny(train__clip_norm=1.0), workdir)
         for words, sentence in (
             (["--phase=other"], "has no phase other; give --phase one of .*pretrain"),
-            ([], "PyTorch's side knows train.clip_norm=None, not 1.0"),
+            ([], "PyTorch's side only supports train.clip_norm=None, not 1.0"),
         ):
             said = io.StringIO()
             with self.assertRaises(SystemExit) as left, contextlib.redirect_stderr(said):

@@ -21,7 +21,7 @@ class SideBySideTest(absltest.TestCase):
             side_by_side.compiled(processes, 0.05)
         self.assertEqual([*processes], [("ready", "PyTorch")])
         said = "".join(call.args[0] for call in stderr.write.call_args_list)
-        self.assertIn("PyTorch of late is not compiled after 0.05 s", said)
+        self.assertIn("PyTorch of late was not compiled within 0.05 s", said)
         self.assertIn("PyTorch of ended ended with an error, see above", said)
         for (name, _), (process, _) in before.items():
             self.assertEqual(process.kill.called, name != "ready", name)

@@ -91,10 +91,10 @@ class MessagesTest(parameterized.TestCase):
 
     @absltest.skipUnless(there, NEEDS)
     @parameterized.parameters(
-        ("vit_s_cvst", "12", "--block 12: vit_s_cvst has stem, and blocks 0 to 11"),
-        ("vit_s_cvst", "-1", "--block -1: vit_s_cvst has stem, and blocks 0 to 11"),
-        ("cifar_aligned:cifar_vgg16", "0", "--block: cifar_vgg16 is not cut into blocks; networks "
-         "that are: vit_s, convnext_t, xcit_s12, swin_b and all others but cifar_vgg16"),
+        ("vit_s_cvst", "12", "--block 12: vit_s_cvst has a stem, and blocks 0 to 11"),
+        ("vit_s_cvst", "-1", "--block -1: vit_s_cvst has a stem, and blocks 0 to 11"),
+        ("cifar_aligned:cifar_vgg16", "0", "--block: cifar_vgg16 is not divided into blocks; "
+         "choose another network, such as vit_s, convnext_t, xcit_s12 or swin_b"),
     )  # fmt: skip
     def test_unknown_block(self, config, number, expected):
         name, _, argument = config.partition(":")
@@ -128,7 +128,7 @@ class MessagesTest(parameterized.TestCase):
     def test_topology_and_pytorch(self):
         code, message = said(*STEP, "--topology", "v5e:4x4", "--against", "torch")
         self.assertEqual(code, 2)
-        self.assertRegex(message, "--topology compiles and runs nothing; leave --against out")
+        self.assertRegex(message, "--topology only compiles and runs nothing; leave --against out")
 
     def test_program_that_does_not_fit(self):
         for error, needed in (

@@ -44,7 +44,7 @@ class TpuPodTest(clouds.ScriptsTest):
         (self.cloud.bin / "gcloud").unlink()
         (self.cloud.bin / "bash").symlink_to(shutil.which("bash"))
         path = str(self.cloud.bin)  # nothing else: this machine may have one
-        self.refused("tpu_pod.sh", "gcloud is missing; https://", *FLAGS, PATH=path, **SLICE)
+        self.refused("tpu_pod.sh", "gcloud is missing; install it", *FLAGS, PATH=path, **SLICE)
 
     def test_a_dirty_tree(self):
         (self.checkout.folder / "code.txt").write_text("changed")
@@ -61,7 +61,7 @@ class TpuPodTest(clouds.ScriptsTest):
         shutil.rmtree(self.checkout.folder / ".git")
         code, said = self.pod(GIT_CEILING_DIRECTORIES=str(self.folder))
         self.assertEqual(code, 2)
-        self.assertIn("is not a git checkout, from which the hosts would get the code", said)
+        self.assertIn("is not a git checkout, and the hosts get their code from one", said)
         self.assertEmpty(self.cloud.calls())
 
     def test_runs_again_while_it_is_preempted(self):
@@ -223,7 +223,7 @@ class TpuPodTest(clouds.ScriptsTest):
             code, said = self.pod()
             self.assertEqual(code, 2, said)
             self.assertIn(error, said)
-            self.assertEndsWith(said, "waiting will not change it; solve that first\n")
+            self.assertEndsWith(said, "waiting will not change this; fix it first\n")
             self.assertNotIn("still exists", said)
             self.assertEmpty(self.runs())
         self.assertEqual(self.cloud.kinds(), ["describe", "create", "describe"])
@@ -247,7 +247,7 @@ class TpuPodTest(clouds.ScriptsTest):
         self.cloud.queue("create", *["Something else."] * 12)
         code, said = self.pod()
         self.assertEqual(code, 2)
-        self.assertEndsWith(said, "gcloud failed 10 times in a row as above; solve that first\n")
+        self.assertEndsWith(said, "gcloud failed 10 times in a row, see above; fix this first\n")
         self.assertEqual(self.cloud.kinds().count("create"), 10)
 
     def test_deletes_nothing_while_gcloud_cannot_say(self):

@@ -137,11 +137,11 @@ class WorkflowTest(absltest.TestCase):
         (self.place / "programs.sha256").write_text("")  # that of the base counts
         code, said = self.ran()
         self.assertEqual(code, 1, said)
-        self.assertIn("::error::bundles/noise/linear: verify.py is none of programs.sha256", said)
+        self.assertIn("::error::bundles/noise/linear: verify.py is not in programs.sha256", said)
         self.assertNotIn("all is confirmed", said)
         (folder / "verify.py").unlink()
         code, said = self.ran()
-        self.assertIn("::error::bundles/noise/linear: verify.py is none of programs.sha256", said)
+        self.assertIn("::error::bundles/noise/linear: verify.py is not in programs.sha256", said)
 
     def test_no_file_passes_unseen(self):
         """As a bundle at another depth would, or one whose name Git writes in quotes."""
@@ -152,7 +152,7 @@ class WorkflowTest(absltest.TestCase):
                 path.write_text("")
                 code, said = self.ran()
                 self.assertEqual(code, 1, said)
-                self.assertIn("::error::these are not places of a bundle or a network", said)
+                self.assertIn("::error::these are not paths of a bundle or a network", said)
                 shutil.rmtree(self.place / name.partition("/")[0])
         (self.place / "bundles" / "noise").mkdir(parents=True)
         (self.place / "bundles" / "noise" / "networks.toml").write_text("")

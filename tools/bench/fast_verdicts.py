@@ -33,9 +33,9 @@ def parse() -> argparse.Namespace:
     parser.flag("images", type=int, default=200, help="Number of images; default: %(default)s.")
     parser.flag("seed", type=int, default=0, help="Seed of all draws; default: %(default)s.")
     parser.flag("draws", type=int, default=200, help="Number of other samples; default: 200.")
-    parser.flag("data_dir", help="Folder of CIFAR-10, as evaluate takes it.")
+    parser.flag("data_dir", help="Folder of CIFAR-10, as for evaluate.")
     parser.flag("batch", type=int, help="Number of slots.")
-    parser.flag("out", default="runs/fast", help="Folder of rows.jsonl and ledgers; runs/fast.")
+    parser.flag("out", default="runs/fast", help="Folder of rows and ledgers; default: runs/fast.")
     return parser.parse_args()
 
 

@@ -37,15 +37,15 @@ BATCH = 512
 
 def parse() -> argparse.Namespace:
     parser = Arguments(__doc__)
-    parser.add_argument("folder", type=Path, help="An empty folder, or none yet.")
-    parser.flag("rows", type=int, default=1_000_000, help="Images of a file; default: 1,000,000.")
+    parser.add_argument("folder", type=Path, help="Folder that is empty or does not exist yet.")
+    parser.flag("rows", type=int, default=1_000_000, help="Images per file; default: 1,000,000.")
     parser.flag("parts", type=int, default=1, help="Number of files; default: 1.")
-    parser.flag("names", type=int, default=1, help="Number of names of each file; default: 1.")
+    parser.flag("names", type=int, default=1, help="Number of names for each file; default: 1.")
     parser.flag("side", type=int, default=32, help="Pixels; default: %(default)s.")
-    parser.flag("array", type=int, default=200_000, help="Images of the array in memory.")
+    parser.flag("array", type=int, default=200_000, help="Number of images in the array in memory.")
     parser.flag("rounds", type=int, default=7, help="Turns of each.")
-    parser.flag("batches", type=int, default=16, help="Batches of 512 in a turn.")
-    parser.flag("memory", default=None, help="(Of the tool itself: a folder to read.)")
+    parser.flag("batches", type=int, default=16, help="Number of batches of 512 per turn.")
+    parser.flag("memory", default=None, help="(Internal: a folder to read.)")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args()
 

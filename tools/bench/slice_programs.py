@@ -35,7 +35,7 @@ def _chips(args: argparse.Namespace) -> list[Any]:
     chips = topology.devices(args.topology)
     if chips[0].platform == "gpu":
         print(
-            "Compiled, not run: no time is measured, no tile of a product is tuned, and cuDNN "
+            "Compiled, not run: no times are measured, no matrix tiles are tuned, and cuDNN "
             "plans nothing."
         )
         if getattr(args, "attention", None):
@@ -191,13 +191,13 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
         stem, *found = blocks(net, shape)
     if not found:
         raise ValueError(
-            f"--block: {config.model.name} is not cut into blocks; networks that are: vit_s, "
-            "convnext_t, xcit_s12, swin_b and all others but cifar_vgg16"
+            f"--block: {config.model.name} is not divided into blocks; choose another "
+            "network, such as vit_s, convnext_t, xcit_s12 or swin_b"
         )
     names = ["stem", *map(str, range(len(found)))]
     if args.block not in names:
         raise ValueError(
-            f"--block {args.block}: {config.model.name} has stem, and blocks 0 to {names[-1]}"
+            f"--block {args.block}: {config.model.name} has a stem, and blocks 0 to {names[-1]}"
         )
     name, call, variables, features = [stem, *found][names.index(args.block)]
     params, rest = nnx.split_state(variables, nnx.Param, ...)

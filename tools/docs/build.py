@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs" / "html")
     parser.add_argument("--fresh", action="store_true", help="Run all cells, and write all pages.")
     parser.add_argument("--nocells", action="store_true", help="Run no cell.")
-    parser.add_argument("--keep", action="store_true", help="Keep what cells on CIFAR-10 print.")
+    parser.add_argument("--keep", action="store_true", help="Store output of cells on CIFAR-10.")
     given = parser.parse_args(arguments)
     if given.keep and not outputs.is_here():
         print("build: --keep needs CIFAR-10; `jaxrobust prepare cifar10`", file=sys.stderr)

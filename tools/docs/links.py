@@ -44,7 +44,7 @@ def broken(site: Path) -> list[str]:
             if not target.is_file():
                 found.append(f"{where} links to {link}, which is not there")
             elif anchor and target in pages and unquote(anchor) not in pages[target].places:
-                found.append(f"{where} links to {link}, and there is no such place")
+                found.append(f"{where} links to {link}, which has no such anchor")
     return found
 
 

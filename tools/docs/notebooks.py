@@ -19,7 +19,7 @@ _CELL = re.compile(
 )
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]])*)\]\(([^)\s]+\.md(?:#[^)\s]*)?)\)")
 _BEGIN = """\
-# On Colab and Kaggle; choose a GPU, or on Kaggle a TPU v5e-8, in the settings of the notebook.
+# For Colab and Kaggle: choose a GPU, or on Kaggle a TPU v5e-8, in the notebook's settings.
 import importlib.util
 import subprocess
 import sys
@@ -27,7 +27,7 @@ import sys
 if importlib.util.find_spec("jaxrobust") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "jaxrobust[plot]"], check=True)
 
-# The commands below have the accelerator; the notebook itself looks at what they made, on the CPU.
+# The commands below use the accelerator; the notebook itself reads their results on the CPU.
 import jax
 
 jax.config.update("jax_platforms", "cpu")

@@ -72,7 +72,7 @@ def _repeated(cell: str) -> str:
     row = kept().get(cell)
     if row is None:
         raise LookupError(
-            "CIFAR-10 is not here, and nothing is kept of this cell; run `jaxrobust prepare "
+            "CIFAR-10 is missing, and no output of this cell is stored; run `jaxrobust prepare "
             "cifar10`, then `python tools/docs/build.py --keep`"
         )
     said = f"CIFAR-10 is not on the machine that made this page; printed on {row.day} by commit"

@@ -55,7 +55,7 @@ def _run(place: Path) -> str:
     measured = records.read(place)
     if not measured:
         raise ValueError(
-            f"{place} has no results.jsonl with records; name a run that has been tested, or a "
+            f"{place} has no results.jsonl with records; pass a run that has been tested, or a "
             "config such as configs/convnext_t_cvst.py"
         )
     own = command(plain(runs.run_config(place)))
@@ -85,7 +85,7 @@ def _planned(given: str) -> str:
         robust = next((k for k, w in table.attacked().items() if w["attack"] == "autoattack"), None)
         if robust and row.get(robust) is not None and row.get("clean") is not None:
             measured += (
-                f"; **the paper's** ({tables.title(table)}): {row['clean']}% clean, "
+                f"; **in the paper** ({tables.title(table)}): {row['clean']}% clean, "
                 f"{row[robust]}% under AutoAttack"
             )
             break

@@ -65,7 +65,7 @@ def read(path: Path) -> tuple[dict[str, str], list[Row]]:
     """Return the machine of a file, and its figures; an incomplete last line is ignored."""
     rows = jsonl.read(path)
     if rows and not isinstance(rows[0].get("machine"), dict):
-        raise ValueError(f"{path} holds no figures of bench_gpu.py; name another file")
+        raise ValueError(f"{path} has no figures from bench_gpu.py; pass a different file")
     return (rows[0]["machine"], rows[1:]) if rows else ({}, [])
 
 
@@ -83,9 +83,8 @@ class Figures:
         if differing:
             both = ", ".join(f"{key} {there.get(key)} (here {here[key]})" for key in differing)
             raise ValueError(
-                f"--resume={path} is of another machine or other sources: {both}; continue "
-                f"there, or "
-                "name a new file"
+                f"--resume={path} is from a different machine or different sources: {both}; "
+                "continue there, or pass a new file"
             )
         if path.exists():
             self._cut()
@@ -97,7 +96,7 @@ class Figures:
         with self.path.open("r+b") as lines:
             jsonl.mend(lines)
         if self.path.stat().st_size < before:
-            print(f"{self.path}: its last line was torn, and is cut off", file=sys.stderr)
+            print(f"{self.path}: removed its last line, which was torn", file=sys.stderr)
 
     def expected(self, kind: str, guess: float | None = None) -> float:
         """Return the seconds of the longest figure of a kind so far, else a guess."""

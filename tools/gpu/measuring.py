@@ -147,7 +147,7 @@ def process(network: Network, tool: str, *words: str, label: str) -> dict[str, A
     try:
         done = subprocess.run(command, **how, timeout=limit, preexec_fn=_end_with_parent)
     except subprocess.TimeoutExpired:
-        raise NoTime(f"{label} (was ended after {limit:.0f} s)") from None
+        raise NoTime(f"{label} (stopped after {limit:.0f} s)") from None
     # The driver's own failures to allocate may end the process before Python hears of them.
     killed = done.returncode < 0 and out_of_memory(RuntimeError(done.stderr))
     if done.returncode == OUT_OF_MEMORY or killed:
@@ -199,9 +199,9 @@ def unlike(errors: dict[str, float]) -> str | None:
     if max(errors.values()) <= ROUNDING and max(ours, theirs) <= ALIKE * min(ours, theirs):
         return None
     return (
-        f"bfloat16 logits are off float32 by {ours:.4f} (jaxrobust) and {theirs:.4f} (PyTorch) of "
-        f"their standard deviation, {errors['between']:.4f} apart: that is not rounding, and no "
-        "speed is measured; compare the two networks in float32 first"
+        f"bfloat16 logits differ from float32 by {ours:.4f} (jaxrobust) and {theirs:.4f} (PyTorch) "
+        f"of their standard deviation, and by {errors['between']:.4f} from each other: this is "
+        "more than rounding, so no speed is measured; compare the two networks in float32 first"
     )
 
 
@@ -248,7 +248,7 @@ def largest_fitting(run: Turn, side: str, memory: Any, limit: int) -> dict[str, 
     sizes = [start >> halvings for halvings in range(start.bit_length())]
     fitting = next((figure for size in sizes if (figure := run(side, size, 0))), None)
     if fitting is None:
-        raise ValueError(f"{side}: not even one image fits; take a smaller network or --image-size")
+        raise ValueError(f"{side}: not even one image fits; use a smaller network or --image-size")
     if memory and fitting["peak_memory"] and fitting["batch"] == start:
         per_image = (fitting["peak_memory"] - memory["fixed"]) / start
         more = estimated(memory | {"per_image": per_image}, limit)

@@ -1,4 +1,4 @@
-"""`python tools/gpu/programs.py WHAT CONFIG`: a figure of `bench_gpu.py` that is not of a step.
+"""`python tools/gpu/programs.py WHAT CONFIG`: a figure of `bench_gpu.py` other than a step's.
 
 Each runs in a process that has the GPU to itself, and prints a JSON object on the last line:
 
@@ -36,7 +36,7 @@ FIRST = 8  # images to compile AutoAttack's programs and make their first steps
 def parse() -> argparse.Namespace:
     parser = Arguments(__doc__)
     parser.add_argument("what", choices=PROGRAMS, help="Figure to measure.")
-    parser.add_argument("config", help="Config whose network it is of.")
+    parser.add_argument("config", help="Config of the network.")
     parser.flag("batch", type=int, default=8, help="Number of images; default: %(default)s.")
     parser.flag("image_size", type=int, help="Side of the images in pixels; default: the config's.")
     parser.flag("attack_steps", type=int, help="Number of attack steps; default: the config's.")

@@ -44,8 +44,8 @@ def parse() -> argparse.Namespace:
     parser.flag("image_size", type=int, help="Side of the images in pixels; default: the config's.")
     parser.flag("deadline", type=float, default=270, help="Seconds until all must be compiled.")
     parser.flag("rounds", type=int, default=2, help="Number of turns of each program.")
-    parser.flag("steps", type=int, default=10, help="Number of steps that count in a turn.")
-    parser.flag("out", type=Path, help="File to which each turn is added as a line of JSON.")
+    parser.flag("steps", type=int, default=10, help="Number of timed steps per turn.")
+    parser.flag("out", type=Path, help="File to append each turn to, as a line of JSON.")
     args = parser.parse_args()
     for config in args.configs:
         config_name(config)  # stops if there is no such config
@@ -121,7 +121,7 @@ def compiled(processes: dict[tuple[str, str], tuple[Any, Connection]], deadline:
         try:
             if pipe.poll(max(ends - time.monotonic(), 0)) and pipe.recv():
                 continue
-            reason = f"is not compiled after {deadline:g} s"
+            reason = f"was not compiled within {deadline:g} s"
         except EOFError:
             reason = "ended with an error, see above"
         print(f"side_by_side: {' of '.join(key[::-1])} {reason}", file=sys.stderr, flush=True)

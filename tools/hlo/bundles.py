@@ -1,4 +1,4 @@
-"""Cycles and busy units of a TPU program's works, from the compiler's final schedule.
+"""Cycles and busy units of a TPU program's operations, from the compiler's final schedule.
 
 A bundle is what a chip starts in one cycle. The compiler writes the bundles of each fusion and
 kernel, and how many slots of each unit a bundle takes. A loop's bundles count as often as the
@@ -69,14 +69,14 @@ def heaviest(module: hlo.Module, folder: Path, count: int = 10) -> list[dict[str
             new = {"work": work.instruction.name, "runs": 0, **about, **once}
             works.setdefault((*row[:3], read.cycles), new)["runs"] += work.runs
     if not works:
-        raise ValueError("--bundles: the compiler wrote no schedule of this program's works")
+        raise ValueError("--bundles: the compiler wrote no schedule of this program's operations")
     return sorted(works.values(), key=lambda work: -work["runs"] * work["bundles"])[:count]
 
 
 def lines(works: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Format the works of `heaviest` as a table."""
     if works:
-        yield "1000 cycles    bundles  busiest unit  the heaviest works, by estimate and by bundles"
+        yield "1000 cycles    bundles  busiest unit  heaviest operations, estimate and bundles"
     for work in works:
         estimate, bundles = (work["runs"] * work[key] / 1e3 for key in ("estimate", "bundles"))
         unit, share = max(work["units"].items(), key=lambda unit: unit[1])

@@ -109,7 +109,7 @@ def lines(costs: dict[str, Any]) -> Iterator[str]:
             f"{row['bytes'] / all_bytes:6.1%} {scale * row[key]:12,.{digits}f} "
             f"{row[key] / all_time:6.1%}{more}"
         )
-    yield f"{unit:>12} {'MB':>9}  the heaviest lines of source, and how often they stand"
+    yield f"{unit:>12} {'MB':>9}  the heaviest lines of source, and how often they occur"
     for row in costs["heaviest"]:
         yield (
             f"{scale * row[key]:12,.{digits}f} {row['bytes'] / 1e6:9,.1f}  {row['part']}, "

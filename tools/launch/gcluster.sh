@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on TPU slices or GPUs of a GKE cluster, by Google's Cluster Toolkit, or evaluates there with
+# Trains on TPU slices or GPUs of a GKE cluster with Google's Cluster Toolkit, or evaluates there with
 # RUN=evaluate: the same command in a container on every host, again after each preemption.
 #
 #   CLUSTER=c ZONE=us-central1-c TYPE=tpu7x TOPOLOGY=4x4x4 BUCKET=my-bucket \
@@ -7,9 +7,9 @@
 #     tools/launch/gcluster.sh robust --config configs/vit_s_cvst.py --workdir /bucket/runs/vit_s \
 #     --config.data.dir=/bucket/tensorflow_datasets
 #
-# The first argument names the job. TOPOLOGY may be left out where TYPE says how many chips, such as
+# The first argument names the job. TOPOLOGY may be left out if TYPE says how many chips, such as
 # v6e-64, and SLICES=2 trains on two such slices. For GPUs, NODES says how many hosts:
-# TYPE=h100-80gb-8 NODES=2. The bucket is mounted at /bucket; the Dockerfile beside this script says
+# TYPE=h100-80gb-8 NODES=2. The bucket is mounted at /bucket; the Dockerfile next to it says
 # how to build IMAGE. `gcluster job logs robust --cluster c --location us-central1-c` shows it,
 # `gcluster job cancel robust ...` stops it.
 set -euo pipefail
@@ -23,14 +23,14 @@ need() { [[ -n ${!1:-} ]] || stop "set $1, $2, in front of the command (tools/la
 need CLUSTER "the name of the cluster"
 need ZONE "such as us-central1-c"
 need TYPE "the kind of slice, such as v6e-64, or tpu7x with TOPOLOGY=4x4x4"
-need IMAGE "which tools/launch/Dockerfile says how to build"
+need IMAGE "the image that tools/launch/Dockerfile builds"
 need BUCKET "the bucket that is mounted at /bucket"
 case ${RUN:-train} in
   train) module=jaxrobust.main ;;
   evaluate) module=jaxrobust.evaluate ;;
   *) stop "RUN=$RUN is neither train nor evaluate; write one of them" ;;
 esac
-[[ $TYPE == *-* || -n ${TOPOLOGY:-} ]] || stop "TYPE=$TYPE says no size; set TOPOLOGY too, such as 4x4x4"
+[[ $TYPE == *-* || -n ${TOPOLOGY:-} ]] || stop "TYPE=$TYPE has no size; set TOPOLOGY too, such as 4x4x4"
 [[ ${1:--} != -* ]] || stop "give the job's name first, such as robust, then flags of $module"
 [[ $# -gt 1 ]] || stop "give the flags of $module, such as --workdir /bucket/runs/vit_s"
 [[ -z ${NODES:-} || -z ${SLICES:-} ]] ||

@@ -7,8 +7,8 @@
 #     --workdir gs://my-bucket/runs/vit_s --config.data.dir=gs://my-bucket/tensorflow_datasets
 #
 # SLICES=2 trains on two such slices, robust-0 and robust-1. CAPACITY=spot (the default), on-demand
-# or reserved, with RESERVATION=name, says what they are paid as. The rest is as in tpu_pod.sh. Which
-# page documents each flag of gcloud stands in flags.tsv.
+# or reserved, with RESERVATION=name, sets how they are paid for. The rest is as in tpu_pod.sh.
+# flags.tsv names the page that documents each flag of gcloud.
 case $0 in */*) HERE=${0%/*} ;; *) HERE=. ;; esac
 # shellcheck source-path=SCRIPTDIR
 . "$HERE/pod.sh"

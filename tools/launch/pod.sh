@@ -51,7 +51,7 @@ read_flags() {
   esac
   [[ -z $workdir ]] || frozen=$(printf %q "$workdir/versions.txt")
   [[ $command ]] || stop "give the flags of $module, such as --workdir ../bucket/runs/vit_s"
-  command -v gcloud >/dev/null || stop "gcloud is missing; https://cloud.google.com/sdk has it"
+  command -v gcloud >/dev/null || stop "gcloud is missing; install it from https://cloud.google.com/sdk"
 }
 case ${RUN:-train} in
   train) module=jaxrobust.main ;;
@@ -79,9 +79,9 @@ after_error() {
   if grep -qiE "$TRANSIENT" "$FOLDER/said"; then
     unknown=0
   elif grep -qiE "$PERMANENT" "$FOLDER/said"; then
-    stop "gcloud says why $TPU cannot be had, and waiting will not change it; solve that first"
+    stop "$TPU cannot be created, as gcloud says above, and waiting will not change this; fix it first"
   elif ((++unknown == ATTEMPTS)); then
-    stop "gcloud failed $ATTEMPTS times in a row as above; solve that first"
+    stop "gcloud failed $ATTEMPTS times in a row, see above; fix this first"
   fi
   sleep "$WAIT"
 }
@@ -184,7 +184,7 @@ same() {
   [[ $new == "$kind" ]] || kind=$new times=0
   ((++times == SAME)) || return
   say "the run ended $SAME times in a row with exit code $code and the same last line, without" \
-    "progress; solve that first: ${kind#* }"
+    "progress; fix this first: ${kind#* }"
 }
 
 # run_until_done JOIN: the flags by which the processes of the hosts find each other.
@@ -192,9 +192,9 @@ run_until_done() {
   local changes started
   cd "$HERE/../.." || exit
   if ! changes=$(git status --porcelain); then
-    stop "$PWD is not a git checkout, from which the hosts would get the code; clone jaxrobust"
+    stop "$PWD is not a git checkout, and the hosts get their code from one; clone jaxrobust"
   elif [[ $changes ]]; then
-    stop "the hosts get the last commit, which is without these: commit, stash or remove them" \
+    stop "the hosts get the last commit, which lacks these changes: commit, stash or remove them" \
       "first"$'\n'"$changes"
   fi
   FOLDER=$(mktemp -d)

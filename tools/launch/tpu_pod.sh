@@ -9,12 +9,12 @@
 # Google calls the Cloud TPU API, which this script uses, legacy: it only gets fixes and has no TPU7x.
 # For v5p, v6e and v7x, use instance_groups.sh or gcluster.sh.
 #
-# Run it in tmux or the like, where `gcloud` is set up; it stays until the run is done. The hosts get
-# the last commit of this checkout. Ctrl-C stops the run on every host, saved. With --delete, the
-# slice is deleted when the run ends, however it ends; else the last line says how to delete it.
-# CAPACITY=spot (the default), on-demand or reserved says what the slice is paid as, and QUEUED=yes
-# asks for it as a queued resource. The versions of all packages are kept in the workdir when a run
-# first starts, and taken from there afterwards.
+# Run it in tmux or similar, where `gcloud` is set up; it stays until the run is done. The hosts get
+# the last commit of this checkout. Ctrl-C saves and stops the run on every host. With --delete, the
+# slice is deleted when the run ends, however it ends; otherwise the last line says how to delete it.
+# CAPACITY=spot (the default), on-demand or reserved sets how the slice is paid for, and QUEUED=yes
+# requests it as a queued resource. The first start of a run stores the versions of all packages in
+# the workdir, and later starts install them.
 # BUCKET is mounted as ~/bucket by gcsfuse, for logs, versions and evaluations: RUN=evaluate takes
 # --workdir ../bucket/runs/vit_s.
 case $0 in */*) HERE=${0%/*} ;; *) HERE=. ;; esac

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on TPU slices or GPUs of a GKE cluster, by xpk, or evaluates there with RUN=evaluate: the same
+# Trains on TPU slices or GPUs of a GKE cluster with xpk, or evaluates there with RUN=evaluate: the same
 # command in a container on every host, again after each preemption.
 #
 #   CLUSTER=c ZONE=us-west4-a TYPE=v5litepod-64 IMAGE=us-docker.pkg.dev/my-project/images/jaxrobust \
@@ -7,8 +7,8 @@
 #     --config.data.dir=/bucket/tensorflow_datasets
 #
 # The first argument names the workload. SLICES=2 trains on two such slices. For GPUs, NODES says how
-# many hosts: TYPE=h100-80gb-8 NODES=2. The Dockerfile beside this script says how to build IMAGE.
-# /bucket is a storage of the cluster that every workload mounts:
+# many hosts: TYPE=h100-80gb-8 NODES=2. The Dockerfile next to this script says how to build IMAGE.
+# /bucket is a storage of the cluster, which every workload mounts:
 #
 #   xpk storage attach bucket --cluster c --zone us-west4-a --type gcsfuse --bucket my-bucket \
 #     --size 1000 --mount-point /bucket --auto-mount true --readonly false \
@@ -26,7 +26,7 @@ need() { [[ -n ${!1:-} ]] || stop "set $1, $2, in front of the command (tools/la
 need CLUSTER "the name of the cluster"
 need ZONE "such as us-west4-a"
 need TYPE "the kind of slice, such as v5litepod-64, or of GPUs, with NODES=2"
-need IMAGE "which tools/launch/Dockerfile says how to build"
+need IMAGE "the image that tools/launch/Dockerfile builds"
 case ${RUN:-train} in
   train) module=jaxrobust.main ;;
   evaluate) module=jaxrobust.evaluate ;;

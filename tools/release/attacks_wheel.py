@@ -56,7 +56,7 @@ result = attacks.autoattack(
 )
 ```
 
-Images are floats [B, H, W, C] in [0, 1]. For other tasks than classification, pass a function as
+Images are floats [B, H, W, C] in [0, 1]. For tasks other than classification, pass a function as
 `loss`, or see `attacks.tasks`. The same files are in [jaxrobust]({address}) {version}, which also
 has networks, training, data sets and a command line. Both can be installed together.
 `pip install rich` adds a live panel.

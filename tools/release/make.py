@@ -77,7 +77,7 @@ def check(release: Release) -> None:
     """Compare all mentions of the version, and with `publish` refuse unfinished releases."""
     number = version()
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", number):
-        raise ValueError(f"version {number} is not a semantic one; write 0.2.0 or 0.2.0rc1")
+        raise ValueError(f"version {number} is not a semantic version; write 0.2.0 or 0.2.0rc1")
     if not changes(number):
         raise ValueError(f"CHANGELOG.md has no section {number}; write '## {number}' and its lines")
     cited = (ROOT / "CITATION.cff").read_text()
@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("steps", nargs="*", metavar="STEP")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "dist", help="A folder.")
-    parser.add_argument("--publish", action="store_true", help="Refuse what may not go out.")
+    parser.add_argument("--publish", action="store_true", help="Refuse an unready release.")
     parser.add_argument("--tag", help="The tag of the commit.")
     given = parser.parse_args(arguments)
     try:
@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
             address(given.steps[1])
             return 0
         if unknown := [name for name in given.steps if name not in STEPS]:
-            raise ValueError(f"{unknown[0]} is not a step; take {', '.join(STEPS)} or address")
+            raise ValueError(f"{unknown[0]} is not a step; use {', '.join(STEPS)} or address")
         release = Release(given.out.resolve(), given.publish, given.tag)
         release.out.mkdir(parents=True, exist_ok=True)
         for name in given.steps or STEPS:
