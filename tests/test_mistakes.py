@@ -360,7 +360,7 @@ select run --steps=0
 select run --steps=x
 select run --batch=0
 select run --attack=square
-select run --phase=finetune | no run is there
+select run --phase=finetune | is not a run
 select run --wieghts=ema | --wieghts
 select run --n=8 | run
 verify nowhere | --weights

@@ -89,8 +89,8 @@ def imported(source: WeightSource, request: Request) -> Network:
         changes = {k for k, v in request._asdict().items() if v != Request._field_defaults[k]}
         if extra := sorted(changes - {"image_size", "keep_head", "model"}):
             raise ValueError(
-                f"--{extra[0]} is for foreign weights; those of a run are used as they are "
-                "(init.stem and init.head of a config initialise new ones)"
+                f"--{extra[0]} only applies to foreign weights; the weights of a run are used as "
+                "they are (for a new stem or head, set init.stem or init.head in a config)"
             )
     published_source = source._replace(published=_id(source, request.model))
     artifact = reading.artifact_of(published_source, weights_kind=request.which, cast=request.cast)

@@ -106,8 +106,8 @@ def _run(source: WeightSource, weights_kind: str | None, cast: bool) -> Artifact
     if weights_kind not in (None, stored_kind):
         words = files.WHICH[stored_kind]
         raise ValueError(
-            f"{workdir} keeps the best of the {words} weights, which it evaluates; the "
-            f"{files.WHICH[weights_kind]} ones of its latest checkpoint come from `jaxrobust "
+            f"{workdir} keeps only its best {words} weights, which it evaluates; for the "
+            f"{files.WHICH[weights_kind]} weights of its latest checkpoint, run `jaxrobust "
             f"export --workdir {workdir} --which {weights_kind} --layout jaxrobust --out FOLDER`"
         )
     words, (params, stats) = runs.run_weights(workdir)

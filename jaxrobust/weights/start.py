@@ -96,7 +96,7 @@ def check_phases(config: Config, names: Sequence[str]) -> None:
         start_phase = config[name].start or names[i - 1]
         if start_phase not in names[:i]:
             raise ValueError(
-                f"{name}.start={start_phase!r}: a phase starts from an earlier one that happens, "
+                f"{name}.start={start_phase!r}: a phase must start from an earlier one that runs, "
                 f"{' or '.join(names[:i])}"
             )
         start_config, phase_config = of_phase(config, start_phase), of_phase(config, name)
@@ -145,7 +145,7 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     sizes = (model.num_classes, model.image_size, dict(model.options))
     normalized(Network(model.name, shapes, moved, *sizes), normalize)  # fails before compiling
     program = compilation.program(f"{model.name}: random weights", shapes)
-    with compilation.waiting("compiling the draw of the weights", program, say):
+    with compilation.waiting("compiling the initialisation of the weights", program, say):
         params, stats = jax.device_get(jax.jit(init)(key))
     of_torch = pytorch.is_name(model.name)  # it has drawn or loaded its own
     fresh = () if of_torch else (*params,)
@@ -170,30 +170,30 @@ def _belongs(facts: WeightFacts, stored: StoredNames, config: Config, init: Star
     if differing and facts.model != model.name:
         with_stem = f", or init.stem=fresh and model.name={facts.model}_cvst"
         raise ValueError(
-            f"they are those of {facts.model}; set model.name={facts.model}"
+            f"they are weights of {facts.model}; set model.name={facts.model}"
             + (with_stem if model.name == f"{facts.model}_cvst" else "")
         )
     if differing:
         assert facts.model is not None and facts.options is not None
         raise ValueError(
-            f"they are those of {models.words(facts.model, facts.options)}, and the config has "
+            f"they are weights of {models.words(facts.model, facts.options)}, but the config has "
             f"{models.words(model.name, model.options)}; set model.options to match"
         )
     width, channels = convert.head_width(stored), convert.in_channels(stored)
     if init.head == "keep" and width not in (None, model.num_classes):
         raise ValueError(
-            f"their head has {width} classes, and model.num_classes={model.num_classes}; set "
-            "init.head=fresh for a new one"
+            f"their head has {width} classes, but model.num_classes={model.num_classes}; set "
+            "init.head=fresh for a new head"
         )
     if init.stem == "keep" and channels not in (None, model.in_channels):
         raise ValueError(
-            f"they take images with {channels} channels, and model.in_channels="
+            f"they take images with {channels} channels, but model.in_channels="
             f"{model.in_channels}; give data with {channels}, or set init.stem=fresh for a new stem"
         )
     mean = stored.arrays.get("normalize.mean")
     if mean is not None and mean.size != model.in_channels:
         raise ValueError(
-            f"they normalise images with {mean.size} channels, and model.in_channels="
+            f"they normalise images with {mean.size} channels, but model.in_channels="
             f"{model.in_channels}; give data with {mean.size}"
         )
 
@@ -222,6 +222,7 @@ def changed(config: Config, workdir: Path) -> str:
     if now == old_start["weights_sha256"]:
         return ""
     return (
-        f"init.weights={config.init.weights} holds other weights now ({now[:12]}) than when this "
-        f"run started ({old_start['weights_sha256'][:12]}); it continues from its own checkpoint"
+        f"init.weights={config.init.weights} now holds different weights ({now[:12]}) than at the "
+        f"start of this run ({old_start['weights_sha256'][:12]}), which continues from its own "
+        "checkpoint"
     )

@@ -49,7 +49,7 @@ WRONG = {
     "run --options={}": "that takes --model",
     "nowhere": "nowhere",
     "empty": "empty",
-    "--workdir=nowhere": "no run is there",
+    "--workdir=nowhere": "is not a run",
     "--workdir=empty": "config.json is missing",
     "damaged": "config.json is damaged",
     "unfinished": "has no best checkpoint",

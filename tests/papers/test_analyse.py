@@ -275,7 +275,7 @@ class NumbersTest(parameterized.TestCase):
         out = folder / "out"
         for words, said in (
             ("perturbations", "give --workdir RUN"),
-            ("perturbations --workdir nowhere", "no run is there"),
+            ("perturbations --workdir nowhere", "is not a run"),
             ("perturbations --workdir RUN --epsilon 4", "larger than the pixel range"),
             ("perturbations --workdir RUN --epsilon four", "is not a number"),
             ("perturbations --workdir RUN --n 0", "--n=0 must be at least 1"),

@@ -228,7 +228,7 @@ class CommandTest(parameterized.TestCase):
     def test_refused(self):
         for words, said in (
             ((), "give --workdir RUN, or --model"),
-            (("--workdir", "nowhere"), "no run is there"),
+            (("--workdir", "nowhere"), "is not a run"),
             (("--side", 4), "--side=4 has no point in the middle"),
             (("--side", 1), "--side=1 must be at least 3"),
             (("--n", 0), "--n=0 must be at least 1"),

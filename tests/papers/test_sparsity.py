@@ -146,7 +146,7 @@ class CommandTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ((), "give --workdir RUN, or --model"),
-        (("--workdir", "nowhere"), "no run is there"),
+        (("--workdir", "nowhere"), "is not a run"),
         (("--weights", "FILE", "--model", "convnext_n"), "give --num_classes"),
         (("--epsilon", "3"), "--epsilon is not a flag"),
     )

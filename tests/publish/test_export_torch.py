@@ -138,7 +138,7 @@ class LayoutTest(FileCase):
         _, said = self.export("--layout=timm", code=2)
         self.assertIn("has downsample_strides=(1, 1) instead of ()", said)
         _, said = self.export("--layout=timm", "--options={}", code=2)
-        self.assertIn("leave out the flag that says otherwise", said)
+        self.assertIn("leave out the flag that contradicts", said)
         self.save(self.stats)
         _, said = self.export("--layout=timm", f"--options={strides}", code=2)
         self.assertIn("has downsample_strides=(1, 1) instead of ()", said)
@@ -432,7 +432,7 @@ class RunTest(Case):
             ".*has no checkpoint of pretrain; train first",
             *(run, "--phase=pretrain", "--layout=module", "--which=raw"),
         )
-        self.refused("nowhere: no run is there", "--workdir=nowhere", "--layout=timm")
+        self.refused("nowhere is not a run", "--workdir=nowhere", "--layout=timm")
         self.refused("--model belongs to --weights", run, "--layout=timm", "--model=convnext_n")
 
 

@@ -65,7 +65,9 @@ class ImportTest(ServedCase):
         for unknown in ("preprocessing", "norm", "epsilon", "accuracies"):
             self.assertIsNone(config[unknown], unknown)
         self.assertIn("70 arrays from the stored weights", printed)
-        self.assertIn("none is stored: raw [0, 1] images; --normalize imagenet", printed)
+        self.assertIn(
+            "none is stored: raw [0, 1] images; change this with --normalize imagenet", printed
+        )
 
     def test_options_travel_with_the_weights(self):
         self.assertEqual(self.call()[0]["options"], {})
@@ -210,7 +212,7 @@ class ImportTest(ServedCase):
         self.assertEqual(weights_folder.about(self.out)["options"]["dims"], [8])
         said = io.StringIO()
         for flag, message in (
-            ("--cast", "--cast is for foreign wei"),
+            ("--cast", "--cast only applies to foreign wei"),
             ("--sha256=0", "more than one"),
         ):
             with contextlib.redirect_stderr(said), self.assertRaises(SystemExit):

@@ -261,7 +261,7 @@ class StartTest(parameterized.TestCase):
             "with num_classes outputs are fc$",
             "fresh:head": "has no weights under 'head'; name a part as .* outputs are fc$",
             "fresh-torch": "draws its new head itself; set init.head=fresh$",
-            "new": "init.head='new'; one of keep, fresh, fresh-torch",
+            "new": "init.head='new'; use one of keep, fresh, fresh-torch",
         }.items():
             with self.subTest(head):
                 self.assertRegex(self.refused("own.pt", head=head), message)
@@ -273,11 +273,13 @@ class StartTest(parameterized.TestCase):
         torch.save(self.module().state_dict(), "own.pt")
         with mock.patch.dict(sys.modules, {"torch": None}):
             said = self.refused("own.pt")
-        self.assertRegex(said, "needs PyTorch to be read: .* as .safetensors where PyTorch is$")
+        self.assertRegex(
+            said, "reading .* requires PyTorch: .* as .safetensors on a machine with PyTorch$"
+        )
 
     def test_parts_are_for_modules_of_pytorch(self):
         asked = training.tiny(init__head="fresh:fc", init__weights="own.pt")
-        with self.assertRaisesRegex(ValueError, "convnext_n knows its head; set init.head=fresh"):
+        with self.assertRaisesRegex(ValueError, "for convnext_n, set init.head=fresh"):
             start_weights.of_config(asked)
 
     def test_normalisation(self):

@@ -282,7 +282,7 @@ class FlowTest(Case):
         self.stop_after = 3
         self.assertIn("interrupted; the same command continues", call(self.workdir, code=130))
         self.assertLen(json.loads(self.file.read_text())["candidates"], 3)
-        with self.assertRaisesRegex(ValueError, "^--selected: .* is not finished; the same comm"):
+        with self.assertRaisesRegex(ValueError, "^--selected: .* is not finished; to continue"):
             kept.selected(self.workdir)
         self.stop_after = 99
         call(self.workdir)
@@ -328,7 +328,7 @@ class MistakesTest(Case):
 
     def test_no_run(self):
         said = call(self.folder / "none", code=2)
-        self.assertIn("no run is there", said)
+        self.assertIn("is not a run", said)
         self.assertNotIn("--", said)  # neither --workdir nor --model is a flag of select
 
     def test_nothing_was_chosen(self):

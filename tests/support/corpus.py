@@ -171,7 +171,7 @@ BYTES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "half of the shards": (
         "model-00001-of-00002.safetensors",
         lambda whole: whole,
-        r"one of 2 parts, and model-00002-of-00002\.safetensors is not next to it",
+        r"one of 2 parts, but others are missing next to it; get model-00002",
     ),
     "unknown kind": ("a.npz", lambda whole: whole, r"unknown kind of file; give one of \.safet"),
 }

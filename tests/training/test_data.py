@@ -168,7 +168,7 @@ class FolderTest(parameterized.TestCase):
     def test_wholly_renamed_classes_are_refused_too(self):
         self.workdir.mkdir()
         (self.workdir / "classes.txt").write_text("a\nb\nc\nd\n")
-        with self.assertRaisesRegex(ValueError, r"4 of its names are missing .* new --workdir"):
+        with self.assertRaisesRegex(ValueError, r"4 names are missing .* new --workdir"):
             training_run.check(self.config, self.workdir)
         source = registry.open_source(f"folder:{self.data}", "val")
         # Of another data set, for one.

@@ -173,8 +173,8 @@ class BucketTest(BucketCase):
         np.testing.assert_array_equal(weights.params["w"], np.full(3, 5, np.float32))
         # As gs://.../latest/5, copied from a disk where an older Orbax wrote it.
         (self.objects / "runs/1/train/latest/5/commit_success.txt").unlink()
-        words = "/runs/1/train/latest/5 has no commit_success.txt, so it may be unfinished: if it"
-        with self.assertRaisesRegex(ValueError, f"^gs://.*{words} was complete .* at the start$"):
+        words = "/runs/1/train/latest/5 has no commit_success.txt, so it may be incomplete: if the"
+        with self.assertRaisesRegex(ValueError, f"^gs://.*{words} .* complete, .* at the start$"):
             self.opened_at(latest)
         self.assertEqual(self.stored(), {f"5/{item}" for item in items} - {"5/commit_success.txt"})
         self.saved(checkpoints, 6)  # of the process that has 5 in memory
@@ -190,7 +190,7 @@ class BucketTest(BucketCase):
         latest = self.opened() / "train" / "latest"
         checkpoints = self.opened_at(latest)
         self.saved(checkpoints, 5)
-        refusal = f"gs://{self.objects.name}/.* written or read .*; the last .* there is step 5$"
+        refusal = f"gs://{self.objects.name}/.* written or read .*; last .* there: step 5$"
         with (
             self.server.refusing(pattern),
             self.assertRaisesRegex(buckets.BucketError, refusal),

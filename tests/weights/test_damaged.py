@@ -201,7 +201,9 @@ class EveryFileTest(RunOfCheckpoints):
         path.write_text(path.read_text().replace(": 256", ": 257"))
         with (
             contextlib.closing(Checkpoints(self.workdir / "train" / "latest")) as files,
-            self.assertRaisesRegex(ValueError, "4 is damaged .meta/metadata has another sha256"),
+            self.assertRaisesRegex(
+                ValueError, "4 is damaged .meta/metadata has a different sha256"
+            ),
         ):
             files.meta(4)
 
@@ -218,7 +220,7 @@ class EveryFileTest(RunOfCheckpoints):
             files.wait()
         own = metadata(original().workdir / "train" / "best" / "4")
         shutil.copy(own, metadata(best / "4"))
-        with self.assertRaisesRegex(ValueError, "4 is damaged .*has another sha256"):
+        with self.assertRaisesRegex(ValueError, "4 is damaged .*has a different sha256"):
             runs.run_weights(self.workdir)
 
     @parameterized.parameters("arrays_sha256", "meta_sha256")
@@ -277,12 +279,14 @@ class OldTest(RunOfCheckpoints):
     def test_they_are_read_and_what_is_unknown_is_said(self):
         _, read = runs.run_weights(self.workdir)
         self.assertEqual(hashes.weights_sha256(*read), hashes.weights_sha256(*original().weights))
-        self.assertIn("whether they are damaged is unknown", self.said.getvalue())
+        self.assertIn("would go unnoticed", self.said.getvalue())
 
     def test_the_record_of_its_test_is_compared(self):
         row = {"weights": "train, step 4, ema", "weights_sha256": "0" * 64}
         (self.workdir / "results.jsonl").write_text(json.dumps(row) + "\n")
-        with self.assertRaisesRegex(ValueError, "best/4 holds other weights than .*results.jsonl"):
+        with self.assertRaisesRegex(
+            ValueError, "best/4 does not hold the weights that .*results.jsonl"
+        ):
             runs.run_weights(self.workdir)
 
 

@@ -220,14 +220,12 @@ class HubTest(LocalCase):
         ):
             self.fetch("hf://a/b")
         self.server.repository("a/c", {"README.md": b""})
-        with self.assertRaisesRegex(
-            ValueError, "; it is not a repository of PyTorch weights, choose"
-        ):
+        with self.assertRaisesRegex(ValueError, "; choose a repository with PyTorch weights"):
             self.fetch("hf://a/c")
 
     @sweeps.rows(
         (403, "GatedRepo", "consent first: give it at https://huggingface.co/a/b, log in with .hf"),
-        (401, "RepoNotFound", "no repository a/b, or a private one; .*`hf auth login`"),
+        (401, "RepoNotFound", "a/b does not exist on the hub, or is private; .*`hf auth login`"),
         (404, "RevisionNotFound", "a/b has no revision"),
     )
     def test_refusals(self, status, code, message):

@@ -71,7 +71,7 @@ class StateTest(parameterized.TestCase):
         for which, wanted in zip((None, "ema", "raw"), expected, strict=True):
             kind, _, place = wanted.partition(" of ")
             if not place:
-                message = {"only": "only, under", "says not": "does not say whether"}
+                message = {"only": "only .*, under", "says not": "does not say whether"}
                 with self.assertRaisesRegex(ValueError, f"a.pt.*{message.get(wanted, wanted)}"):
                     files._state(Path("a.pt"), tree, which)
                 continue
@@ -137,20 +137,20 @@ class PartsTest(absltest.TestCase):
     def test_a_part_that_is_not_there_and_an_array_that_is_there_twice(self):
         first = self.part(1, 3, a=1)
         with self.assertRaisesRegex(
-            ValueError, "is one of 3 parts, and net-00002-of-00003.*, net-00003-of-00003.* is not"
+            ValueError, "is one of 3 parts, .* get net-00002-of-00003.*, net-00003-of-00003"
         ):
             files.read(first)
         first = self.part(1, a=1)
         self.part(2, a=2)
-        with self.assertRaisesRegex(ValueError, r"00002-of-00002.*holds \['a'\] a second time"):
+        with self.assertRaisesRegex(ValueError, r"00002-of-00002.*repeats \['a'\] of an"):
             files.read(first)
         first = self.part(1, d=1, c=1, b=1, a=1)
         self.part(2, d=2, c=2, b=2, a=2)
-        with self.assertRaisesRegex(ValueError, r"holds \['a', 'b', 'c'\] a second time"):
+        with self.assertRaisesRegex(ValueError, r"repeats \['a', 'b', 'c'\] of an"):
             files.read(first)
 
     def test_refusals(self):
-        with self.assertRaisesRegex(ValueError, "which='best'; one of ema, raw, or None"):
+        with self.assertRaisesRegex(ValueError, "which='best' must be one of ema, raw, or None"):
             files.artifact(self.folder / "a.pt", weights_kind="best")
         with self.assertRaisesRegex(ValueError, "a.pt: no such file; give one of .safetensors"):
             files.read(self.folder / "a.pt")

@@ -73,16 +73,16 @@ class SelectionTest(absltest.TestCase):
     def test_what_is_no_run_is_no_place_to_choose_in(self):
         self.write()
         (self.workdir / "config.json").unlink()
-        with self.assertRaisesRegex(ValueError, "no run is there, config.json is missing"):
+        with self.assertRaisesRegex(ValueError, "is not a run: config.json is missing"):
             kept.selected(self.workdir)
 
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "nothing has been chosen in .*jaxrobust select"):
             kept.selected(self.workdir)
         for changes, message in (
-            ({"chosen": None}, "selection.json is not finished; the same command continues"),
-            ({"schema": 2}, "selection.json has schema 2, and this code reads 1"),
-            ({"schema": 0}, "selection.json has schema 0, and this code reads 1"),
+            ({"chosen": None}, "selection.json is not finished; to continue"),
+            ({"schema": 2}, "selection.json has schema 2, but this code reads 1"),
+            ({"schema": 0}, "selection.json has schema 0, but this code reads 1"),
             ({"chosen": {"phase": "train"}}, "selection.json is damaged .*step"),
         ):
             self.write(**changes)

@@ -56,7 +56,7 @@ class NormalisationTest(parameterized.TestCase):
 
     def test_what_files_with_such_names_assume(self):
         _, said = networks.normalisation(stored((0.5, 0.5)), WeightFacts(), Request())
-        self.assertEqual(said, "what files with these names assume")
+        self.assertEqual(said, "the convention for files with these names")
 
 
 class SizesTest(parameterized.TestCase):

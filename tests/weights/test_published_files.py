@@ -83,7 +83,7 @@ class LoadTest(parameterized.TestCase):
         path = self.file(10)
         with self.assertRaisesRegex(
             ValueError,
-            f"its head has 10 classes, and RobustBench's cifar100/Linf/{R18} has 100: these",
+            f"its head has 10 classes, but RobustBench's cifar100/Linf/{R18} has 100: these",
         ):
             reading_of = sources.at(path)._replace(published=f"cifar100/Linf/{R18}")
             load.fitted(reading.artifact_of(reading_of), None, image_size=32)
@@ -120,12 +120,12 @@ class NameTest(parameterized.TestCase):
     @sweeps.rows(
         (
             "Gowal2020Uncovering",
-            "RobustBench's networks of that id are cifar10/L2/Gowal2020Uncovering and "
+            "RobustBench's networks with that id are cifar10/L2/Gowal2020Uncovering and "
             "cifar100/Linf/Gowal2020Uncovering$",
         ),
         (
             f"cifar10/Linf/{WANG}",
-            f"nothing is there; RobustBench's network of that table is {WANG}",
+            f"not found; for RobustBench's network in that table, give just {WANG}",
         ),
         (f"cifar10/L2/{WANG}x", f"did you mean .*cifar10/L2/{WANG}"),
     )

@@ -192,7 +192,9 @@ class ImportedTest(parameterized.TestCase):
     )
     def test_weights_of_a_run_are_taken_as_they_are(self, asked, flag):
         run = sources.WeightSource("runs/1", "run", Path("runs/1"))
-        with self.assertRaisesRegex(ValueError, f"^{flag} is for foreign weights; those of a run"):
+        with self.assertRaisesRegex(
+            ValueError, f"^{flag} only applies to foreign weights; the weights of a run"
+        ):
             imports.imported(run, Request(**asked))
 
     def test_a_run_may_be_called_by_its_network_and_have_another_size(self):

@@ -135,8 +135,8 @@ class RobustnessTest(parameterized.TestCase):
         path = self.file(arrays(depths=(1, 2, 2, 2)))
         with self.assertRaisesRegex(
             ValueError,
-            r"do not fit; their shapes are those of depths=\(1, 2, 2, 2\), and this resnet18 has "
-            r"depths=\(2, 2, 2, 2\); give depths=\(1, 2, 2, 2\) as options of the network",
+            r"do not fit; their shapes are those of depths=\(1, 2, 2, 2\), but this resnet18 has "
+            r"depths=\(2, 2, 2, 2\); set depths=\(1, 2, 2, 2\) in the network's",
         ):
             jaxrobust.load(path, model="resnet18", tell=lambda line: None)
         options = {"depths": (1, 2, 2, 2)}
@@ -151,6 +151,6 @@ class RobustnessTest(parameterized.TestCase):
         small = {k: np.broadcast_to(np.float32(0.5), a.shape) for p in shapes for k, a in p.items()}
         path = self.file(convert.reference_names("wide_resnet50_2", small, wrapped=False, **depths))
         with self.assertRaisesRegex(
-            ValueError, "those of width=128, and this resnet50 has width=64"
+            ValueError, "those of width=128, but this resnet50 has width=64"
         ):
             jaxrobust.load(path, model="resnet50", tell=lambda line: None, **depths)

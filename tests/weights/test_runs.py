@@ -50,7 +50,7 @@ class RunsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, said):
             runs.run_config(self.workdir)
         (self.workdir / "config.json").unlink()
-        with self.assertRaisesRegex(ValueError, "no run is there, config.json is missing"):
+        with self.assertRaisesRegex(ValueError, "is not a run: config.json is missing"):
             runs.run_config(self.workdir)
 
     def test_the_programs_of_a_run_and_of_its_phases_are_remembered(self):
@@ -83,13 +83,13 @@ class RunsTest(parameterized.TestCase):
 
     @sweeps.rows(
         ("a b", "a b", False, None),
-        ("a b", "b a", False, "0 of its names are missing .* give a new --workdir"),
-        ("a b c", "a d", False, r"2 of its names are missing \['b', 'c'\], 1 are new \['d'\]"),
+        ("a b", "b a", False, "0 names are missing .* give a new --workdir"),
+        ("a b c", "a d", False, r"2 names are missing \['b', 'c'\], 1 are new \['d'\]"),
         ("a b", "", False, None),
         ("", "a", False, None),
         ("a b", "c d", True, None),  # another data set names the same classes its way
         ("a b", "b c", True, "choose them with --classes"),
-        ("a b", "c d", False, r"2 of its names are missing .* 2 are new .* give a new --workdir"),
+        ("a b", "c d", False, r"2 names are missing .* 2 are new .* give a new --workdir"),
     )
     def test_other_classes(self, known, there, renamed, said):
         path = self.workdir / "classes.txt"
@@ -111,7 +111,7 @@ class RunsTest(parameterized.TestCase):
         program = self.workdir / pytorch.FOLDER / pytorch.PROGRAMS  # which the run keeps
         program.parent.mkdir()
         program.touch()
-        self.assertStartsWith(runs.rewritten(self.workdir, module), "own.py is no longer what the")
+        self.assertStartsWith(runs.rewritten(self.workdir, module), "own.py has changed since the")
         self.assertEqual(runs.rewritten(self.workdir, now | {"sha256": "a" * 64}), "")
         self.assertEqual(runs.rewritten(self.workdir, None), "")
 

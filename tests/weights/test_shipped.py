@@ -48,7 +48,7 @@ class ShippedTest(parameterized.TestCase):
         self.assertEqual(sources.parse("quickstart:pretrain").kind, "folder")
         self.assertIsNone(shipped.weights("quickstarts"))
         self.assertIsNone(shipped.kept("runs/quickstart"))
-        with self.assertRaisesRegex(ValueError, "has no phase 'robust'; one of pretrain, train"):
+        with self.assertRaisesRegex(ValueError, "has no phase 'robust'; use pretrain or train"):
             shipped.weights("quickstart:robust")
 
     def test_the_first_figure_is_that_of_the_record(self):

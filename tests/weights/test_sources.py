@@ -63,7 +63,7 @@ class ParseTest(parameterized.TestCase):
         for name in ("quickstart", "__init__.py"):
             (folder / name).mkdir()
         self.enter_context(contextlib.chdir(folder))
-        with self.assertRaisesRegex(ValueError, r"nothing is there; did you mean quickstart\?$"):
+        with self.assertRaisesRegex(ValueError, r"not found; did you mean quickstart\?$"):
             sources.parse("quickstat")
 
     @sweeps.rows(
@@ -71,7 +71,7 @@ class ParseTest(parameterized.TestCase):
          "timm id such as convnext_tiny.fb_in1k, or quickstart, which ships with the package$"),
         ("weights/mine", "no such file"),
         ("convnext_t", "that is an architecture .*`jaxrobust models convnext_t` lists"),
-        ("Salman2020Do_R19", "nothing is there; did you mean Salman2020Do_R18"),
+        ("Salman2020Do_R19", "not found; did you mean Salman2020Do_R18"),
         (
             "Chen2020Adversarial",
             "RobustBench's network averages the probabilities of three networks, which none of "
@@ -84,12 +84,12 @@ class ParseTest(parameterized.TestCase):
             "RobustBench's network solves an ODE in as many steps as its images need, which cannot "
             "be translated; choose another id$",
         ),
-        ("convnext_tinny.fb_in1k", "timm's convnext_tinny is not a .*mean convnext_tiny.fb_in1k"),
+        ("convnext_tinny.fb_in1k", "timm's convnext_tinny is not .*mean convnext_tiny.fb_in1k"),
         ("efficientnet_b0.ra_in1k", "no such file"),
         ("hf://timm", "write hf://ORG/REPO"),
     )  # fmt: skip
     def test_what_is_nothing(self, text, message):
-        with self.assertRaisesRegex(ValueError, f"^{text}: (nothing is there, and )?{message}"):
+        with self.assertRaisesRegex(ValueError, f"^{text}: (not found, and )?{message}"):
             sources.parse(text)
 
     def test_folders_without_weights(self):

@@ -70,27 +70,27 @@ class HostsTest(absltest.TestCase):
         for processes in (2, 1):
             codes, said = ran(processes, folder / "whole")
             self.assertEqual(codes, [0] * processes, said)
-            self.assertNotIn("unknown", said[0])
+            self.assertNotIn("unnoticed", said[0])
             for row in (1, 6):
                 codes, said = ran(processes, folder / str(row))
                 self.assertEqual(codes, [1] * processes, said)
                 for text in said:
-                    self.assertIn("is damaged (params/split has another sha256", text)
+                    self.assertIn("is damaged (params/split has a different sha256", text)
         codes, said = ran(4, folder / "whole")  # none of which holds a block
         self.assertEqual(codes, [0] * 4, said)
-        self.assertIn("no hashes of 1 of its arrays that these devices can compare", said[0])
+        self.assertIn("cannot compare the hashes of 1 of its arrays", said[0])
 
         path = meta / "blocks_1"
         content = path.read_bytes()
         path.unlink()  # what it covers is not taken for compared
         codes, said = ran(2, folder / "whole")
         self.assertEqual(codes, [0, 0], said)
-        self.assertIn("no hashes of 1 of its arrays that these devices can compare", said[0])
+        self.assertIn("cannot compare the hashes of 1 of its arrays", said[0])
         path.write_bytes(content)
         path.write_text(path.read_text().replace("4:8", "0:4"))
         codes, said = ran(2, folder / "whole")
         self.assertEqual(codes, [1, 1], said)
-        self.assertIn("is damaged (meta/blocks_1 has another sha256", said[0])
+        self.assertIn("is damaged (meta/blocks_1 has a different sha256", said[0])
 
 
 class BlockTest(parameterized.TestCase):

@@ -237,7 +237,9 @@ class StartTest(parameterized.TestCase):
             )
             self.stored({key: array + 1 for key, array in small().items()})
             said = training.quiet_run(tiny(self.file), self.workdir)
-            self.assertRegex(said, "holds other weights now .* continues from its own checkpoint")
+            self.assertRegex(
+                said, "now holds different weights .* continues from its own checkpoint"
+            )
             self.file.unlink()
             training.quiet_run(tiny(self.file), self.workdir)
             with self.assertRaisesRegex(ValueError, "init.weights: '.*' there, '.*other.pt' now"):
@@ -251,7 +253,7 @@ class StartTest(parameterized.TestCase):
             self.assertRegex(said, r"starting from .*run \(train, step 4, ema\)")
             config = tiny(source).unlock()
             config.model.options.dims = (16,)
-            with self.assertRaisesRegex(ValueError, r"dims=\[8\].*, and the config .*dims=\[16\]"):
+            with self.assertRaisesRegex(ValueError, r"dims=\[8\].*, but the config .*dims=\[16\]"):
                 start_weights.of_config(config)
 
     @pytest.mark.slow
@@ -279,7 +281,7 @@ class StartTest(parameterized.TestCase):
         ({}, "none.pth", {}, r"^init.weights=[^ ]*none.pth: no such file"),
         ({}, "", {}, "holds no weights; give a file, a folder that"),
         ({"dims": (16,)}, None, {}, "weights do not fit.*head.norm.scale"),
-        ({}, None, {"init__stem": "new"}, "init.stem='new'; one of keep, fresh"),
+        ({}, None, {"init__stem": "new"}, "init.stem='new'; use one of keep, fresh"),
     )
     def test_refuses_before_anything_is_written(self, overrides, name, changes, message):
         path = self.stored(small(**overrides)) if name is None else self.folder / name
@@ -289,7 +291,7 @@ class StartTest(parameterized.TestCase):
 
     def test_refuses_other_networks_classes_and_types(self):
         with self.assertRaisesRegex(
-            ValueError, "are those of convnext_t; set model.name=convnext_t"
+            ValueError, "are weights of convnext_t; set model.name=convnext_t"
         ):
             start_weights.of_config(tiny(self.imported(architecture="convnext_t")))
         arrays = small() | {"head.fc.bias": np.zeros(5, "f"), "head.fc.kernel": np.zeros((8, 5))}
@@ -315,7 +317,7 @@ class StartTest(parameterized.TestCase):
         start_weights.of_config(config(stem_strides=(2, 2), drop_path=0.1))
         with self.assertRaisesRegex(
             ValueError,
-            r"they are those of convnext_n_cvst with .*stem_strides=\[2, 2\].*, and the config "
+            r"they are weights of convnext_n_cvst with .*stem_strides=\[2, 2\].*, but the config "
             r"has convnext_n_cvst with (?!.*\[2, 2\]).*; set model.options to match",
         ):
             start_weights.of_config(config())
@@ -371,7 +373,7 @@ class OtherNamesTest(parameterized.TestCase):
 
     def test_what_computes_something_else_from_the_same_shapes_is_refused(self):
         path = self.imported("xcit_n12", **self.small)  # normalises the class token alone
-        with self.assertRaisesRegex(ValueError, "those of xcit_n12; set model.name=xcit_n12"):
+        with self.assertRaisesRegex(ValueError, "weights of xcit_n12; set model.name=xcit_n12"):
             self.start(path, "xcit_t12", self.small)
 
     def test_an_evaluation_under_the_name_of_the_same_network(self):
@@ -456,23 +458,27 @@ class RunTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({}, {}, ""),
-        ({"dims": (16,)}, {}, r"(?s)those of convnext_n with .*16.*; set model.options to match$"),
+        (
+            {"dims": (16,)},
+            {},
+            r"(?s)weights of convnext_n with .*16.*; set model.options to match$",
+        ),
         ({"stem_strides": (2,)}, {}, "only the stem differs"),
         ({"stem_strides": (2,)}, {"init__stem": "fresh"}, ""),
         (
             {"name": "convnext_t", "dims": (16,)},
             {},
-            "those of convnext_t; set model.name=convnext_t$",
+            "weights of convnext_t; set model.name=convnext_t$",
         ),
         (
             {},
             {"model__name": "convnext_n_cvst", "model__options": ConfigDict({"depths": (1,)})},
             "set model.name=convnext_n, or init.stem=fresh and model.name=convnext_n_cvst$",
         ),
-        ({"num_classes": 5}, {}, "head has 5 classes, and model.num_classes=10; set init.head=fr"),
+        ({"num_classes": 5}, {}, "head has 5 classes, but model.num_classes=10; set init.head=fr"),
         ({"num_classes": 5}, {"init__head": "fresh"}, ""),
         ({"num_classes": 5}, {"init__head": "fresh-torch"}, ""),
-        ({"in_channels": 3}, {}, "take images with 3 channels, and model.in_channels=1; give data"),
+        ({"in_channels": 3}, {}, "take images with 3 channels, but model.in_channels=1; give data"),
         ({"in_channels": 3}, {"init__stem": "fresh"}, "they normalise images with 3 channels"),
     )
     def test_of_its_last_phase(self, theirs, changes, message):

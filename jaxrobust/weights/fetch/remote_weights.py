@@ -54,7 +54,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
         from huggingface_hub import errors
     except ImportError as error:
         raise ValueError(
-            f"{source} needs the hub's own client: pip install 'jaxrobust[hub]' (or give the "
+            f"{source} needs the hub's client: pip install 'jaxrobust[hub]' (or give the "
             "https:// address of the file)"
         ) from error
     refusals = {  # the first error is a subclass of the last
@@ -62,8 +62,8 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
         f"https://huggingface.co/{repository}, log in with `hf auth login` (or set HF_TOKEN), and "
         "run the same command again",
         errors.RevisionNotFoundError: f"{repository} has no revision {revision}",
-        errors.RepositoryNotFoundError: f"the hub has no repository {repository}, or a private "
-        "one; check its name, or log in with `hf auth login`",
+        errors.RepositoryNotFoundError: f"{repository} does not exist on the hub, or is "
+        "private; check its name, or log in with `hf auth login`",
     }
     endpoint = os.environ.get("HF_ENDPOINT") or None
     cache = caches.folder("weights") / "hub"
@@ -102,7 +102,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
         raise ValueError(
             f"{source}: {repository} holds no {name or ' or '.join(WEIGHTS)}; "
             + (f"name one of its files: {', '.join(holds)}" if holds else "")
-            + ("" if holds else "it is not a repository of PyTorch weights, choose a different one")
+            + ("" if holds else "choose a repository with PyTorch weights")
         )
     return weights, get(SETTINGS)
 

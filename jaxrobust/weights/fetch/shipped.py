@@ -38,5 +38,5 @@ def weights(text: str) -> Path | None:
         return None
     run = RUNS[name]
     if phase not in ("", *run.phases):
-        raise ValueError(f"{text}: {name} has no phase {phase!r}; one of {', '.join(run.phases)}")
+        raise ValueError(f"{text}: {name} has no phase {phase!r}; use {' or '.join(run.phases)}")
     return run.folder / (phase or run.phases[-1])

@@ -109,19 +109,19 @@ def _unknown(text: str, timm: re.Match | None) -> str:
             f"`jaxrobust models {text}` lists the published ones"
         )
     if keys := [key for key in PUBLISHED if own_id(key) == text]:
-        return f"nothing is there, and RobustBench's networks of that id are {' and '.join(keys)}"
+        return f"not found; RobustBench's networks with that id are {' and '.join(keys)}"
     if key := next((key for key in others() if text in (key, own_id(key))), None):
         return _refusal(key)
     if (published_id := own_id(text)) in PUBLISHED and PUBLISHED[published_id].file == f"{text}.pt":
-        return f"nothing is there; RobustBench's network of that table is {published_id} alone"
+        return f"not found; for RobustBench's network in that table, give just {published_id}"
     here = (str(path) for path in Path(text).parent.glob("[!_.]*"))
     names = {*shipped.RUNS, *PUBLISHED, *here}  # each once: a folder may have a network's name
     if near := difflib.get_close_matches(text, sorted(names), n=3, cutoff=0.7):
-        return f"nothing is there; did you mean {', '.join(near)}?"
+        return f"not found; did you mean {', '.join(near)}?"
     near = difflib.get_close_matches(timm[1], timm_names(), n=2, cutoff=0.7) if timm else []
     if timm and near:
         ids = ", ".join(f"{name}.{timm[2]}" for name in near)
-        return f"nothing is there, and timm's {timm[1]} is not a network here; did you mean {ids}?"
+        return f"not found, and timm's {timm[1]} is not supported here; did you mean {ids}?"
     suffixes = ", ".join(files.SUFFIXES)
     return f"no such file; give one of {suffixes}, or {KINDS.partition(', ')[2]}"
 

@@ -85,7 +85,7 @@ def compose(
     except ValueError as error:
         if stem == "keep" and _fits_but_for_stem(stored, retained | added, expected):
             raise ValueError(
-                "only the stem differs: for a new one set init.stem=fresh (--init_stem of "
+                "only the stem differs: for a new stem, set init.stem=fresh (--init_stem of "
                 f"jaxrobust import). {error}"
             ) from error
         raise
@@ -113,7 +113,7 @@ def check_choices(name: str, stem: str, head: str) -> None:
     of_torch = pytorch.is_name(name)
     for key, value in (("stem", stem), ("head", head)):
         if value not in CHOICES[key] and not (key == "head" and starts_fresh):
-            raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES[key])}")
+            raise ValueError(f"init.{key}={value!r}; use one of {', '.join(CHOICES[key])}")
         if value != "keep" and functions.is_name(name) and not (of_torch and key == "head"):
             raise ValueError(
                 f"init.{key}={value}: the {key} of {name} is unknown; let your function load the "
@@ -121,8 +121,8 @@ def check_choices(name: str, stem: str, head: str) -> None:
             )
     if starts_fresh and not of_torch:
         raise ValueError(
-            f"init.head={head}: only PyTorch modules need a part's name, and {name} knows its "
-            "head; set init.head=fresh"
+            f"init.head={head}: only PyTorch modules need the name of a part; for {name}, "
+            "set init.head=fresh"
         )
 
 
@@ -150,7 +150,7 @@ def _normalize(arrays: Arrays, values: Sequence[tuple[float, ...]], shapes: Shap
         return {}
     shape = shapes["normalize.mean"]
     if any(len(value) not in (1, *shape) for value in values):
-        raise ValueError(f"a mean and std of {len(values[0])} channels for images with {shape[0]}")
+        raise ValueError(f"mean and std have {len(values[0])} channels, but images have {shape[0]}")
     return _first_layer(values, shape)
 
 
@@ -172,7 +172,7 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
     key = jax.random.key(seed)
     drawn = jax.eval_shape(some, key)
     program = compilation.program("weights newly initialised", drawn)
-    with compilation.waiting("compiling the draw of new weights", program, say):
+    with compilation.waiting("compiling the initialisation of new weights", program, say):
         return jax.device_get(jax.jit(some)(key))
 
 
@@ -192,7 +192,7 @@ def normalized(network: Network, name: str) -> Network:
     if name == "keep":
         return network
     if name not in NORMALIZATIONS:
-        raise ValueError(f"init.normalize={name!r}; one of keep, {', '.join(NORMALIZATIONS)}")
+        raise ValueError(f"init.normalize={name!r}; use one of keep, {', '.join(NORMALIZATIONS)}")
     mean = network.stats.get("normalize.mean")
     if network.normalises_itself:
         raise ValueError(

@@ -62,7 +62,7 @@ def _without_attacker(state_dict: Mapping[str, np.ndarray]) -> Arrays:
         return dict(state_dict)
     if "module.normalizer.new_mean" not in state_dict:
         raise ValueError(
-            "a checkpoint of MadryLab/robustness has no module.normalizer.new_mean, so its mean "
+            "this checkpoint of MadryLab/robustness has no module.normalizer.new_mean, so its mean "
             "and std are unknown; get the checkpoint again"
         )
     return {
@@ -336,7 +336,7 @@ def _check_shapes(name: str, arrays: Mapping, layout: str, overrides: dict) -> N
             layout_name = name if layout == "timm" else f"{layout} ({expected})"
             remedy = _cause(name, arrays, overrides) if layout == "timm" else ""
             raise ValueError(
-                f"{layout_name} has {key} {array.shape}, and here it is {arrays[key].shape}; "
+                f"{layout_name} has {key} {array.shape}, but here it is {arrays[key].shape}; "
                 f"{remedy or _MODULE}"
             )
 
@@ -345,11 +345,11 @@ def _out(array: Any, transform: Transform, dtype: np.dtype, name: str) -> np.nda
     array = np.asarray(array)
     if array.dtype != dtype:
         raise ValueError(
-            f"weights are {array.dtype}, expected float32, or float64 of all; cast them first"
+            f"weights are {array.dtype}, expected all float32 or all float64; cast them first"
         )
     if transform.to_torch is None:
         raise ValueError(
-            f"{name} cannot be exported: its row in the architecture's file has no way back; give "
+            f"{name} cannot be exported: its row in the architecture's file has no inverse; give "
             "renaming.Transform(to_ours, to_torch)"
         )
     return np.ascontiguousarray(transform.to_torch(array))
@@ -358,7 +358,7 @@ def _out(array: Any, transform: Transform, dtype: np.dtype, name: str) -> np.nda
 def _holds_normalisation(name: str, arrays: Mapping, layout: str, overrides: dict) -> bool:
     if layout != "timm" and layout not in PUBLISHED:
         near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
-        raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
+        raise ValueError(f"unknown layout {layout!r}; use one of timm, {', '.join(near)}")
     net = PUBLISHED.get(layout)
     if net and models.computed(net.model, net.options) != models.computed(name, overrides):
         raise ValueError(f"{layout} is a {net.model}, not a {name} (or not with these options)")

@@ -78,8 +78,8 @@ def normalisation(
     if mean and std and not (request.init_stem or request.raw):
         return (tuple(mean), tuple(std)), "the hub's config.json"
     if stored.normalize != (0.0, 1.0):
-        return None, "what files with these names assume"
-    return None, "none is stored: raw [0, 1] images; --normalize imagenet says otherwise"
+        return None, "the convention for files with these names"
+    return None, "none is stored: raw [0, 1] images; change this with --normalize imagenet"
 
 
 def _name(facts: WeightFacts, model: str | None) -> str:
@@ -89,8 +89,8 @@ def _name(facts: WeightFacts, model: str | None) -> str:
         return PUBLISHED[facts.published].model
     if facts.model is None:
         raise ValueError(
-            f"{facts.where} does not name its network; give --model NAME, one of "
-            "`python -m jaxrobust.models`"
+            f"{facts.where} does not name its network; give --model NAME, as listed "
+            "by `jaxrobust models`"
         )
     return facts.model
 
@@ -102,13 +102,13 @@ def _sizes(
     if request.num_classes is None and width not in (None, classes):
         if facts.published:
             raise ValueError(
-                f"its head has {width} classes, and RobustBench's {facts.published} has {classes}: "
+                f"its head has {width} classes, but RobustBench's {facts.published} has {classes}: "
                 "these weights belong to another table or network; give its id"
             )
         if not request.keep_head:
             raise ValueError(
                 f"its head has {width} classes, not {classes}; --num_classes {width} keeps it, any "
-                "other number draws a new one"
+                "other number initialises a new one"
             )
         classes = int(width or 0)
     mean = stored.arrays.get("normalize.mean")

@@ -73,7 +73,7 @@ def compared(name: str | None, stored_shapes: Shapes, shapes: Shapes) -> str:
         for options in (stored, expected)
     )
     here = f"this {name} has {instead}" if instead else f"this {name} is different"
-    return f"their shapes are those of {words}, and {here}; give {words} as options of the network"
+    return f"their shapes are those of {words}, but {here}; set {words} in the network's options"
 
 
 def matches(rows: Sequence[Renaming], name: str) -> list[tuple[Renaming, re.Match[str]]]:
@@ -118,17 +118,17 @@ def _fault(
     if target in tried:
         return f"fills {target} a second time"
     if array.shape != tuple(expected[target]):
-        return f"shape {array.shape} for {target} {tuple(expected[target])}"
+        return f"shape {array.shape}, but {target} has shape {tuple(expected[target])}"
     if array.dtype != dtype:
         return (
-            f"dtype {array.dtype}, expected {dtype}; rounded weights are other weights: "
-            "where that is meant, cast them first"
+            f"dtype {array.dtype}, expected {dtype}; rounding would change the weights; "
+            "if you want that, cast them first"
         )
     if not np.isfinite(array).all():
         return "holds values that are not finite"
     if target in _UNITS and not (_UNITS[target] <= array.min() and array.max() <= 1):
         return (
-            "does not fit [0, 1] pixels (mean 0 to 1, std above 0); divide by 255 what is for 255"
+            "does not fit [0, 1] pixels (mean 0 to 1, std above 0); divide values for 0..255 by 255"
         )
     return ""
 
@@ -137,4 +137,4 @@ def _alike(source: Mapping[str, np.ndarray], but: str | None) -> str:
     """Name the other networks with exactly these names; empty: this network has them."""
     names = set(source) - {"normalize.mean", "normalize.std"}
     alike = [model for model in models.available() if names == set(models.torch_keys(model))]
-    return f" (all names are those of {', '.join(alike)})" if alike and but not in alike else ""
+    return f" (all names match {', '.join(alike)})" if alike and but not in alike else ""

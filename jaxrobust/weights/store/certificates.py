@@ -64,9 +64,9 @@ def options(
     chosen_options = (stored_options if model == name else {}) if overrides is None else overrides
     if models.computed(name, chosen_options) != models.computed(model, stored_options):
         raise ValueError(
-            f"{where} holds the weights of {models.words(model, stored_options)}, as its own "
-            f"description says, not of {models.words(name, chosen_options)}; leave out the flag "
-            "that says otherwise"
+            f"{where} holds the weights of {models.words(model, stored_options)} by its own "
+            f"description, not of {models.words(name, chosen_options)}; leave out the flag that "
+            "contradicts it"
         )
     return models.essential(name, chosen_options)
 

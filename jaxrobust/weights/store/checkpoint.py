@@ -113,8 +113,8 @@ class Checkpoints:
         folder, there = self.directory / str(step), f"step {last}" if last else "the start"
         if self._in_bucket and (folder / "arrays").is_dir() and (folder / "meta").is_dir():
             return (
-                f"{folder} has no {MARKER}, so it may be unfinished: if it was complete where it "
-                "comes from, add such a file, else move it away, and the same command continues at "
+                f"{folder} has no {MARKER}, so it may be incomplete: if the original was complete, "
+                "add such a file, else move it away, and the same command continues at "
                 f"{there}"
             )
         return (
@@ -190,14 +190,14 @@ class Checkpoints:
             bad = [name for names, _ in findings for name in names]
             sizes = {key: size for _, of_process in findings for key, size in of_process.items()}
         if bad:
-            raise self._damaged(step, f"{bad[0]} has another sha256 than when it was saved")
+            raise self._damaged(step, f"{bad[0]} has a different sha256 than when it was saved")
         compared = Counter[str]()
         for (name, _), size in sizes.items():
             compared[name] += size
         if unknown := sum(compared[name] < leaf.size for name, leaf in leaves.items()):
             say(
-                f"{self.directory / str(step)} has no hashes of {unknown} of its arrays that "
-                "these devices can compare: whether they are damaged is unknown"
+                f"{self.directory / str(step)}: these devices cannot compare the hashes of "
+                f"{unknown} of its arrays, so damage to them would go unnoticed"
             )
         return arrays
 
@@ -245,7 +245,7 @@ class Checkpoints:
             meta = dict(json.loads((self.directory / str(step) / "meta" / name).read_text()))
         seal = meta.pop(_SEAL, None)
         if (seal or _ARRAYS in meta) and hashes.config_sha256(meta) != seal:
-            raise self._damaged(step, f"meta/{name} has another sha256 than when it was saved")
+            raise self._damaged(step, f"meta/{name} has a different sha256 than when it was saved")
         return meta
 
     @contextlib.contextmanager
@@ -325,7 +325,7 @@ class Checkpoints:
             words = " ".join(str(error).split(" [")[0].split()) or type(error).__name__
             reason = f"checkpoints in {self.directory} cannot be written or read ({words})"
         last = f"step {self._last}" if self._last is not None else "none"
-        return buckets.BucketError(f"{reason}; the last complete checkpoint there is {last}")
+        return buckets.BucketError(f"{reason}; last complete checkpoint there: {last}")
 
     def _same_network(self, step: int, params: Any, abstract: Any) -> None:
         def shapes(tree: Any) -> dict[str, tuple[int, ...]]:

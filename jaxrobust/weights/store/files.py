@@ -49,7 +49,7 @@ def artifact(path: Path, *, weights_kind: str | None = None, cast: bool = False)
     Finds the state dict inside a checkpoint, and reads all parts of a split file.
     """
     if weights_kind not in (None, *WHICH):
-        raise ValueError(f"which={weights_kind!r}; one of {', '.join(WHICH)}, or None")
+        raise ValueError(f"which={weights_kind!r} must be one of {', '.join(WHICH)}, or None")
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give one of {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES:
@@ -58,7 +58,7 @@ def artifact(path: Path, *, weights_kind: str | None = None, cast: bool = False)
     for part in _parts(path):
         stored = _reader(part)(part, weights_kind, cast)
         if twice := arrays.keys() & stored.arrays.keys():
-            raise ValueError(f"{part} holds {sorted(twice)[:3]} a second time")
+            raise ValueError(f"{part} repeats {sorted(twice)[:3]} of an earlier part")
         arrays |= _single(part, stored.arrays) if cast else stored.arrays
     if not arrays:
         raise ValueError(f"{path} holds no arrays; download it again")
@@ -68,7 +68,7 @@ def artifact(path: Path, *, weights_kind: str | None = None, cast: bool = False)
 def _single(path: Path, arrays: Arrays) -> Arrays:
     if strange := [k for k, a in arrays.items() if a.dtype.kind == "c"]:
         raise ValueError(
-            f"{path}: {strange[0]} is {arrays[strange[0]].dtype}, which has no float32"
+            f"{path}: {strange[0]} is {arrays[strange[0]].dtype}, which cannot become float32"
         )
     return {k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()}
 
@@ -90,8 +90,8 @@ def _parts(path: Path) -> list[Path]:
     parts = [path.with_name(f"{stem}-{i:05d}-of-{count}{suffix}") for i in range(1, int(count) + 1)]
     if missing := [part.name for part in parts if not part.is_file()]:
         raise ValueError(
-            f"{path} is one of {len(parts)} parts, and {', '.join(missing)} is not next to it; get "
-            "all of them"
+            f"{path} is one of {len(parts)} parts, but others are missing next to it; get "
+            f"{', '.join(missing)}"
         )
     return parts
 
@@ -123,7 +123,7 @@ def _reader(path: Path) -> Callable[[Path, str | None, bool], Artifact]:
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return _read_safetensors
     if tarfile.is_tarfile(path):
-        raise ValueError(f"{path} is a tar archive; unpack it and give the file of weights in it")
+        raise ValueError(f"{path} is a tar archive; unpack it and give the weight file in it")
     return _read_torch
 
 
@@ -152,8 +152,8 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"{path} needs PyTorch to be read: pip install 'jaxrobust[torch]', or save it as "
-            ".safetensors where PyTorch is"
+            f"reading {path} requires PyTorch: pip install 'jaxrobust[torch]', or save it as "
+            ".safetensors on a machine with PyTorch"
         ) from error
     if zipfile.is_zipfile(path):
         _check_parts(path)
@@ -245,7 +245,7 @@ def _check_parts(path: Path) -> None:
                         pass
             except zipfile.BadZipFile as error:
                 raise ValueError(
-                    f"{path} is damaged ({part.filename} has another checksum); download it again"
+                    f"{path} is damaged ({part.filename} has a wrong checksum); download it again"
                 ) from error
 
 
@@ -256,7 +256,7 @@ def _state(path: Path, tree: Any, weights_kind: str | None) -> Artifact:
         raise ValueError(f"{path}: {error}") from error
     if stored is None:
         raise ValueError(
-            f"{path} holds no state dict, nor one under {', '.join(_PLAIN)}; save it with "
+            f"{path} holds no state dict at the top or under {', '.join(_PLAIN)}; save it with "
             "torch.save(model.state_dict(), ...)"
         )
     if weights_kind and stored.facts.which is None:
@@ -281,7 +281,7 @@ def state_dict(tree: Any, weights_kind: str | None, depth: int = 5) -> Artifact 
     other = {"ema": "raw", "raw": "ema"}.get(chosen or "", "")
     if weights_kind and there[other] and not (there[weights_kind] or there[None]):
         raise ValueError(
-            f"it holds {WHICH[other]} weights only, under {there[other][0]!r}; ask for {other}"
+            f"it holds only {WHICH[other]} weights, under {there[other][0]!r}; ask for {other}"
         )
     kind = chosen if there[chosen] else None
     for key in there[kind] or [k for k in _INSIDE if k in tree]:

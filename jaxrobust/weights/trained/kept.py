@@ -91,8 +91,7 @@ def selected(workdir: Path) -> ChosenWeights:
     chosen = read_selection(path)["chosen"]
     if chosen is None:
         raise ValueError(
-            f"--selected: {path} is not finished; the same command continues there: {_TOOL} "
-            f"{workdir}"
+            f"--selected: {path} is not finished; to continue it, run {_TOOL} {workdir}"
         )
     try:
         return ChosenWeights(**{key: chosen[key] for key in ChosenWeights._fields})
@@ -117,7 +116,7 @@ def read_selection(path: Path) -> dict[str, Any]:
         raise ValueError(_damaged(path, error)) from error
     if schema != SCHEMA:
         raise ValueError(
-            f"{path} has schema {schema}, and this code reads {SCHEMA}; use the version of "
+            f"{path} has schema {schema}, but this code reads {SCHEMA}; use the version of "
             "jaxrobust that wrote it, or move the file away and choose again"
         )
     return selection
@@ -135,7 +134,7 @@ def selected_weights(
     weights = at_size(workdir, chosen.phase, both.of(chosen.weights), chosen.image_size)
     if hashes.weights_sha256(*weights) != chosen.weights_sha256:
         raise ValueError(
-            f"the weights of {chosen.words} are not those that were chosen (another sha256): "
+            f"the weights of {chosen.words} are not those that were chosen (the sha256 differs); "
             f"remove {workdir / SELECTION} and choose again: {_TOOL} {workdir}"
         )
     if image_size not in (None, chosen.image_size):

@@ -48,8 +48,8 @@ def phase_of(workdir: Path, phase: str | None = None, config: Config | None = No
 def _config(workdir: Path) -> Any:
     path = workdir / "config.json"
     if not path.is_file():
-        near = folders.similar(workdir) or "; name the folder of a training"
-        raise ValueError(f"{workdir}: no run is there, config.json is missing{near}")
+        near = folders.similar(workdir) or "; name the folder of a training run"
+        raise ValueError(f"{workdir} is not a run: config.json is missing{near}")
     try:
         config = json.loads(path.read_text())
         missing = {"model", "data", "attack", "evaluation", "test"} - config.keys()
@@ -78,7 +78,7 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
     """Remove the key version from a run's config; reject a version other than this code's."""
     if (version := config.get("version")) != VERSION:
         raise ValueError(
-            f"{path} has version {version} of the config's keys, and this code has {VERSION}: use "
+            f"{path} has version {version} of the config's keys, but this code has {VERSION}; use "
             "the version of jaxrobust that began the run, or another folder"
         )
     return {key: value for key, value in config.items() if key != "version"}
@@ -101,12 +101,12 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
     if noted == function["sha256"]:
         return ""
     if pytorch.is_name(function["name"]) and pytorch.has_programs(workdir / pytorch.FOLDER):
-        subject = f"{function['file'] or function['name']} is no longer what the run in {workdir}"
-        return f"{subject} began with; the run continues with the program that it keeps since then"
+        subject = f"{function['file'] or function['name']} has changed since the run in {workdir}"
+        return f"{subject} began; the run continues with the program stored at its start"
     return (
         f"WARNING: {function['file']} has changed since the run in {workdir} began (sha256 "
-        f"{str(noted)[:12]} then, {str(function['sha256'])[:12]} now), and its weights are now in "
-        "the network that this file makes"
+        f"{str(noted)[:12]} then, {str(function['sha256'])[:12]} now), so its weights are now used "
+        "in the network that the changed file makes"
     )
 
 
@@ -123,8 +123,8 @@ def check_classes(path: Path, source: registry.Source, *, renamed: bool = False)
     missing, new = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
     choose = f"choose them with --classes {path}" if renamed else "give a new --workdir"
     raise ValueError(
-        f"{source.where()} has other classes than {path}: {len(missing)} of its names are missing "
-        f"{missing[:3]}, {len(new)} are new {new[:3]}, and labels would shift. Restore the data "
+        f"{source.where()} has different classes from {path}: {len(missing)} names are missing "
+        f"{missing[:3]}, {len(new)} are new {new[:3]}, so labels would shift. Restore the data "
         f"set, or {choose}"
     )
 
@@ -148,8 +148,8 @@ def run_weights(
     if not steps(workdir / name / "best"):
         either = " or ".join([phase] if phase else reversed(config.phases))
         raise ValueError(
-            f"{workdir} has no best checkpoint of {either}; train until it has one (the training "
-            "command continues)"
+            f"{workdir} has no best checkpoint of {either}; train until there is one (repeat the "
+            "training command)"
         )
     shapes = Weights(*jax.eval_shape(network_of(config).init, jax.random.key(0)))
     from jaxrobust.weights.store import checkpoint  # Orbax
@@ -160,9 +160,9 @@ def run_weights(
     tested = {row.get("weights_sha256") for row in rows if row.get("weights") == words}
     if tested and hashes.weights_sha256(*weights) not in tested:
         raise ValueError(
-            f"{workdir / name / 'best' / str(number)} holds other weights than {workdir}/"
-            f"results.jsonl records of {words} (another sha256); restore it from a copy, or repeat "
-            "the training command, which tests these"
+            f"{workdir / name / 'best' / str(number)} does not hold the weights that {workdir}/"
+            f"results.jsonl records as {words} (the sha256 differs); restore it from a copy, or "
+            "repeat the training command, which tests these weights"
         )
     if image_size is not None:
         weights = at_size(config, weights, image_size)

@@ -304,7 +304,7 @@ class RunTest(OfRun):
         ({"num_classes": 10}, "--num_classes would replace the run's own; that takes --model"),
         ({"weights": "w.pt"}, "--weights would replace the run's own"),
         ({"model": "convnext_n"}, "give --workdir RUN, or --model NAME"),
-        ({"workdir": "nowhere"}, "nowhere: no run is there.*; name the folder of a training"),
+        ({"workdir": "nowhere"}, "nowhere is not a run.*; name the folder of a training"),
         ({"image_size": 0}, "image_size=0"),
         ({"image_size": 100_000, "attack": "clean"}, "image_size=100000 must be at most 8192"),
         ({"out": "/dev/null/x"}, "cannot write to --out /dev/null/x"),
@@ -340,7 +340,7 @@ class RunTest(OfRun):
         for version in (None, VERSION + 1):
             (folder / "config.json").write_text(json.dumps(own | {"version": version}))
             said = refused(call(workdir=str(folder)))
-            self.assertIn(f"has version {version} of the config's keys, and this code has", said)
+            self.assertIn(f"has version {version} of the config's keys, but this code has", said)
         (folder / "config.json").write_text(json.dumps(own))
         said = refused(call(workdir=str(folder)))
         self.assertIn("has no best checkpoint of train or pretrain; train until", said)
@@ -437,7 +437,7 @@ class FileTest(parameterized.TestCase):
             self.assertRegex(
                 said,
                 r"says.safetensors holds the weights of convnext_n with downsample_strides=\[1, "
-                r"1\], as is .*, not of convnext_n without options; leave out the flag that says",
+                r"1\] by its .*, not of convnext_n without options; leave out the flag that con",
             )
         with self.subTest("a flag for a file of another writer, which does not say"):
             save_file(arrays, file, metadata={"format": "pt", "options": "[]"})
@@ -461,7 +461,7 @@ class FileTest(parameterized.TestCase):
         file = self.folder / "xcit.safetensors"
         save_file({"a": np.zeros(1, "f")}, file, metadata=weights_folder.metadata("xcit_n12", {}))
         said = refused(call(**self.given | {"model": "xcit_n12_p4", "weights": str(file)}))
-        self.assertIn("holds the weights of xcit_n12 without options, as is", said)
+        self.assertIn("holds the weights of xcit_n12 without options by its", said)
         self.assertIn("not of xcit_n12_p4 without options; leave out", said)
 
     @sweeps.rows(

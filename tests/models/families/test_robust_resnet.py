@@ -128,27 +128,25 @@ class OthersTest(parameterized.TestCase):
         said = self.refused(arrays, **options | {"groups": 4, "base_width": 0})
         self.assertRegex(
             said,
-            r"their shapes are those of groups=8, base_width=64, and this robustresnet_a1 has "
-            r"groups=4, base_width=0; give groups=8, base_width=64 as options of the network:\n",
+            r"their shapes are those of groups=8, base_width=64, but this robustresnet_a1 has "
+            r"groups=4, base_width=0; set groups=8, base_width=64 in the network's:\n",
         )
         # Theirs and ours next to each other: floor(32 * 64 / 160) * 8 * 4, and 2 * 32.
-        self.assertIn("bn2.bias: shape (384,) for blocks.0.layer.0.bn2.bias (64,)", said)
+        self.assertIn("bn2.bias: shape (384,), but blocks.0.layer.0.bn2.bias has shape (64,)", said)
+        self.assertIn("set base_width=64 in", self.refused(arrays, **options | {"base_width": 9}))
         self.assertIn(
-            "give base_width=64 as opt", self.refused(arrays, **options | {"base_width": 9})
+            "set se_reduction=16 in", self.refused(arrays, **options | {"se_reduction": 8})
         )
-        self.assertIn(
-            "give se_reduction=16 as", self.refused(arrays, **options | {"se_reduction": 8})
-        )
-        self.assertIn("give num_classes=10 as o", self.refused(arrays, **options, num_classes=200))
+        self.assertIn("set num_classes=10 in", self.refused(arrays, **options, num_classes=200))
         for key in ("depths", "planes"):
             sizes = OTHERS[listing] | {key: OTHERS[other][key]}
-            self.assertIn(f"give {key}={options[key]} as opt", self.refused(arrays, **sizes))
+            self.assertIn(f"set {key}={options[key]} in", self.refused(arrays, **sizes))
         found = self.refused(arrays, **options | {"scales": 8, "groups": 2, "base_width": 0})
-        self.assertIn("give groups=8, scales=4, base_width=64 as options", found)
+        self.assertIn("set groups=8, scales=4, base_width=64 in", found)
 
     def test_weights_of_other_blocks(self):
         said = self.refused(cifar_study.weights("wrn_D222_W573"), **SMALLER)
-        self.assertIn("has block='hierarchical', se='residual'; give block='basic', se='no", said)
+        self.assertIn("has block='hierarchical', se='residual'; set block='basic', se='no", said)
 
     def test_weights_of_no_such_network_are_listed(self):
         for arrays in ({}, {"fc.weight": np.zeros((10, 7), np.float32)}):
@@ -165,9 +163,9 @@ class OthersTest(parameterized.TestCase):
             A1, cifar_study.weights(listing), **cifar_study.SIZES, **options
         )
         for key, said in (
-            ("base_width", "give base_width=64 as options of the network"),
-            ("scales", "give scales=4 as options"),
-            ("depths", r"give depths=\(2, 1, 1\) as options"),
+            ("base_width", "set base_width=64 in the network's"),
+            ("scales", "set scales=4 in"),
+            ("depths", r"set depths=\(2, 1, 1\) in"),
         ):
             other = {"base_width": 20, "scales": 8, "depths": (1, 1, 1)}[key]
             with self.assertRaisesRegex(ValueError, said):

@@ -134,8 +134,8 @@ class ChecksTest(parameterized.TestCase):
             {"larger__changes": {"attack": {"steps": {"a": 1}}}},
             "steps is a value, not a section",
         ),
-        ({"larger__changes": {"model": {"num_classes": 4}}}, "larger.head=fresh for a new one"),
-        ({"larger__changes": {"model": {"name": "vit_s", "options": {}}}}, "those of convnext_n"),
+        ({"larger__changes": {"model": {"num_classes": 4}}}, "larger.head=fresh for a new"),
+        ({"larger__changes": {"model": {"name": "vit_s", "options": {}}}}, "weights of convnext_n"),
         ({"low__changes": {"model": {"image_size": 1}}}, "image_size=1"),
     )
     def test_refused_before_anything_is_written(self, changes, message):

@@ -96,9 +96,9 @@ class RefusedTest(Case):
             {"model__options": {"stem_strides": (1,), "depths": (1,), "dims": (16,)}},
             "of convnext_n with .*dims=.*16.* set model.options to match",
         ),
-        ({"model__name": "convnext_n_cvst"}, "those of convnext_n_cvst; set model.name"),
-        ({"model__num_classes": 7}, "head has 7 classes, and .*; set init.head=fresh"),
-        ({"model__in_channels": 3}, "images with 3 channels, and model.in_channels=1; give data"),
+        ({"model__name": "convnext_n_cvst"}, "weights of convnext_n_cvst; set model.name"),
+        ({"model__num_classes": 7}, "head has 7 classes, but .*; set init.head=fresh"),
+        ({"model__in_channels": 3}, "images with 3 channels, but model.in_channels=1; give data"),
     )
     def test_a_start_of_another_network(self, changes, words):
         if "model__name" in changes:
