@@ -78,12 +78,12 @@ def create(
         row = variant(name, **overrides)
         options |= row._asdict()
     if (dtype := options["dtype"]) not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not a compute type; one of {DTYPES}")
+        raise ValueError(f"dtype={dtype!r} is not a compute type; use one of {DTYPES}")
     if is_function:
         return foreign.create(name, **options)
     for key in _RATES & options.keys():
         if not 0 <= (rate := options[key]) < 1:
-            raise ValueError(f"{key}={rate} is a probability: at least 0 and below 1")
+            raise ValueError(f"{key}={rate} must be a probability: at least 0 and below 1")
     return as_functions(family(name).maker(row, **sizes), dtype=dtype)
 
 
@@ -174,7 +174,7 @@ _TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
         "a finite number or None",
         lambda value: value is None or _is_number(value),
     ),
-    str: ("a text", lambda value: isinstance(value, str)),
+    str: ("a string", lambda value: isinstance(value, str)),
 }
 _RATES = {"drop_path", "dropout", "attention_dropout"}
 # Fields that do not affect what fixed weights compute in evaluation.

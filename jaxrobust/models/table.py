@@ -135,24 +135,24 @@ HEAD = (
     f"{'stem':8} {'norms':5} weights"
 )
 NOTES = """
-px: the side of the image that multiply-adds are counted at. They are those of
-convolutions, linear maps and attention's products; the papers' ConvNeXt and ViT
-figures count layer norms too, those of networks at 32 px batch norms. paper:
-Singh, Croce, Hein 2023, Tables 14 and 2, at 32 px Huang et al. 2022, Table 2
-(10 classes, here too), else Debenedetti's thesis; "!" is a known misprint
-there. cifar_*: Tang et al. 2022, Table 1, cut to two decimals, and ours
-for 224 px; 10 classes; "?" is the figure of another network: ViTAE's has 1000
-classes (23.19 here), LeViT's is not defined. stem: side of the patch, or how
-many 3x3 convolutions, or the window of one. weights: checkpoints of
-RobustBench; `jaxrobust models NAME` lists them."""
+px: side of the images for which multiply-adds are counted, in convolutions,
+linear layers and attention; the papers' figures for ConvNeXt and ViT include
+layer norms, and those at 32 px batch norms. paper: Singh, Croce, Hein 2023,
+Tables 14 and 2; at 32 px, Huang et al. 2022, Table 2 (10 classes, as here);
+otherwise Debenedetti's thesis; "!" marks a known misprint there. cifar_*: Tang
+et al. 2022, Table 1, truncated to two decimals, and ours at 224 px, with 10
+classes; "?" marks the figure of a different network: ViTAE's has 1000 classes
+(23.19 here), LeViT's is not defined. stem: side of the patch, or number of 3x3
+convolutions, or kernel size of a single one. weights: RobustBench checkpoints;
+`jaxrobust models NAME` lists them."""
 CHECKPOINT_NOTES = """\
-clean, AA: % of RobustBench's images, before and after AutoAttack, as published:
-5,000 of ImageNet under Linf 4/255; where no preprocessing is named 10,000 of
-CIFAR-10 under Linf 8/255, of cifar10/L2 under 0.5, of cifar100/Linf CIFAR-100's
-under 8/255; "-" is of common corruptions. input: norm. has mean and std inside.
-licence: that of the weights, as RobustBench's LICENSE states it.
-`--weights CHECKPOINT` fetches one; --json prints its address, its network's
-options, and its sha256, where one is published."""
+clean, AA: published accuracy in % on RobustBench's images, clean and under
+AutoAttack: 5,000 of ImageNet (Linf 4/255) or, if no preprocessing is named,
+10,000 of CIFAR-10 (Linf 8/255; cifar10/L2: 0.5) or CIFAR-100 (cifar100/Linf:
+8/255); "-": for common corruptions. input: norm. has mean and std inside.
+licence: that of the weights, as stated in RobustBench's LICENSE.
+`--weights CHECKPOINT` fetches one; --json prints its address, the options of
+its network and, if one is published, its sha256."""
 
 
 def line(row: ArchitectureRow, width: int = 100) -> str:

@@ -165,7 +165,7 @@ class MessageTest(parameterized.TestCase):
         ("cifar_vgg16", {"hidden": (0,)}, "hidden=.* must be a tuple of positive integers"),
         ("cifar_vgg16", {"pool": 0}, "pool=0 must be at least 1"),
         ("cifar_vgg16_224", {"image_size": 32}, "read 7x7 pixels of a map .*, so use 224"),
-        ("cifar_vgg16_224", {"dropout": 1.0}, "dropout=1.0 is a probability"),
+        ("cifar_vgg16_224", {"dropout": 1.0}, "dropout=1.0 must be a probability"),
         ("cifar_wrn_40_10", {"depths": ()}, "depths=.* must be a tuple of positive integers"),
         *(
             (name, {"depths": depths}, "depths=.* must be a tuple of positive integers")

@@ -151,7 +151,7 @@ class MessageTest(parameterized.TestCase):
         ),
         ("dm_preactresnet18", {"depths": ()}, r"depths=\(\) must be a tuple of positive integers"),
         ("dm_preactresnet18", {"width": 0}, "width=0 must be at least 1"),
-        ("dm_preactresnet18", {"image_size": 4}, "the map is halved 3 times, so take at least 8"),
+        ("dm_preactresnet18", {"image_size": 4}, "the map is halved 3 times, so use at least 8"),
         ("dm_wrn_28_10", {"image_size": 30}, "halve evenly 2 times, so use 28 or 32"),
     )
     def test_message(self, name, changes, message):

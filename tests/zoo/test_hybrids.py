@@ -190,7 +190,7 @@ MESSAGES = (
     ("cifar_botnet50", {"heads": 3}, "heads=3 must divide the 512 channels of the last stage"),
     ("cifar_botnet50", {"depths": (3,)}, "depths=.* must be two or more positive integers"),
     ("cifar_botnet50", {"activation": "elu"}, "activation='elu' is unknown; choose one of relu"),
-    ("cifar_botnet50", {"dropout": 1.0}, "dropout=1.0 is a probability"),
+    ("cifar_botnet50", {"dropout": 1.0}, "dropout=1.0 must be a probability"),
     (
         "cifar_ceit",
         {"patch": 3},
@@ -229,9 +229,9 @@ MESSAGES = (
         r"channels=\(8, 8, 8\) needs more entries than dims=",
     ),
     ("cifar_mobilevit", {"dims": (8, 0, 8)}, "dims=.* must be a tuple of positive integers"),
-    ("cifar_vitae", {"image_size": 40}, "image_size=40: .* take a square with a multiple of 16"),
+    ("cifar_vitae", {"image_size": 40}, "image_size=40: .* use a square, a multiple of 16 px"),
     ("cifar_vitae", {"ratios": (3, 2, 2)}, "a cell shrinks the map by 2, 4 or 8"),
-    ("cifar_vitae", {"dims": (64, 64, 256)}, "have 2 times 192 channels, .* must end with 384"),
+    ("cifar_vitae", {"dims": (64, 64, 256)}, "last cell, 2 times 192, .* must end with 384"),
     ("cifar_vitae", {"kernels": (7, 3)}, "must have the same length: one entry for each cell"),
     ("cifar_vitae", {"groups": 7}, "groups=7 must divide the last of dims="),
 )
@@ -312,7 +312,7 @@ class QuirksTest(absltest.TestCase):
         expected = shares / shares.sum(1, keepdims=True) @ value
         np.testing.assert_allclose(module(x).reshape(4, 8), expected, rtol=1e-4, atol=1e-5)
         for height, width in ((1, 2), (2, 1), (4, 4)):
-            said = f"^a map of {height}x{width}, and this network has positions for 2x2: create it"
+            said = f"^the map is {height}x{width}, but this network has positions for 2x2; create"
             with self.assertRaisesRegex(ValueError, said):
                 module(np.zeros((1, height, width, 8), np.float32))
 

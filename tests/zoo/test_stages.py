@@ -132,7 +132,7 @@ class NamesTest(parameterized.TestCase):
         cut, _ = convert.from_torch("cifar_coatnet", theirs, image_size=16, num_classes=3, **row)
         inner = biases.reshape(7, 7, 8)[2:5, 2:5]
         np.testing.assert_array_equal(cut[key], inner.reshape(9, 8))
-        with self.assertRaisesRegex(ValueError, "a map of 4 do not cover one of 8; keep"):
+        with self.assertRaisesRegex(ValueError, "a map of side 4 do not cover side 8; keep"):
             convert.from_torch("cifar_coatnet", theirs, image_size=64, num_classes=3, **row)
 
 
@@ -187,11 +187,15 @@ class OptionsTest(parameterized.TestCase):
 
 
 MESSAGES = (
-    ("cifar_coatnet", {"order": "TCTT"}, "C for the first; write 'CCTT', for example"),
-    ("cifar_coatnet", {"order": "CCT"}, "order='CCT' names the 4 stages after the stem, C "),
-    ("cifar_coatnet", {"order": "CCTTT"}, "order='CCTTT' names the 4 stages"),
-    ("cifar_coatnet", {"order": "CXTT"}, r"C \(convolutions\) or T \(attention\) for each"),
-    ("cifar_coatnet", {"order": ""}, "order='' names the 4 stages"),
+    (
+        "cifar_coatnet",
+        {"order": "TCTT"},
+        r"T \(attention\) for the others; write 'CCTT', for example",
+    ),
+    ("cifar_coatnet", {"order": "CCT"}, "order='CCT' must name the 4 stages after the stem: C "),
+    ("cifar_coatnet", {"order": "CCTTT"}, "order='CCTTT' must name the 4 stages"),
+    ("cifar_coatnet", {"order": "CXTT"}, r"C \(convolutions\) for the first, C or T"),
+    ("cifar_coatnet", {"order": ""}, "order='' must name the 4 stages"),
     ("cifar_coatnet", {"image_size": 48}, "the 5 stages halves the map, so use a multiple of 32"),
     ("cifar_coatnet", {"image_size": 0}, "image_size=0 must be at least 1"),
     ("cifar_coatnet", {"depths": (2, 2)}, "depths=.* and dims=.* must have the same length"),
@@ -203,7 +207,7 @@ MESSAGES = (
         {"activation": "elu"},
         "activation='elu' is unknown; choose one of relu, silu",
     ),
-    ("cifar_pvt_v2", {"patch": 3}, "patch=3 must divide image_size=32 .*; one of 1, 2, 4$"),
+    ("cifar_pvt_v2", {"patch": 3}, "patch=3 must divide image_size=32 .*; use one of 1, 2, 4$"),
     ("cifar_pvt_v2", {"patch": 8}, "patch=8 .* be below the 7 pixels of the first window"),
     ("cifar_pvt_v2", {"patch": 0}, "patch=0 must divide image_size=32"),
     ("cifar_pvt_v2", {"image_size": 0}, "image_size=0 must be at least 1"),
@@ -218,29 +222,29 @@ MESSAGES = (
     (
         "cifar_swin",
         {"patch": 3},
-        r"patch=3 and merges=\(1, 2, 2\) do not divide image_size=32: stage 1 joins 3 pixels a "
+        r"patch=3 and merges=\(1, 2, 2\) do not divide image_size=32: stage 1 joins 3 pixels per "
         "side; choose another patch",
     ),
     (
         "cifar_swin",
         {"patch": 4},
-        "leave a map of 2 in stage 4, which is not a whole number of windows of 4; choose another "
-        "patch, other merges or a window other than 4",
+        "leave a map of side 2 in stage 4, which is not a whole number of windows of 4; "
+        "choose another patch, other merges or a window other than 4",
     ),
-    ("cifar_swin", {"patch": 16}, "leave a map of 2 in stage 1"),
+    ("cifar_swin", {"patch": 16}, "leave a map of side 2 in stage 1"),
     ("cifar_swin", {"depths": (2, 2, 5, 2)}, "must be even: every second block is shifted"),
     ("cifar_swin", {"merges": (1, 2)}, "merges=.* one for each stage but the first"),
     ("cifar_swin", {"merges": (1, 2, 0)}, "must be a tuple of positive integers"),
-    ("cifar_swin", {"heads": (5, 6, 12, 24)}, "must divide dim=96, doubled at every stage"),
+    ("cifar_swin", {"heads": (5, 6, 12, 24)}, "must divide dim=96, which doubles at every stage"),
     ("cifar_swin", {"window": 1}, "window=1: attention needs windows of at least 2"),
     ("cifar_swin", {"image_size": 0}, "image_size=0 must be at least 1"),
     ("cifar_swin", {"activation": "elu"}, "activation='elu' is unknown; choose one of relu, silu"),
     (
         "cifar_cvt",
         {"patch": 4},
-        "patch=4 must divide image_size=32 and be at most the window of 3; one of 1, 2$",
+        "patch=4 must divide image_size=32 and be at most the window of 3; use one of 1, 2$",
     ),
-    ("cifar_cvt", {"patch": 3, "window": 7}, "patch=3 must divide .*; one of 1, 2, 4$"),
+    ("cifar_cvt", {"patch": 3, "window": 7}, "patch=3 must divide .*; use one of 1, 2, 4$"),
     ("cifar_cvt", {"window": 4}, "window=4 must be odd, such as 3 or 7"),
     ("cifar_cvt", {"heads": (1, 3)}, "heads=.* and dims=.* must have the same length"),
     ("cifar_cvt", {"head_dim": 0}, "head_dim=0 must be at least 1"),

@@ -73,7 +73,7 @@ MESSAGES = (
     ("cifar_cct", {"convolutions": 0}, "convolutions=0 must be at least 1"),
     ("cifar_cct", {"heads": 5}, "heads=5 must divide dim=256"),
     ("cifar_cct", {"image_size": 0}, "image_size=0 must be at least 1"),
-    ("cifar_cct", {"attention_dropout": -0.1}, "attention_dropout=-0.1 is a probability"),
+    ("cifar_cct", {"attention_dropout": -0.1}, "attention_dropout=-0.1 must be a probability"),
     ("cifar_cpvt", {"patch": 3}, "patch=3 does not divide images of 32 px .* use patch=2 or 4"),
     ("cifar_cpvt", {"heads": 0}, "heads=0 must be at least 1"),
     ("cifar_mixer", {"patch": 12}, "patch=12 does not divide images of 32 px .* patch=8 or 16"),
@@ -94,7 +94,7 @@ MESSAGES = (
     ("cifar_vit", {"heads": 3}, "heads=3 must divide dim=512"),
     ("cifar_vit", {"depth": 0}, "depth=0 must be at least 1"),
     ("cifar_vit", {"activation": "tanh"}, "activation='tanh' is unknown; choose one of relu, silu"),
-    ("cifar_vit", {"dropout": 1.0}, "dropout=1.0 is a probability: at least 0 and below 1"),
+    ("cifar_vit", {"dropout": 1.0}, "dropout=1.0 must be a probability: at least 0 and below 1"),
 )
 
 
@@ -157,7 +157,7 @@ class NetworkTest(parameterized.TestCase):
 class PartsTest(parameterized.TestCase):
     def test_images_of_another_size(self):
         message, tiny = (
-            "20x20 px give 100 tokens, this network has pos",
+            "20x20 px give 100 tokens, but this network has pos",
             TOKENS | {"image_size": 16},
         )
         cifar_study.check_images_message(self, "cifar_cct", (20, 20), message, **tiny)

@@ -177,7 +177,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     for dim, groups in zip(v.dims, v.groups, strict=True):
         if dim % groups:
             raise ValueError(
-                f"groups={v.groups} must divide dims={v.dims}: {dim} channels are not {groups} "
+                f"groups={v.groups} must divide dims={v.dims}: {dim} channels cannot form {groups} "
                 "groups of equal size"
             )
     if v.offset_scale <= 0:

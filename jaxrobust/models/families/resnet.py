@@ -126,7 +126,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
         )
     architecture_checks.check_least(v, width=1, base=1, in_channels=1, bn_group=0)
     if not v.bottleneck and v.width != v.base:
-        raise ValueError(f"width={v.width}: blocks of two 3x3 convolutions have base={v.base}")
+        raise ValueError(f"width={v.width}: blocks of two 3x3 convolutions need width={v.base}")
     return lambda rngs: ResNet(v, num_classes, rngs)
 
 

@@ -87,6 +87,6 @@ def check_stem(widths: Sequence[int], strides: Sequence[int], kernels: Sequence[
         )
     if kernels and (len(kernels) != len(widths) or not all(k % 2 for k in kernels)):
         raise ValueError(
-            f"stem_kernels={kernels} must be odd, and one for each of stem_widths={widths} (a "
-            "PatchStem's is as large as its stride)"
+            f"stem_kernels={kernels} must be odd numbers, one for each of stem_widths={widths} "
+            "(a PatchStem's kernel is as large as its stride)"
         )

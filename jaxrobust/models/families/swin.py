@@ -204,7 +204,7 @@ class Swin(nnx.Module):
         v, size = self.variant, self.image_size
         if images.shape[1:3] != (size, size):
             raise ValueError(
-                f"images have shape {images.shape}, but the windows of this network are those of "
+                f"images have shape {images.shape}, but this network has the windows of "
                 f"image_size={size}; create it with the images' size"
             )
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
@@ -228,7 +228,7 @@ def _check_windows(v: Variant, image_size: int) -> None:
             near = min(fits, key=lambda w: (abs(w - v.window), w))
             raise ValueError(
                 f"window={v.window} does not divide the map of stage {i + 1}, whose side is {side} "
-                f"at image_size={image_size}: take window={near}, or padded=True, which pads with "
+                f"at image_size={image_size}; use window={near}, or padded=True, which pads with "
                 "zeros to full windows"
             )
 
@@ -240,7 +240,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if not v.eps > 0:
         raise ValueError(f"eps={v.eps} must be above 0")
     if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):
-        raise ValueError(f"heads={v.heads} must divide dim={v.dim}, doubled at every stage")
+        raise ValueError(f"heads={v.heads} must divide dim={v.dim}, which doubles at every stage")
     if image_size < v.patch or image_size % v.patch:
         near = max(v.patch, image_size // v.patch * v.patch)
         raise ValueError(
@@ -292,8 +292,8 @@ def fitted(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return table
     if old_side > _WINDOW:
         raise ValueError(
-            f"relative position biases of a window of {old_side}: create the network with "
-            f"window={old_side}, and for images whose maps are not smaller"
+            f"the relative position biases belong to a window of {old_side}; create the network "
+            f"with window={old_side}, for images whose maps are at least that large"
         )
     if new_side < old_side:
         return cut_to(table, old_side, new_side)

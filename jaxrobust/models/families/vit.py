@@ -158,7 +158,7 @@ def grid_of(v: Any, image_size: int) -> int:
     if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
         raise ValueError(
             f"dim={v.dim}, depth={v.depth}, heads={v.heads}, in_channels={v.in_channels} must be "
-            "positive, and heads a divisor of dim"
+            "positive, and heads must divide dim"
         )
     return architecture_checks.whole_patches(v, image_size)
 

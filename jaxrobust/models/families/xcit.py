@@ -285,7 +285,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
         raise ValueError(
             f"dim={v.dim}, depth={v.depth}, heads={v.heads} and in_channels={v.in_channels} must "
-            "be positive, and heads divide dim"
+            "be positive, and heads must divide dim"
         )
     if v.dim % 2 ** (len(strides) - 1):
         raise ValueError(

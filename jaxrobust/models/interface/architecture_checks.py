@@ -50,8 +50,8 @@ def check_fits(fits: bool, images: Array, actual: str, expected: str) -> None:
     """Raise `ValueError`, with both counts of positions, unless the images fit the network."""
     if not fits:
         raise ValueError(
-            f"images of {images.shape[1]}x{images.shape[2]} px give {actual}, this network has "
-            f"{expected}: create it, and convert its weights, with their image_size"
+            f"images of {images.shape[1]}x{images.shape[2]} px give {actual}, but this network has "
+            f"{expected}; create it, and convert its weights, with the images' image_size"
         )
 
 
@@ -79,6 +79,6 @@ def check_halvings(image_size: int, halvings: int) -> None:
     """Raise `ValueError` for images too small for this many halvings, rounding down."""
     if image_size < 1 << halvings:
         raise ValueError(
-            f"image_size={image_size}: the map is halved {halvings} times, so take at least "
+            f"image_size={image_size}: the map is halved {halvings} times, so use at least "
             f"{1 << halvings}"
         )

@@ -78,7 +78,7 @@ def _call(function: Named, options: dict[str, Any]) -> Classifier:
             return network
         raise ValueError(
             f"{KEY}={function.name} returns {_kind(network)}; return a flax.nnx.Module, or "
-            "jaxrobust.types.Classifier(init, apply) of two functions"
+            "jaxrobust.types.Classifier(init, apply) with two functions"
         )
 
     if "rngs" in parameters:
@@ -99,7 +99,7 @@ def _taken(name: str, parameters: Any, options: dict[str, Any]) -> dict[str, Any
     if unknown := [key for key in options if key not in (*parameters, *standard)]:
         raise ValueError(f"unknown option {unknown} for {name}; it takes {[*parameters]}")
     if "remat" not in parameters and options["remat"]:
-        raise ValueError(f"{KEY}={name} takes no remat; leave model.remat out")
+        raise ValueError(f"{KEY}={name} does not accept remat; leave model.remat out")
     return {key: value for key, value in options.items() if key in parameters}
 
 
@@ -118,8 +118,8 @@ def _check(name: str, net: Classifier, options: dict[str, Any]) -> None:
         or weights[0].keys() & weights[1].keys()
     ):
         raise ValueError(
-            f"{KEY}={name}: init(key) gives {_shape(weights)}; give params and stats, two flat "
-            "dicts of float arrays without a common name"
+            f"{KEY}={name}: init(key) returns {_shape(weights)}; return params and stats, two "
+            "flat dicts of float arrays without a common name"
         )
     params, stats = weights
     side, classes, dtype = options["image_size"], options["num_classes"], options["dtype"]
@@ -136,19 +136,19 @@ def _check(name: str, net: Classifier, options: dict[str, Any]) -> None:
         batch = f"{_IMAGES} images{' in training' if train else ''}"
         if not (isinstance(out, tuple | list) and len(out) == 2 and _is_flat(out[1])):
             raise ValueError(
-                f"{KEY}={name}: apply gives {_shape(out)} for {batch}; give logits and stats"
+                f"{KEY}={name}: apply returns {_shape(out)} for {batch}; return logits and stats"
             )
         # Certificates compare in float64.
         expected = f"float{64 if dtype == 'float64' else 32}[{_IMAGES},{classes}]"
         if _shape(out[0]) != expected:
             raise ValueError(
-                f"{KEY}={name}: the logits of {batch} are {_shape(out[0])}; give {expected}, for "
+                f"{KEY}={name}: the logits of {batch} are {_shape(out[0])}; return {expected}, for "
                 f"model.num_classes={classes}"
             )
         if jax.tree.map(_shape, out[1]) != jax.tree.map(_shape, stats):
             raise ValueError(
-                f"{KEY}={name}: apply gives different stats from init for {batch}: "
-                f"{_shape(out[1])}, not {_shape(stats)}; give the same names, shapes and types"
+                f"{KEY}={name}: apply returns different stats from init for {batch}: "
+                f"{_shape(out[1])}, not {_shape(stats)}; return the same names, shapes and types"
             )
 
 
@@ -172,7 +172,7 @@ def _shape(value: Any) -> str:
 
 
 def _no_row(*unused: Any, **ignored: Any) -> Any:
-    raise ValueError("a function of a user has no rows")
+    raise ValueError("a user's function has no rows")
 
 
 FAMILY = Family(

@@ -126,7 +126,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _four_axes(bias: Array, x: Array) -> Array:
     bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
     if x.shape[0] % bias.shape[0]:
-        raise ValueError(f"bias of {bias.shape[0]} does not divide the batch of {x.shape[0]}")
+        raise ValueError(f"a bias for {bias.shape[0]} does not divide the batch of {x.shape[0]}")
     return bias
 
 

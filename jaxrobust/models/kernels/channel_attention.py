@@ -142,6 +142,6 @@ def self_cross_covariance(qkv: Array, temperature: Array) -> Array:
     """
     heads = len(temperature)
     reason = tpu.channel_attention.refused(qkv.shape[1], qkv.shape[2] // 3, heads, qkv.dtype)
-    if takes_xla("attention of channels", reason):
+    if takes_xla("channel attention", reason):
         return join(_cross(*split(qkv, heads), temperature))
     return _cross_product((), qkv, temperature)

@@ -200,7 +200,7 @@ def convnext_block(
 
 
 def _block_elsewhere(x: Array, p: BlockParameters, path: Path | None, eps: float) -> Array:
-    if takes_xla("a block of ConvNeXt", tpu.convnext_block.refused(x, p)):
+    if takes_xla("a ConvNeXt block", tpu.convnext_block.refused(x, p)):
         y, x = depthwise_norm(x, p.taps, p.bias, p.scale, p.shift, eps=eps)
         return p.residual(x, p.mlp(y), path)
     share, p = _share(x, path), _with_gamma(x, p)
@@ -235,7 +235,7 @@ def norm_halving(x: Array, p: HalvingParameters, *, stride: int, eps: float = 1e
     """Normalise f[B,H,W,C] over channels and convolve without padding."""
     plain = functools.partial(_plain_halving, stride=stride, eps=eps)
     refused = tpu.norm_halving.refused(x, p, stride)
-    if takes_xla("the norm and convolution between stages", refused):
+    if takes_xla("the downsampling between stages", refused):
         return plain(x, *p)
 
     def kernel(x, *parameters):

@@ -134,7 +134,7 @@ def norm_and_tokens(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> t
 
     On TPUs the kernel of the gradient then sums the gradients of both.
     """
-    plain = takes_xla("a LayerNorm of tokens", tpu.token_norm.refused(x))
+    plain = takes_xla("a LayerNorm over tokens", tpu.token_norm.refused(x))
     y, x = _norm_of(x, scale, bias, eps, plain=plain, with_tokens=True)
     return y, x
 

@@ -163,7 +163,7 @@ def local_interaction(
         check_group(len(x), group)
     plain: Callable[..., Any] = functools.partial(_plain, path=path, width=width, group=group)
     reason = tpu.token_interaction.refused(x, parameters.taps1, width)
-    if takes_xla("the exchange between neighbours", reason):
+    if takes_xla("the local patch interaction", reason):
         return plain(x, parameters, statistics)
     factors = None if path is None else path(jnp.ones((len(x), 1), jnp.float32))
 

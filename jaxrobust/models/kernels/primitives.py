@@ -28,7 +28,7 @@ def device_kind() -> str:
 def takes_xla(layer: str, reason: str | None, platform: str = "tpu") -> bool:
     """Choose XLA's path if no kernel accepts `layer`, and say so once on the kernel's platform."""
     if reason:
-        _say_once(f"{layer} takes XLA's path: {reason}", platform)
+        _say_once(f"{layer} falls back to XLA: {reason}", platform)
     return reason is not None
 
 

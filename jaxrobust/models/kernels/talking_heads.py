@@ -102,4 +102,4 @@ def talking_heads(qkv: Array, pre: Mix, post: Mix) -> Array:
       parity: tests/models/kernels/test_attention.py against torch.
     """
     reason = tpu.talking_heads.refused(qkv.shape[1], qkv.shape[2] // 3, len(pre[1]), qkv.dtype)
-    return _talk(takes_xla("attention with talking heads", reason), qkv, (pre, post))
+    return _talk(takes_xla("talking-heads attention", reason), qkv, (pre, post))

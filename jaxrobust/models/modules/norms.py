@@ -32,7 +32,7 @@ class GroupNorm(nnx.Module):
         groups = groups or channels // GROUP
         if not groups or channels % groups:
             raise ValueError(
-                f"norm='group': {channels} channels are not {groups} groups of equal size, one for "
+                f"norm='group': {channels} channels cannot form {groups} equal groups, one for "
                 f"each {GROUP}; choose widths that make the norms' channels multiples of {GROUP}"
             )
         self.scale = nnx.Param(jnp.ones(channels))

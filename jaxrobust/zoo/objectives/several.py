@@ -35,8 +35,8 @@ def _check_norms(attack: AttackSection) -> None:
     norms = ",".join(ball.norm for ball in balls)
     if mix is None:
         raise ValueError(
-            f"attack.norm={norms} are several norms; set attack.mix to how a step combines them, "
-            f"one of {', '.join(map(repr, MIXES))}"
+            f"attack.norm={norms} names several norms; set attack.mix, which combines them, to one "
+            f"of {', '.join(map(repr, MIXES))}"
         )
     one_of("attack.mix", mix, MIXES)
     if MIXES[mix].extreme and not {ball.norm for ball in balls}.issuperset(EXTREME):
@@ -46,7 +46,7 @@ def _check_norms(attack: AttackSection) -> None:
         )
     if len(balls) == 1:
         raise ValueError(
-            f"attack.mix={mix!r} mixes several norms, and attack.norm={norms} is one; name more, "
+            f"attack.mix={mix!r} mixes several norms, but attack.norm={norms} is one; name more, "
             "such as attack.norm=linf,l2,l1, or leave attack.mix out"
         )
     if attack.start_std is not None:
@@ -56,8 +56,8 @@ def _check_norms(attack: AttackSection) -> None:
         )
     if MIXES[mix].steepest and attack.name != STEEPEST:
         raise ValueError(
-            f"attack.mix={mix!r} takes every norm's step of attack.name={STEEPEST!r} from the same "
-            f"point, and attack.name={attack.name!r} steps differently; set it to {STEEPEST!r}"
+            f"attack.mix={mix!r} needs the steps of attack.name={STEEPEST!r}, all from the same "
+            f"point, but attack.name={attack.name!r} steps differently; set it to {STEEPEST!r}"
         )
 
 
@@ -66,13 +66,13 @@ def _check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
     keeps_pairs = bool(mix) and MIXES[str(mix)].pairs
     if pairs and len(norms) < 2:
         raise ValueError(
-            f"objective={objective!r} pairs what two norms find in the same images, and "
+            f"objective={objective!r} pairs the adversarial images of two norms, but "
             f"attack.norm={norms[0]} is one; name more, such as attack.norm=linf,l2,l1, with a "
             "radius each, and set attack.mix='pair'"
         )
     if pairs and not keeps_pairs:
         raise ValueError(
-            f"objective={objective!r} pairs what two norms find in the same images, which "
+            f"objective={objective!r} pairs the adversarial images of two norms, which "
             f"attack.mix={mix!r} does not keep; set attack.mix='pair'"
         )
     if keeps_pairs and not pairs:

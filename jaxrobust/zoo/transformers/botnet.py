@@ -53,8 +53,8 @@ class Attention(nnx.Module):
         side = self.rel_h.shape[-1]
         if x.shape[1:3] != (side, side):
             raise ValueError(
-                f"a map of {x.shape[1]}x{x.shape[2]}, and this network has positions for "
-                f"{side}x{side}: create it, and convert its weights, with the images' image_size"
+                f"the map is {x.shape[1]}x{x.shape[2]}, but this network has positions for "
+                f"{side}x{side}; create it, and convert its weights, with the images' image_size"
             )
         tokens = x.shape[0], side * side, self.heads, x.shape[3] // self.heads
         q, k, v = (part(x).reshape(tokens) for part in (self.query, self.key, self.value))

@@ -135,12 +135,12 @@ def _check_size(v: Variant, height: int, width: int) -> None:
         if height % multiple:
             raise ValueError(
                 f"patch={v.patch} and merges={v.merges} do not divide image_size={height}: stage "
-                f"{stage} joins {multiple} pixels a side; {remedy}"
+                f"{stage} joins {multiple} pixels per side; {remedy}"
             )
         if (side := height // multiple) % v.window:
             raise ValueError(
-                f"patch={v.patch} and merges={v.merges} leave a map of {side} in stage {stage}, "
-                f"which is not a whole number of windows of {v.window}; {remedy}"
+                f"patch={v.patch} and merges={v.merges} leave a map of side {side} in stage "
+                f"{stage}, which is not a whole number of windows of {v.window}; {remedy}"
             )
 
 
@@ -151,14 +151,14 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if len(v.merges) != len(v.depths) - 1 or any(n < 1 for n in v.merges):
         raise ValueError(
             f"merges={v.merges!r} must be a tuple of positive integers, one for each stage but the "
-            "first, which has the patch"
+            "first, which uses patch"
         )
     if any(depth % 2 for depth in v.depths):
         raise ValueError(f"depths={v.depths} must be even: every second block is shifted")
     if v.window < 2:
         raise ValueError(f"window={v.window}: attention needs windows of at least 2")
     if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):
-        raise ValueError(f"heads={v.heads} must divide dim={v.dim}, doubled at every stage")
+        raise ValueError(f"heads={v.heads} must divide dim={v.dim}, which doubles at every stage")
     _check_size(v, image_size, image_size)
     return lambda rngs: Swin(v, num_classes, rngs)
 

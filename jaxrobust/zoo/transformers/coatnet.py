@@ -149,8 +149,8 @@ class CoAtNet(nnx.Module):
         v, size = self.variant, self.image_size
         if "T" in v.order and images.shape[1:3] != (size, size):
             raise ValueError(
-                f"images have shape {images.shape}, but the position biases of this network are "
-                f"those of image_size={size}; create it with the images' size"
+                f"images have shape {images.shape}, but this network has the position biases of "
+                f"image_size={size}; create it with the images' size"
             )
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for stage, settings in zip(self.stages, of_stages(v, train, key), strict=True):
@@ -171,8 +171,8 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if len(v.order) != stages or set(v.order) - BLOCKS.keys() or not v.order.startswith("C"):
         example = "CCTT" if stages == 4 else "C" * stages
         raise ValueError(
-            f"order={v.order!r} names the {stages} stages after the stem, C (convolutions) or T "
-            f"(attention) for each and C for the first; write {example!r}, for example"
+            f"order={v.order!r} must name the {stages} stages after the stem: C (convolutions) for "
+            f"the first, C or T (attention) for the others; write {example!r}, for example"
         )
     architecture_checks.check_row(v, heads=1, bn_group=0)
     multiple = 1 << len(v.dims)
@@ -196,8 +196,8 @@ def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return table
     if sides[1] > sides[0]:
         raise ValueError(
-            f"relative position biases of a map of {sides[0]} do not cover one of {sides[1]}; keep "
-            "the image size that the weights were trained with"
+            f"relative position biases of a map of side {sides[0]} do not cover side {sides[1]}; "
+            "keep the image size that the weights were trained with"
         )
     return cut_to(table, *sides)
 

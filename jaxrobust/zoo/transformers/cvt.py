@@ -119,7 +119,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if v.patch not in fitting:
         raise ValueError(
             f"patch={v.patch} must divide image_size={image_size} and be at most the window of "
-            f"{v.window}; one of {', '.join(map(str, fitting))}"
+            f"{v.window}; use one of {', '.join(map(str, fitting))}"
         )
     return lambda rngs: CvT(v, num_classes, rngs)
 

@@ -139,7 +139,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if v.patch not in fitting:
         raise ValueError(
             f"patch={v.patch} must divide image_size={image_size} and be below the 7 pixels of "
-            f"the first window; one of {', '.join(map(str, fitting))}"
+            f"the first window; use one of {', '.join(map(str, fitting))}"
         )
     return lambda rngs: PVTv2(v, num_classes, rngs)
 

@@ -188,7 +188,7 @@ class ViTAE(nnx.Module):
 
 
 def _whole(v: Variant) -> str:
-    return f"three cells shrink the map, so take a square with a multiple of {math.prod(v.ratios)}"
+    return f"three cells shrink the map, so use a square, a multiple of {math.prod(v.ratios)} px"
 
 
 def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
@@ -201,8 +201,8 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
         raise ValueError(f"ratios={v.ratios}: a cell shrinks the map by 2, 4 or 8")
     if v.dilations[-1] * v.widths[-1] != (dim := v.dims[-1]):
         raise ValueError(
-            f"the tokens have {v.dilations[-1]} times {v.widths[-1]} channels, those of the last "
-            f"cell, so dims={v.dims} must end with {v.dilations[-1] * v.widths[-1]}"
+            f"the tokens have the channels of the last cell, {v.dilations[-1]} times "
+            f"{v.widths[-1]}, so dims={v.dims} must end with {v.dilations[-1] * v.widths[-1]}"
         )
     architecture_checks.check_row(
         v, depth=1, heads=1, mlp_ratio=1, groups=1, in_channels=1, bn_group=0

@@ -34,7 +34,7 @@ class CaiTTest(parameterized.TestCase):
     @sweeps.rows(
         ({"image_size": 100}, "image_size=100 is not a whole number of patches of 16 px; use "),
         ({"stem_strides": (2, 2)}, "needs 1 entries"),
-        ({"heads": 5}, "heads a divisor of dim"),
+        ({"heads": 5}, "heads must divide dim"),
         ({"class_depth": 0}, "needs at least one layer"),
         ({"stem_widths": (8,)}, r"unknown option \['stem_widths'\] for cait_s12"),
     )

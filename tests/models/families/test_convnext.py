@@ -58,7 +58,7 @@ class CreateErrorsTest(parameterized.TestCase):
         ({"depths": 3}, "depths=3 of convnext_n must be a tuple of integers"),
         ({"stem_strides": (0,)}, r"stem_strides=\(0,\) must be a tuple of positive"),
         ({"in_channels": 0}, "in_channels=0 must not be"),
-        ({"dtype": "bf16"}, "not a compute type; one of"),
+        ({"dtype": "bf16"}, "not a compute type; use one of"),
     )
     def test_message(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):

@@ -79,7 +79,7 @@ class InternImageTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({"image_size": 16}, "image_size=16 is smaller than the 32 px that become one feature"),
-        ({"groups": (4, 8, 12, 32)}, r"must divide dims=.*: 256 channels are not 12 groups"),
+        ({"groups": (4, 8, 12, 32)}, r"must divide dims=.*: 256 channels cannot form 12 groups"),
         ({"groups": (4, 8)}, r"groups=\(4, 8\) and dims=.* must have the same length"),
         ({"stem_widths": (32, 48)}, r"the last of stem_widths=\(32, 48\) must be dims\[0\]=64"),
         ({"offset_scale": 0.0}, "offset_scale=0.0 must be above 0; InternImage-T uses 1.0"),

@@ -286,7 +286,7 @@ class OptionsTest(parameterized.TestCase):
         ({"depths": (1, 0)}, "must be a tuple of positive integers"),
         ({"bn_group": -1}, "bn_group=-1 must be at least 0"),
         ({"in_channels": 0}, "in_channels=0 must be at least 1"),
-        ({"width": 128, "bottleneck": False}, "width=128: blocks of two.* have base=64"),
+        ({"width": 128, "bottleneck": False}, "width=128: blocks of two.* need width=64"),
         ({"base": 0}, "base=0 must be at least 1"),
         ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"scan": True}, r"unknown option \['scan'\] for resnet50"),

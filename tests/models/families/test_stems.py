@@ -104,7 +104,7 @@ class KernelsTest(parameterized.TestCase):
         ({"stem_kernels": (0, 3)}, "must be a tuple of positive integers"),
         (
             {"stem_widths": (), "stem_strides": (4,), "stem_kernels": (7,)},
-            "a PatchStem's is as large as its stride",
+            "a PatchStem's kernel is as large as its stride",
         ),
     )
     def test_refuses(self, changes, message):

@@ -103,7 +103,7 @@ class SwinTest(parameterized.TestCase):
         ),
         ({"image_size": 2}, "use 4 or 8"),
         ({"heads": (4, 8)}, "must have the same length"),
-        ({"heads": (3, 8, 16, 32)}, "must divide dim=128, doubled at every stage"),
+        ({"heads": (3, 8, 16, 32)}, "must divide dim=128, which doubles at every stage"),
         ({"depths": (2, 0)}, r"depths=\(2, 0\) must be a tuple of positive integers"),
         ({"window": 0}, "window=0 must be at least 1"),
         ({"eps": -1.0}, "eps=-1.0 must be above 0"),
@@ -113,7 +113,7 @@ class SwinTest(parameterized.TestCase):
         ({"dim": True}, "dim=True of swin_b must be an integer"),
         ({"depths": 2}, "depths=2 of swin_b must be a tuple of integers"),
         ({"remat": 1}, "remat=1 of swin_b must be True or False"),
-        ({"dtype": None}, "dtype=None of swin_b must be a text"),
+        ({"dtype": None}, "dtype=None of swin_b must be a string"),
         ({"scan": True}, r"unknown option \['scan'\] for swin_b"),
     )
     def test_errors(self, changes, message):
@@ -180,7 +180,7 @@ class ConversionTest(parameterized.TestCase):
     @parameterized.parameters(8, 12, 14)
     def test_weights_of_another_window_are_refused(self, window):
         weights = self.with_tables(lambda heads: ((2 * window - 1) ** 2, heads))
-        message = f"biases of a window of {window}: create the network with window={window}"
+        message = f"belong to a window of {window}; create the network with window={window}"
         for size in (192, 224):
             with self.assertRaisesRegex(ValueError, message):
                 convert.from_torch("swin_b", weights, image_size=size)
@@ -210,7 +210,7 @@ class FittedTest(absltest.TestCase):
         np.testing.assert_array_equal(cut, table.reshape(13, 13, 2)[4:9, 4:9])
         np.testing.assert_array_equal(swin.fitted(table, (169, 2)), table)
         for after in (7, 9):
-            with self.assertRaisesRegex(ValueError, "a window of 8: create the network with win"):
+            with self.assertRaisesRegex(ValueError, "a window of 8; create the network with win"):
                 swin.fitted(np.zeros((225, 2)), ((2 * after - 1) ** 2, 2))
 
     def test_of_a_larger_window_they_are_interpolated_as_pytorch_does(self):
@@ -247,10 +247,10 @@ class WindowTest(parameterized.TestCase):
             "swin_l_mimir",
             {"image_size": 256},
             "window=14 .*stage 1, whose side is 64 at image_size="
-            "256: take window=16, or padded=True, which pads with zeros",
+            "256; use window=16, or padded=True, which pads with zeros",
         ),
         ("swin_b_mimir", {"image_size": 192}, "window=7 does not divide the map of stage 1, .* 48"),
-        ("swin_b", {"padded": False, "window": 9}, "stage 1, whose side is 56 .*take window=7,"),
+        ("swin_b", {"padded": False, "window": 9}, "stage 1, whose side is 56 .*use window=7,"),
         ("swin_b", {"padded": False, "image_size": 364}, "stage 2, whose side is 45 .*window=91"),
     )
     def test_one_that_does_not_divide_the_map_is_refused(self, name, changes, message):

@@ -74,7 +74,7 @@ class ErrorsTest(parameterized.TestCase):
         ({"image_size": 100}, "image_size=100 is not a whole number of patches of 16 px; use "),
         ({"image_size": 8}, "use image_size=16, or other stem_strides"),
         ({"stem_strides": (2, 2)}, "needs 1 entries"),
-        ({"heads": 5}, "heads a divisor of dim"),
+        ({"heads": 5}, "heads must divide dim"),
         ({"depth": 0}, "must be positive"),
         ({"gamma_init": float("inf")}, "gamma_init=inf of vit_s must be a finite number or None"),
         ({"depths": 3}, r"unknown option \['depths'\] for vit_s; it takes \['dim'"),
@@ -86,7 +86,7 @@ class ErrorsTest(parameterized.TestCase):
     @parameterized.parameters((16, 16), (24, 6))
     def test_images_of_another_size(self, height, width):
         apply, params, stats, _ = behaviour.small("vit_s", dtype="float32", **TINY)
-        with self.assertRaisesRegex(ValueError, "has positions for 3x3: create it"):
+        with self.assertRaisesRegex(ValueError, "has positions for 3x3; create it"):
             apply(params, stats, jnp.ones((1, height, width, 3)))
 
 

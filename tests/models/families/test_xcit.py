@@ -94,7 +94,7 @@ class XcitTest(parameterized.TestCase):
         ({"image_size": 8}, "image_size=8 is smaller than a patch of 16 px; use a larger"),
         ({"stem_strides": 2}, "stem_strides=2 of xcit_s12 must be a tuple of integers"),
         ({"stem_strides": (2, 0)}, r"stem_strides=\(2, 0\) must be a tuple of positive"),
-        ({"heads": 5}, "and heads divide dim"),
+        ({"heads": 5}, "and heads must divide dim"),
         ({"in_channels": 0}, "in_channels=0 must be positive"),
         ({"dim": 132, "heads": 4}, "dim=132 cannot be reached by doubling the channels 3 times"),
         ({"bn_group": -1}, "bn_group=-1 must be a number of images, or 0"),

@@ -39,7 +39,9 @@ class ChecksTest(parameterized.TestCase):
     def test_positions_belong_to_one_size_of_images(self):
         images = SimpleNamespace(shape=(2, 8, 12, 3))
         checks.check_fits(True, images, "6 tokens", "positions for 4")
-        said = "^images of 8x12 px give 6 tokens, this network has positions for 4: create it, and"
+        said = (
+            "^images of 8x12 px give 6 tokens, but this network has positions for 4; create it, and"
+        )
         with self.assertRaisesRegex(ValueError, said):
             checks.check_fits(False, images, "6 tokens", "positions for 4")
         said = (

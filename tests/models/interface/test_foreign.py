@@ -177,7 +177,7 @@ class RefusalTest(OwnFolder):
         ("depth", r"unknown option \['depth'\] for my_nets.py:make; it takes \['num_classes', "),
         ("num_classes", "num_classes=1: a classifier needs at least 2 classes"),
         ("dtype", "dtype='half' is not a compute type"),
-        ("remat", "my_nets.py:make takes no remat; leave model.remat out"),
+        ("remat", "my_nets.py:make does not accept remat; leave model.remat out"),
     )
     def test_options(self, key, message):
         given = {"depth": 3, "num_classes": 1, "dtype": "half", "remat": True}
@@ -198,17 +198,17 @@ class RefusalTest(OwnFolder):
         (
             "one_dict",
             "return Classifier(lambda key: {}, lambda p, s, x, **how: (x, s))",
-            r"init\(key\) gives \{\}; give params and stats, two flat dicts",
+            r"init\(key\) returns \{\}; return params and stats, two flat dicts",
         ),
         (
             "nested",
             "return Classifier(lambda key: ({'a': {'b': jnp.ones(2)}}, {}), None)",
-            r"init\(key\) gives \(\{a: \{b: float32\[2\]\}\}, \{\}\); give params and stats",
+            r"init\(key\) returns \(\{a: \{b: float32\[2\]\}\}, \{\}\); return params and stats",
         ),
         (
             "integers",
             "return Classifier(lambda key: ({}, {'n': jnp.ones(2, int)}), None)",
-            r"\{n: int32\[2\]\}\); give params and stats, two flat dicts of float arrays",
+            r"\{n: int32\[2\]\}\); return params and stats, two flat dicts of float arrays",
         ),
         (
             "common_name",
@@ -223,19 +223,19 @@ class RefusalTest(OwnFolder):
         (
             "only_logits",
             "return Classifier(lambda key: ({}, {}), lambda p, s, x, **how: x[:, 0, :, 0])",
-            r"apply gives float32\[2,8\] for 2 images; give logits and stats",
+            r"apply returns float32\[2,8\] for 2 images; return logits and stats",
         ),
         (
             "other_classes",
             "return Classifier(lambda key: ({}, {}), lambda p, s, x, **how: (x[:, 0, :, 0], s))",
-            r"the logits of 2 images are float32\[2,8\]; give float32\[2,10\], for model.num_class",
+            r"the logits of 2 images are float32\[2,8\]; return float32\[2,10\], for model.num_cl",
         ),
         (
             "stats_that_go",
             "return Classifier(lambda key: ({}, {'a': jnp.ones(2)}),\n"
             "        lambda p, s, x, train=False, key=None:\n"
             "            (jnp.ones((2, 10)), {} if train else s))",
-            "gives different stats from init for 2 images in training: .*give the same names",
+            "returns different stats from init for 2 images in training: .*return the same names",
         ),
         (
             "a_call_that_fails",
@@ -253,7 +253,7 @@ class RefusalTest(OwnFolder):
 
     def test_a_module_of_other_classes(self):
         self.add("def own(rngs):\n    return Net(7, 1, rngs=rngs)\n")
-        self.refused("own", r"the logits of 2 images are float32\[2,7\]; give float32\[2,10\]")
+        self.refused("own", r"the logits of 2 images are float32\[2,7\]; return float32\[2,10\]")
 
     def test_a_module_with_a_counter(self):
         self.add(

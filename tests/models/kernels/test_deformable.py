@@ -247,14 +247,17 @@ class DeformableTest(parameterized.TestCase):
                 deformable(value, offset.at[0, 3, 4, 5].set(bad), mask, groups=GROUPS)
 
     @sweeps.rows(
-        ({"groups": 0}, "64 channels are not 0 groups of equal size"),
-        ({"groups": 3}, "64 channels are not 3 groups of equal size; choose groups that divide"),
+        ({"groups": 0}, "64 channels cannot form 0 groups of equal size"),
+        (
+            {"groups": 3},
+            "64 channels cannot form 3 groups of equal size; choose groups that divide",
+        ),
         (
             {"dilation": 5},
             "a map of 7x9 with padding=1 is smaller than the grid of 3x3 points with",
         ),
-        ({"offset": (2, 7, 9, 36)}, r"offsets of shape \(2, 7, 9, 36\) must be \(2, 7, 9, 72\)"),
-        ({"mask": (2, 7, 9, 72)}, r"mask of shape \(2, 7, 9, 72\) must be \(2, 7, 9, 36\) for 4"),
+        ({"offset": (2, 7, 9, 36)}, r"shape \(2, 7, 9, 36\) of offsets must be \(2, 7, 9, 72\)"),
+        ({"mask": (2, 7, 9, 72)}, r"shape \(2, 7, 9, 72\) of mask must be \(2, 7, 9, 36\) for 4"),
         ({"type": jnp.int32}, "offsets are int32; give floats, offsets in pixels"),
     )
     def test_bad_input(self, changes, message):

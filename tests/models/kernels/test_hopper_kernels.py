@@ -100,7 +100,14 @@ class HopperKernelsTest(parameterized.TestCase):
             "NVIDIA A100-SXM4-80GB is not a Hopper GPU",
         ),
         ("NVIDIA H200", "float32", 96, 384, 128, "float32 is not bfloat16"),
-        ("NVIDIA H200", "bfloat16", 384, 1536, 128, "384 channels are not one of 96, 128, 192"),
+        (
+            "NVIDIA H200",
+            "bfloat16",
+            384,
+            1536,
+            128,
+            "the channel count 384 is not one of 96, 128, 192",
+        ),
         ("NVIDIA H200", "bfloat16", 96, 96, 128, "96 hidden channels are not a multiple of 128"),
         ("NVIDIA H200", "bfloat16", 96, 384, 196, "196 pixels are not a multiple of 128"),
         ("NVIDIA H100 80GB HBM3", "bfloat16", 96, 384, 128, None),
@@ -183,7 +190,7 @@ class HopperKernelsTest(parameterized.TestCase):
     @parameterized.parameters(
         ("NVIDIA A100-SXM4-80GB", "bfloat16", 64, "NVIDIA A100-SXM4-80GB is not a Hopper GPU"),
         ("NVIDIA H200", "float32", 64, "float32 is neither bfloat16 nor float16"),
-        ("NVIDIA H200", "bfloat16", 20, "heads of width 20 are not a multiple of 8 up to 128"),
+        ("NVIDIA H200", "bfloat16", 20, "the head width 20 is not a multiple of 8 up to 128"),
         ("NVIDIA H200", "bfloat16", 64, None),
     )
     def test_which_tokens_are_padded(self, kind, dtype, width, reason):

@@ -143,7 +143,7 @@ class KernelsTest(parameterized.TestCase):
     @sweeps.rows(
         (1025, 64, 1, "bfloat16", "1025 tokens of bfloat16 are more than 1024"),
         (897, 64, 1, "float32", "897 tokens of float32 are more than 896"),
-        (9, 40, 1, "float32", "heads of width 40 are not a multiple of 32"),
+        (9, 40, 1, "float32", "the head width 40 is not a multiple of 32"),
         (9, 64, 1, "float16", "float16 is neither float32 nor bfloat16"),
         (9, 64, 2, "float32", None),
     )
@@ -221,7 +221,7 @@ class KernelsTest(parameterized.TestCase):
             392,
             8,
             "float32",
-            "392 channels of 8 heads are not a multiple of 32 and of the heads",
+            "392 channels are not a multiple of 32 and of 8 heads",
         ),
         (784, 384, 8, "bfloat16", "784 tokens of 384 channels are larger than .* of a chip"),
         (676, 384, 8, "bfloat16", None),
@@ -493,7 +493,7 @@ class KernelsTest(parameterized.TestCase):
         ("float32", 8, 2, 2, "float32 is not bfloat16"),
         ("bfloat16", 8, 2, 1, "its windows are not 2x2 with stride 2"),
         ("bfloat16", 8, 3, 2, "its windows are not 2x2 with stride 2"),
-        ("bfloat16", 9, 2, 2, "9x8 are not even"),
+        ("bfloat16", 9, 2, 2, "9x8 px are not even"),
         ("bfloat16", 8, 2, 2, None),
     )
     def test_what_norm_halving_does_not_take(self, dtype, height, side, stride, reason):
@@ -598,7 +598,7 @@ class KernelsTest(parameterized.TestCase):
         found = conv_stem.refused(x, *parameters)
         self.assertIsNone(found) if reason is None else self.assertRegex(found, reason)
         wide = jax.ShapeDtypeStruct((1, 224, 224, 4), "bfloat16")
-        self.assertIn("of images with 3 channels", conv_stem.refused(wide, *parameters) or "")
+        self.assertIn("on images with 3 channels", conv_stem.refused(wide, *parameters) or "")
 
     def test_gelu_of_the_conv_stem(self):
         with jax.enable_x64(True):
@@ -654,8 +654,8 @@ class KernelsTest(parameterized.TestCase):
         self.assertLess(apart(attacked[2:], results[2:3]), 1e-6 if dtype == "float32" else ROUNDED)
 
     @sweeps.rows(
-        ((8, 384), "bfloat16", r"\(8, 384\) has no 4 tokens in a row"),
-        ((8, 1, 384), "bfloat16", "has no 4 tokens in a row"),
+        ((8, 384), "bfloat16", r"\(8, 384\) has fewer than 4 tokens in a row"),
+        ((8, 1, 384), "bfloat16", "has fewer than 4 tokens in a row"),
         ((8, 197, 384), "float16", "float16 is neither float32 nor bfloat16"),
         ((8, 197, 4096), "bfloat16", "197 tokens of width 4096 are too many for a step"),
         ((8, 4096, 768), "bfloat16", "4096 tokens of width 768 are too many"),
@@ -686,7 +686,7 @@ class KernelsTest(parameterized.TestCase):
             for _ in range(2):
                 attention.self_attention(x, 1)
         say.assert_called_once_with(
-            "attention takes XLA's path: heads of width 40 are not a multiple of 32"
+            "attention falls back to XLA: the head width 40 is not a multiple of 32"
         )
 
     def test_images_of_a_step_have_512_tokens_and_divide_the_batch_and_the_windows(self):

@@ -153,7 +153,7 @@ class SharedTest(parameterized.TestCase):
 
     def test_an_image_is_halved_down_to_a_pixel(self):
         architecture_checks.check_halvings(32, 5)
-        with self.assertRaisesRegex(ValueError, "halved 5 times, so take at least 32"):
+        with self.assertRaisesRegex(ValueError, "halved 5 times, so use at least 32"):
             architecture_checks.check_halvings(31, 5)
 
 
@@ -173,7 +173,7 @@ class NormsTest(parameterized.TestCase):
         np.testing.assert_allclose(found, expected.reshape(images.shape), atol=3e-6)  # float32
 
     def test_groups_of_another_number(self):
-        with self.assertRaisesRegex(ValueError, "12 channels are not 5 groups of equal size"):
+        with self.assertRaisesRegex(ValueError, "12 channels cannot form 5 equal groups"):
             norms.GroupNorm(12, groups=5)
 
 

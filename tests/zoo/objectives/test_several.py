@@ -338,7 +338,7 @@ class RefusalTest(parameterized.TestCase):
         ({"epsilon": 8 / 255}, "norm=linf,l2,l1 and epsilon=.*: give one radius per norm"),
         ({"epsilon": (0.1, 0.5)}, "give one radius per norm, in the same order"),
         ({"norm": ("linf", "l2", "linf")}, "names linf twice; name it once"),
-        ({"mix": None}, "are several norms; set attack.mix to how a step combines"),
+        ({"mix": None}, "names several norms; set attack.mix, which combines them"),
         ({"mix": "max"}, "attack.mix='max'; one of 'worst', 'average', 'alternate', 'ext"),
         ({"step_size": 0.1}, "step_size=0.1 pixels would apply to all norms linf,l2,l1, .*; give"),
         (
@@ -350,15 +350,15 @@ class RefusalTest(parameterized.TestCase):
         ({"warmup_epochs": 1, "epsilon": (0.0, 0.0, 0.0)}, "epsilon=0: there is no radius to grow"),
         (
             {"mix": "msd"},
-            "every norm's step of attack.name='pgd' from .*, and attack.name='apgd' st",
+            "needs the steps of attack.name='pgd', .*, but attack.name='apgd' st",
         ),
         (
             ONE | {"mix": "msd"},
-            "attack.mix='msd' mixes several norms, and attack.norm=linf is one;",
+            "attack.mix='msd' mixes several norms, but attack.norm=linf is one;",
         ),
         ({"mix": "msd", "norm": ("l2", "l2", "l1")}, "names l2 twice; name it once"),
         ({"mix": "msd", "epsilon": (0.1, 0.5)}, "give one radius per norm, in the same order"),
-        (ONE, "attack.mix='worst' mixes several norms, and attack.norm=linf is one; name more"),
+        (ONE, "attack.mix='worst' mixes several norms, but attack.norm=linf is one; name more"),
         (ONE | {"mix": "extreme"}, "chooses between linf and l1, but attack.norm=linf lacks one"),
         (
             TWO | {"mix": "extreme"},
@@ -372,7 +372,7 @@ class RefusalTest(parameterized.TestCase):
             build.phase(config, "train", 64)
 
     def test_where_one_is_meant(self):
-        with self.assertRaisesRegex(ValueError, "linf 0.1, l2 0.5, are trained, .* name it"):
+        with self.assertRaisesRegex(ValueError, "linf 0.1, l2 0.5, are trained, .* name one"):
             Threat.of(TWO)
         self.assertIsNone(Threat.only(TWO))
         self.assertEqual(Threat.only({"norm": ["l2"], "epsilon": [0.5]}), Threat("l2", 0.5))

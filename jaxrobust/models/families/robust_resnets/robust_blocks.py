@@ -94,8 +94,8 @@ class Block(nnx.Module):
             reduced = ins if v.se == "identity" else outs
             if v.se_reduction > reduced:
                 raise ValueError(
-                    f"se_reduction={v.se_reduction} is above the {reduced} channels that it "
-                    f"reduces; at most {reduced} leaves one hidden unit"
+                    f"se_reduction={v.se_reduction} exceeds the {reduced} channels that it "
+                    f"reduces; use at most {reduced}, which leaves one hidden unit"
                 )
             self.se = Squeeze(channels, reduced // v.se_reduction, rngs)
         projects = v.residual and (stride > 1 or ins != outs)
@@ -236,7 +236,7 @@ def _check_parts(v: Any) -> None:
     if released and not v.base_width:
         options = ", ".join(f"{name}={value}" for name, value in _RELEASED.items())
         raise ValueError(
-            f"{options} are the default arguments of the authors' code, with which (and with its "
-            "base_width=64) its A1 has 144,344,330 parameters instead of 19,222,738; give "
-            "base_width=64 too, or leave them out for the paper's 8, 4 and 64"
+            f"{options} are the defaults of the authors' code, whose A1 has 144,344,330 parameters "
+            "with them and base_width=64, instead of 19,222,738; give base_width=64 too, or leave "
+            "them out for the paper's 8, 4 and 64"
         )

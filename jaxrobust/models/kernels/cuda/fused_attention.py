@@ -24,7 +24,7 @@ def refused(dtype: jnp.dtype, width: int) -> str | None:
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"{dtype} is neither bfloat16 nor float16"
     if width % 8 or width > WIDTH:
-        return f"heads of width {width} are not a multiple of 8 up to {WIDTH}"
+        return f"the head width {width} is not a multiple of 8 up to {WIDTH}"
     return None
 
 

@@ -11,7 +11,7 @@ from jaxrobust.models.kernels import cuda
 from jaxrobust.models.kernels.primitives import device_kind, takes_xla
 
 FLAG = "JAXROBUST_HOPPER_KERNELS"
-NOTE = f"{FLAG}=1 turns on kernels and layouts that are compiled, but have not run on a GPU"
+NOTE = f"{FLAG}=1 turns on kernels and layouts that compile, but have not been run on a GPU"
 WIDTHS = (96, 128, 192)  # streaming larger weights takes longer than moving the hidden layer
 TILE = 128  # pixels, and hidden channels, that a kernel processes at a time
 _HOPPER = r"\bG?H\d+"  # in the names of chips
@@ -28,7 +28,7 @@ def takes(x: jax.Array, channels: int, hidden: int) -> bool:
     if not requested():
         return False
     reason = refused(x, channels, hidden, device_kind())
-    return not takes_xla("a block of ConvNeXt", reason, "gpu")
+    return not takes_xla("a ConvNeXt block", reason, "gpu")
 
 
 def stores_slopes(x: jax.Array) -> bool:
@@ -62,7 +62,7 @@ def refused(x: Any, channels: int, hidden: int, kind: str) -> str | None:
     if x.dtype != jnp.bfloat16:
         return f"{x.dtype} is not bfloat16"
     if channels not in WIDTHS:
-        return f"{channels} channels are not one of {', '.join(map(str, WIDTHS))}"
+        return f"the channel count {channels} is not one of {', '.join(map(str, WIDTHS))}"
     if hidden % TILE:
         return f"{hidden} hidden channels are not a multiple of {TILE}"
     if x.size // channels % TILE:

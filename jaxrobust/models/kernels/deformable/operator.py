@@ -121,8 +121,8 @@ def _check(value: Array, offsets: Array, mask: Array, geometry: GridGeometry) ->
     (_, height, width, channels), groups = value.shape, geometry.groups
     if groups < 1 or channels % groups:
         raise ValueError(
-            f"{channels} channels are not {groups} groups of equal size; choose groups that divide "
-            "the channels"
+            f"{channels} channels cannot form {groups} groups of equal size; choose groups that "
+            "divide the channels"
         )
     if min(geometry.out) < 1:
         raise ValueError(
@@ -134,7 +134,7 @@ def _check(value: Array, offsets: Array, mask: Array, geometry: GridGeometry) ->
     for name, (array, numbers) in wanted.items():
         shape = (value.shape[0], *geometry.out, groups * numbers)
         if array.shape != shape:
-            raise ValueError(f"{name} of shape {array.shape} must be {shape} for {groups} groups")
+            raise ValueError(f"shape {array.shape} of {name} must be {shape} for {groups} groups")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} are {array.dtype}; give floats, offsets in pixels")
     if not isinstance(offsets, jax.core.Tracer) and not jnp.isfinite(offsets).all():

@@ -78,11 +78,11 @@ def refused(x: Array, *parameters: Array) -> str | None:
     if x.dtype != jnp.bfloat16:
         return f"{x.dtype} is not bfloat16"
     if channels != 3 or any(kernel.shape[:2] != (3, 3) for kernel in kernels):
-        return "its first two convolutions are not 3x3, of images with 3 channels"
+        return "its first two convolutions are not 3x3 on images with 3 channels"
     if any(kernel.shape[3] % PACKED for kernel in kernels):
         return f"its channels are not multiples of {PACKED}"
     if height % (2 * PACKED) or width % BLOCK or width > BLOCK * HALF:
-        return f"{height}x{width} px are not multiples of 32 and 4, the latter at most 256"
+        return f"{height}x{width} px are not multiples of 32 and 4, at most 256 wide"
     if _needed(x.shape[1:], *(kernel.shape[3] for kernel in kernels)) > SCOPED:
         return f"{height}x{width} px are too large for the fast memory of a chip"
     return None

@@ -77,7 +77,7 @@ def refused(x: Array, p: HalvingParameters, stride: int) -> str | None:
     if p.kernel.shape[:2] != (2, 2) or stride != 2:
         return "its windows are not 2x2 with stride 2"
     if x.shape[1] % 2 or x.shape[2] % 2:
-        return f"{x.shape[1]}x{x.shape[2]} are not even"
+        return f"{x.shape[1]}x{x.shape[2]} px are not even"
     s = _sizes(x, p)
     maps = 2 * tiled(x.shape[1:], 2) + tiled((s.height, s.width, s.outs), 2)
     weights = p.kernel.size * (2 + 4) + 2 * tiled(s.pairs, 4)

@@ -53,7 +53,7 @@ def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"{dtype} is neither float32 nor bfloat16"
     if dim % WIDTH or dim % heads:
-        return f"{dim} channels of {heads} heads are not a multiple of {WIDTH} and of the heads"
+        return f"{dim} channels are not a multiple of {WIDTH} and of {heads} heads"
     blocks = 2 * tiled((tokens, 7 * dim), jnp.dtype(dtype).itemsize)
     scores = 2 * tiled(_scores(tokens, heads), 4)
     if blocks + scores + _value_bytes(tokens, dim) > fast_memory():

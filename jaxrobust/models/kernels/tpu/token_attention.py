@@ -49,7 +49,7 @@ def refused(tokens: int, dim: int, heads: int, dtype: jnp.dtype) -> str | None:
     if tokens > TOKENS[dtype]:
         return f"{tokens} tokens of {dtype} are more than {TOKENS[dtype]}"
     if dim % heads or dim // heads % WIDTH:
-        return f"heads of width {dim / heads:g} are not a multiple of {WIDTH}"
+        return f"the head width {dim / heads:g} is not a multiple of {WIDTH}"
     return None
 
 

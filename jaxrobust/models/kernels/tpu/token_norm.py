@@ -39,7 +39,7 @@ TOKENS = 4  # minimum tokens per row
 def refused(x: Array) -> str | None:
     """Say why the kernel does not support these tokens; None: it does."""
     if x.ndim < 3 or x.shape[-2] < TOKENS:
-        return f"{x.shape} has no {TOKENS} tokens in a row"
+        return f"{x.shape} has fewer than {TOKENS} tokens in a row"
     if x.dtype not in (jnp.bfloat16, jnp.float32):
         return f"{x.dtype} is neither float32 nor bfloat16"
     if x.shape[-1] > WIDTH or tiled(x.shape[-2:], x.dtype.itemsize) > 2 * _BLOCK:

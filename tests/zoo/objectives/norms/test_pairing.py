@@ -128,7 +128,7 @@ class RowTest(parameterized.TestCase):
     @sweeps.rows(
         (
             {"attack__norm": "linf", "attack__epsilon": 0.1},
-            "objective='ramp' pairs what two norms find .* attack.norm=linf is one; name more",
+            "objective='ramp' pairs the adversarial .* attack.norm=linf is one; name more",
         ),
         ({**NORMS, "attack__mix": "worst"}, "attack.mix='worst' does not keep; set attack.mix='p"),
         (
@@ -138,7 +138,7 @@ class RowTest(parameterized.TestCase):
         ({**NORMS, "attack__mix": "pair", "train__ramp_lambda": -1.0}, "ramp_lambda=-1.0 must be"),
         (
             {"attack__norm": "l2", "attack__epsilon": 0.1, "attack__mix": "pair"},
-            "attack.mix='pair' mixes several norms, and attack.norm=l2 is one; name more",
+            "attack.mix='pair' mixes several norms, but attack.norm=l2 is one; name more",
         ),
     )
     def test_what_a_phase_refuses(self, changes, message):
