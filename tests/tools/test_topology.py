@@ -40,7 +40,7 @@ def get_config():
     config.mesh.fsdp = 0
     return config
 """
-# Of 16 images on a chip windows take 8 at once, so that they run in a loop.
+# A kernel takes 16 images on a chip, and its branch with gathers loops over them.
 WINDOWS = SMALL.replace("convnext_n", "internimage_t").replace("image_size=8", "image_size=32")
 WINDOWS = WINDOWS.replace('"stem_strides": (1,), "depths": (1,)', '"groups": (4,), "depths": (2,)')
 

@@ -22,13 +22,15 @@ from tools.hlo import bundles
 FILE = ROOT / "jaxrobust" / "models" / "scheduled.json"
 CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v7x:2x2x1")
 BATCH = 16
-# Blocks with every kernel: ViT-S, CaiT-S12, XCiT-S12, ConvNeXt-T, and ConvNeXt-L's last stage.
+# Blocks with every kernel: ViT-S, CaiT-S12, XCiT-S12, ConvNeXt-T, ConvNeXt-L's last stage, and
+# InternImage-T.
 NETWORKS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("vit_s_cvst", 224, {"depth": 1}),
     ("cait_s12", 224, {"depth": 1, "class_depth": 1}),
     ("xcit_s12", 224, {"depth": 1}),
     ("convnext_t", 224, {"depths": (1, 1), "dims": (96, 192)}),
     ("convnext_t", 28, {"depths": (1,), "dims": (1536,)}),
+    ("internimage_t", 224, {"depths": (1,), "dims": (64,), "groups": (4,)}),
 )
 
 

@@ -273,6 +273,7 @@ STEM = [(3, 3, 3, 16), *[(16,)] * 3, (3, 3, 16, 16), *[(16,)] * 3]
 BATCH_STEM = [*STEM[:1], *STEM[1:3], *STEM[4:5], *STEM[1:3]]
 INTERACTION = [C, C, (3, 3, 1, 32), C, C, C, (3, 3, 1, 32), C, C]
 DEFORMABLE = scaled((2, 6, 6, 8), (2, 6, 6, 36), (2, 6, 6, 18))
+IN_EIGHTS = scaled((2, 6, 6, 16), (2, 6, 6, 36), (2, 6, 6, 18))
 
 
 def first(function):
@@ -366,9 +367,11 @@ def convolving():
     yield "winograd", case
 
     plain = functools.partial(sample, groups=2)
-    for name in operator.IMPLEMENTATIONS:
+    for name in ("gathers", "planes"):
         of = functools.partial(operator.deformable, groups=2, implementation=name)
         yield f"deformable {name}", Case("deformable", of, plain, DEFORMABLE)
+    args = "tpu/deformable_windows", functools.partial(operator.deformable, groups=2), plain
+    yield "deformable kernel", Case(*args, IN_EIGHTS, tpu(operator))
 
 
 def layer_cases():

@@ -19,12 +19,14 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.models.kernels.convnext_layers import BlockParameters, HalvingParameters
+from jaxrobust.models.kernels.deformable.places import GridGeometry
 from jaxrobust.models.kernels.tpu import (
     batch_stem,
     calls,
     channel_attention,
     conv_stem,
     convnext_block,
+    deformable_windows,
     depthwise_norm,
     norm_halving,
     talking_heads,
@@ -62,7 +64,8 @@ def declared(function, *operands, **how):
 
 
 MODULES = (
-    *(batch_stem, channel_attention, conv_stem, convnext_block, depthwise_norm, norm_halving),
+    *(batch_stem, channel_attention, conv_stem, convnext_block, deformable_windows),
+    *(depthwise_norm, norm_halving),
     *(talking_heads, token_attention, token_interaction, token_norm),
 )
 # XCiT's and ConvNeXt's stems: of images, 28 rows of blocks of 4 x 4 pixels in each half.
@@ -177,6 +180,16 @@ class KernelCostsTest(parameterized.TestCase):
         check(convnext_block.forward, [MAP], 2, 98 + 28, 16, 1)
         check(convnext_block.backward, [None, MAP, MAP], 3, 143, 19, 2)
         check(convnext_block.backward, [MAP] * 3, 5, 5 * 49 + 60, 24, 2)
+
+    def test_of_deformable_windows(self):
+        """Two images in 128 lanes: 49 entries of 56 x 64 rows, weights of 28 registers of cells."""
+        value, geometry = shape(2, 56, 56, 64), GridGeometry((56, 56), 4)
+        operands = value, shape(2, 56, 56, 72), shape(2, 56, 56, 36)
+        forward = (56 * 64 / 8 * 2 * 49 / 4 + 28 * 9 * 90 / 4) / 2
+        for passes, more in ((1, ()), (2, (value,))):
+            function = (deformable_windows.forward, deformable_windows.backward)[passes - 1]
+            *_, cycles = declared(function, *operands, *more, geometry=geometry)
+            self.assertEqual(cycles, passes * forward)
 
     @sweeps.rows(
         (norm_halving.forward, [MAP], {}, 1, 25),

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.kernels.deformable import corners, planes, products
-from jaxrobust.models.kernels.deformable.bounded import Bounded
+from jaxrobust.models.kernels import tpu
+from jaxrobust.models.kernels.deformable import corners, planes
+from jaxrobust.models.kernels.deformable.bounded import Bounded, OnTpu
 from jaxrobust.models.kernels.deformable.places import (
     POINTS,
     SIDE,
@@ -20,6 +21,7 @@ from jaxrobust.models.kernels.deformable.places import (
     points_of,
     reached,
 )
+from jaxrobust.models.kernels.primitives import device_kind
 
 Array = jax.Array
 
@@ -28,9 +30,9 @@ Array = jax.Array
 IMPLEMENTATIONS: dict[str, Any] = {
     "gathers": corners,
     "planes": Bounded(planes),
-    "products": Bounded(products),
+    "kernel": OnTpu(planes),
 }
-_ON = {"cpu": "planes", "tpu": "products", "default": "gathers"}
+_ON = {"cpu": "planes", "tpu": "kernel", "default": "gathers"}
 
 
 class _Static(NamedTuple):
@@ -44,25 +46,29 @@ class _Static(NamedTuple):
 def _rule(static: _Static, part: str, *operands: Any) -> Any:
     """Trace once for all layers of one size: tracing the rules of all platforms takes 0.2 s."""
     names = {p: static.implementation or name for p, name in _ON.items()}
+    if not (device_kind().startswith("TPU") or tpu.interpreted.value):
+        del names["tpu"]  # tracing the kernels takes 4 s for four sizes
     if not static.geometry.is_plain:
         names = dict.fromkeys(_ON, "gathers")
-    rules = {
-        platform: functools.partial(getattr(IMPLEMENTATIONS[name], part), static.geometry)
-        for platform, name in names.items()
-    }
+
+    def rule(*operands: Array, name: str) -> Any:
+        outs = getattr(IMPLEMENTATIONS[name], part)(static.geometry, *operands)
+        alike = operands[0] if part == "forward" else operands[:3]
+        return jax.tree.map(lambda out, operand: out.astype(operand.dtype), outs, alike)
+
+    rules = {platform: functools.partial(rule, name=name) for platform, name in names.items()}
     return lax.platform_dependent(*operands, **rules)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _deformable(static: _Static, value: Array, offsets: Array, mask: Array) -> Array:
-    return _rule(static, "forward", value, offsets, mask).astype(value.dtype)
+    return _rule(static, "forward", value, offsets, mask)
 
 
 def _backward(static, operands, g):
     # Only the operands are kept; weights and samples are recomputed. The choice of platform is
     # inside the rule: differentiating through it would keep the residuals of every branch.
-    gradients = _rule(static, "backward", *operands, g)
-    return tuple(d.astype(o.dtype) for d, o in zip(gradients, operands, strict=True))
+    return _rule(static, "backward", *operands, g)
 
 
 _deformable.defvjp(lambda static, *o: (_deformable(static, *o), o), _backward)

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.kernels.deformable.bounded import HALF, WIDE, shares, shifts, slopes
+from jaxrobust.models.kernels.deformable.bounded import (
+    HALF,
+    WIDE,
+    entry_weights,
+    shares,
+    shifts,
+    slopes,
+)
 from jaxrobust.models.kernels.deformable.places import (
     POINTS,
     SIDE,
@@ -58,15 +65,7 @@ def _near(geometry: GridGeometry, offsets: Array, mask: Array) -> tuple[GridPoin
 @walled
 def _weights(y: Array, x: Array, mask: Array) -> Array:
     """Return the weight of each window entry, f[49,B,H,W,G]."""
-    total: dict[tuple[int, int], Array] = {}
-    for point in range(POINTS):
-        kx, ky = divmod(point, SIDE)
-        columns = shares(x[point])
-        for a, row in enumerate(shares(y[point])):
-            for b, column in enumerate(columns):
-                weight, at = mask[point] * row * column, (ky + a, kx + b)
-                total[at] = total[at] + weight if at in total else weight
-    return jnp.stack([total[at] for at in shifts()])
+    return jnp.stack(entry_weights(y, x, mask))
 
 
 @walled
