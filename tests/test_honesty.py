@@ -92,7 +92,7 @@ class IdentityTest(parameterized.TestCase):
         self.assertEqual(record["function"], alone["function"])  # the arrays are equal
         self.assertNotEqual(record["evaluation"], alone["evaluation"])
         self.ledger.write_text(lines)
-        self.refused("another program computes its", other)
+        self.refused("a different program computes its", other)
 
     def test_a_ledger_of_masked_gradients_made_the_other_look_robust(self):
         masked, open_ = (
@@ -100,19 +100,19 @@ class IdentityTest(parameterized.TestCase):
         )
         apgd = {"attacks": ("apgd-ce",), "overrides": {"apgd-ce": {"steps": 3}}, "epsilon": 0.2}
         looks = evaluated(masked, self.ledger, **apgd).robust.mean()
-        self.refused("another program computes its", open_, **apgd)
+        self.refused("a different program computes its", open_, **apgd)
         self.assertGreater(looks, evaluated(open_, **apgd).robust.mean() + 0.2)
 
     @parameterized.parameters(
         ("its arrays .weights. differ", {"weights": WEIGHTS + 1e-6}),
-        ("another program computes its logits", {"front": lambda x: x * np.float32(0.999)}),
+        ("a different program computes its logits", {"front": lambda x: x * np.float32(0.999)}),
         ("its images or labels", {"images": IMAGES[::-1]}),
         ("its images or labels", {"images": np.where(IMAGES.max() == IMAGES, 0, IMAGES)}),
         ("its images or labels", {"labels": (LABELS + 1) % 10}),
         ("its images or labels", {"image_ids": range(1, 13)}),
         ("epsilon is 0.1 there", {"epsilon": 0.11}),
         ("seed is 0 there", {"seed": 1}),
-        ("searched with another network", {"search_fn": True}),
+        ("search used another network", {"search_fn": True}),
     )
     def test_what_else_is_another_evaluation(self, message, changes):
         evaluated(twins.network(lambda x: x, WEIGHTS), self.ledger)
@@ -135,7 +135,7 @@ class IdentityTest(parameterized.TestCase):
         net = twins.network(lambda x: x, WEIGHTS)
         masked = twins.network(twins.rounded, WEIGHTS)
         evaluated(net, self.ledger, search_fn=masked)
-        self.refused("searched with another", net, search_fn=net)
+        self.refused("search used another", net, search_fn=net)
 
     def test_names_and_addresses_compute_nothing(self):
         def first(w, x):
@@ -198,7 +198,8 @@ class IdentityTest(parameterized.TestCase):
             text = text.replace({"jax": "0.9.9", "commit": "c" * 40}[key], now)
         self.ledger.write_text(text)
         self.refused(
-            "another program computes its logits", twins.network(twins.straight_through, WEIGHTS)
+            "a different program computes its logits",
+            twins.network(twins.straight_through, WEIGHTS),
         )
 
     def test_a_replayed_ledger_of_a_twin_counts_as_another_network(self):
@@ -969,8 +970,8 @@ class SearchSampleTest(parameterized.TestCase):
             said["robust_at_least"], (survivors - bound * (survivors - 4)) / len(IMAGES)
         )
         for text in (found.flags["search-gap"], found.table()):
-            self.assertIn(f"no more than {bound:.1%} may fall so", text)
-            self.assertIn(f"of the other {survivors - 4} up to", text)
+            self.assertIn(f"at most {bound:.1%} of the other {survivors - 4} would fall", text)
+            self.assertIn("fall this way (up to ", text)
 
     def test_some_of_the_sample_fell_so_all_were_searched(self):
         def stubborn(x):  # it gives each image its label, whatever an attack made of it
@@ -1220,7 +1221,7 @@ class RandomisedTest(parameterized.TestCase):
         for words, message in (
             (
                 {"version": "standard", "rule": None},
-                "must take images only (keys are of version rand)",
+                "must take images only (keys are for version rand)",
             ),
             ({"rule": "most"}, "--rule='most' is unknown"),
         ):

@@ -241,7 +241,7 @@ def clean_share(net: t.Classifier, weights: t.Weights, images: Prepared) -> floa
         part = np.arange(start, min(start + _AT_ONCE, len(images)))
         operands = (weights.params, weights.stats, images[part])
         name = compilation.program("clean accuracy", operands)
-        first = "some seconds, the first time"
+        first = "a few seconds the first time"
         waiting = compilation.waiting("clean accuracy: compiling", name, say, unknown=first)
         with waiting, jax.default_matmul_precision(t.VERDICT_PRECISION):
             logits = jax.device_get(forward(*operands))

@@ -197,7 +197,7 @@ def autoattack(
     verdict_rule = _verdict_rule(version, rule, draws)
     threat = Threat(norm, check_number("epsilon", epsilon))
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
-        raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
+        raise ValueError(f"seed={seed!r} must be an int from 0 to 2^32 - 1")
     checks.check_images(pixels, labels)
     if norm == "l0":
         inputs.check_pixels(threat.epsilon, of=pixels.shape[1] * pixels.shape[2])
@@ -267,7 +267,7 @@ def _refuse_with_task(version: str, users: Sequence[UserAttack]) -> None:
     if version != "standard":
         raise ValueError(f"version={version!r} needs logits; leave it out, or leave task out")
     if functions := [user.flag for user in users if user.function is not None]:
-        raise ValueError(f"{functions[0]} needs logits; give its points, or leave task out")
+        raise ValueError(f"{functions[0]} needs logits; pass its points instead, or leave task out")
 
 
 def _verdict_rule(
@@ -277,7 +277,7 @@ def _verdict_rule(
         return randomised.verdict(rule, draws)
     if rule is not None or draws is not None:
         option = f"rule={rule!r}" if rule is not None else f"draws={draws!r}"
-        raise ValueError(f"{option} judges a randomised network: pass version='rand', or omit it")
+        raise ValueError(f"{option} is for randomised networks; pass version='rand', or omit it")
     return None
 
 
@@ -287,7 +287,7 @@ def _checked_ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
         return np.zeros(0, np.uint32)
     integers = numbers.shape == (n,) and np.issubdtype(numbers.dtype, np.integer)
     if not integers or len(np.unique(numbers)) < n or numbers.min() < 0 or numbers.max() >= 2**32:
-        raise ValueError(f"image_ids: pass {n} different ints from 0 to 2^32 - 1, one per image")
+        raise ValueError(f"image_ids must be {n} distinct ints from 0 to 2^32 - 1, one per image")
     return numbers.astype(np.uint32)
 
 
@@ -297,8 +297,8 @@ def _refuse_combinations(
     options = {"version='rand'": runner.keyed, "search_fn": runner.search_fn is not None}
     options |= {"replay": replay, "robust_beyond": beyond}
     if runner.keyed and (replay or options["search_fn"]):
-        why = "draws again what fools; leave replay" if replay else "has no search_fn; leave it"
-        raise ValueError(f"version='rand' {why} out")
+        option = "replay" if replay else "search_fn"
+        raise ValueError(f"version='rand' does not support {option}; leave it out")
     present = [name for name, is_used in options.items() if is_used]
     if version == ensembles.FAST:
         present = [name for name in present if name != "replay"] + ["stop"] * (stop is not None)
@@ -308,7 +308,7 @@ def _refuse_combinations(
             )
     if stop is not None and present:
         raise ValueError(
-            f"{present[0]} may change verdicts after they were looked at; omit it, or omit stop"
+            f"{present[0]} may change verdicts that stop has already used; omit it, or omit stop"
         )
 
 

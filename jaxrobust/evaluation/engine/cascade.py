@@ -305,17 +305,17 @@ class Attack:
             flags.update(reliability.check_gradients(np.array(self.flat, bool)))
         if self.unconfirmed:
             why = (
-                "Numerics that depend on the batch do this: look for batch statistics, or compare "
-                "with batch_size=1"
+                "Results that depend on the batch can cause this: look for batch statistics, or "
+                "compare with batch_size=1"
             )
             if narrower := slots.narrower_products(jax.default_backend()):
                 why = (
-                    f"The search may multiply in {narrower} on this device, which does this near "
-                    "the decision boundary: JAX_DEFAULT_MATMUL_PRECISION=highest searches in "
-                    f"float32. If some remain then: {why[0].lower()}{why[1:]}"
+                    f"The search may multiply in {narrower} on this device, which can cause this "
+                    "near the decision boundary: set JAX_DEFAULT_MATMUL_PRECISION=highest to "
+                    f"search in float32. If some remain, {why[0].lower()}{why[1:]}"
                 )
             flags[f"unconfirmed by {self.name}"] = (
-                f"the search fooled {spelling.counted(self.unconfirmed, 'image')} that a last "
-                "forward pass classified correctly, or that had left the ball, and later steps "
-                f"found nothing else; each counts as robust. {why}"
+                f"the search fooled {spelling.counted(self.unconfirmed, 'image')} that a final "
+                "forward pass classified correctly or found outside the ball, and later steps "
+                f"found no other example; each counts as robust. {why}"
             )

@@ -17,7 +17,7 @@ from jaxrobust.runtime.files import jsonl, locks, whole
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 
-_SHARE = "put the ledger into a folder that all hosts share"
+_SHARE = "put the ledger in a folder that all hosts share"
 # Fields kept in memory per attack and image; the others of a record are only on disk.
 ROW = np.dtype(
     [
@@ -141,16 +141,16 @@ class Ledger:
             others = int((sure & (attacked & ~right if older else old_answers != answers)).sum())
             if others:
                 raise ValueError(
-                    f"ledger {file} belongs to another evaluation: its network gave other "
-                    f"answers on {others:,} of {len(answers):,} clean images. Pass another ledger, "
-                    "or that network"
+                    f"ledger {file} belongs to another evaluation: its network gave "
+                    f"different answers on {others:,} of {len(answers):,} clean images. Pass "
+                    "another ledger, or that network"
                 )
             if older:
                 say(
                     f"WARNING: {file} was written by an older version that stored no answers. The "
                     "only evidence that it belongs to this network is a few noisy images and the "
-                    f"{int(attacked.sum()):,} of {len(answers):,} that it attacked, which are "
-                    "right here too"
+                    f"{int(attacked.sum()):,} of {len(answers):,} that it attacked, which "
+                    "this network also classifies correctly"
                 )
 
     def _number(self, file: Path | None) -> int:
@@ -166,8 +166,8 @@ class Ledger:
         files = [_of_process(self._first, k) for k in range(jax.process_count())]
         if missing := [str(file) for file in files if not file.exists()]:
             raise ValueError(
-                f"process {jax.process_index()} does not see {', '.join(missing)}, where others "
-                f"write; {_SHARE}"
+                f"process {jax.process_index()} cannot see {', '.join(missing)}, which other "
+                f"processes write; {_SHARE}"
             )
 
     def known(self) -> tuple[int, str]:
@@ -199,8 +199,8 @@ class Ledger:
         file, start = self._files[row["file"]], 4 * count * int(row["stored"])
         if not file.exists() or file.stat().st_size < start + 4 * count:
             raise ValueError(
-                f"{file} lacks the adversarial image of {attack} on image {self._ids[place]}; "
-                f"remove {file.with_suffix('.jsonl')} too, to evaluate again"
+                f"{file} lacks the adversarial image by {attack} for image {self._ids[place]}; "
+                f"to evaluate again, remove {file.with_suffix('.jsonl')} too"
             )
         return np.fromfile(file, np.float32, count, offset=start).reshape(shape)
 
@@ -312,7 +312,7 @@ def _begun_by(path: Path, old: Any, new: dict[str, Any]) -> dict[str, str] | Non
         raise ValueError(
             f"ledger {path} was written by an older version that did not fingerprint networks, so "
             "it may belong to another network and is not continued. Pass another ledger; "
-            "replay=[...] tries this one's adversarial images first"
+            "replay=[...] can try this one's adversarial images first"
         )
     none = {"fingerprint": None, "network": None, "search": None}
     words = [hosts.differences(old | none, json.loads(json.dumps(new | none)))]
@@ -320,14 +320,14 @@ def _begun_by(path: Path, old: Any, new: dict[str, Any]) -> dict[str, str] | Non
         words.append("its images or labels differ")
     text = fingerprint.difference(old_network, network)
     if text and "task" in new:  # whose targets are among the arrays, and its score in the program
-        text = "the network, the targets or the settings of the task differ"
+        text = "the network, the targets or the task's settings differ"
     words.append(text)
     older = fingerprint.other_versions(old_network.get("versions") or {}, network["versions"])
     old_search, search = old.get("search"), new["search"]
     if older and isinstance(old_search, dict) and isinstance(search, dict):
         old_search, search = old_search.get("arrays"), search["arrays"]
     if old_search != search:
-        words.append("it was searched with another network")
+        words.append("its search used another network")
     if text := "; ".join(filter(None, words)):
         raise ValueError(
             f"ledger {path} belongs to another evaluation: {text}. "

@@ -203,8 +203,8 @@ def refuse_damaged(evaluation: AttackContext, name: str, draw: int, places: np.n
             if stands or not is_inside:
                 why = "does not fool this network" if is_inside else "is outside the ball"
                 raise ValueError(
-                    f"the ledger's adversarial image of {name} on image {image} {why}: its .images "
-                    "file is damaged or belongs to another evaluation; remove both files"
+                    f"the ledger's adversarial image by {name} for image {image} {why}: its "
+                    ".images file is damaged or from another evaluation; remove it and the ledger"
                 )
         stored = book.rows(name)["reached"][part]
         book.rows(name)["reached"][part] = np.where(stored < 0, others, stored)

@@ -74,7 +74,7 @@ def check_images(
         words = other_images(source.images, images)
         if words and source.shape == shape:  # otherwise `run` reports both shapes
             raise ValueError(
-                f"{source.path} belongs to other images: {words}; replay an evaluation of these "
+                f"{source.path} is for different images: {words}; replay an evaluation of these "
                 "images"
             )
 
@@ -158,14 +158,13 @@ def _points(
     if shape != source.shape:
         there, here = ("x".join(map(str, size)) for size in (source.shape, shape))
         raise ValueError(
-            f"{path} has images of {there}, and these are of {here}; replay an evaluation at this "
-            "size"
+            f"{path} has {there} images, but these are {here}; replay an evaluation at this size"
         )
     file, count = path.with_suffix(".images"), int(np.prod(shape))
     places = [stored[i] for i in ids.tolist()]
     if not file.exists() or file.stat().st_size < 4 * count * (max(places) + 1):
         raise ValueError(
-            f"{file} lacks adversarial images of {path.name}; copy both, or replay others"
+            f"{file} lacks adversarial images of {path.name}; copy both files, or replay others"
         )
     read = [np.fromfile(file, np.float32, count, offset=4 * count * place) for place in places]
     points = np.stack(read).reshape(-1, *shape)
@@ -174,8 +173,8 @@ def _points(
     if (norms > checks.most(source.threat.epsilon)).any():
         worst = int(norms.argmax())
         raise ValueError(
-            f"{path} belongs to other images, or to images prepared differently: its point for "
-            f"image {ids[worst]} is {norms[worst]:.3g} in {source.threat.norm} away, more than its "
+            f"{path} is for different images, or images prepared differently: its point for image "
+            f"{ids[worst]} is {norms[worst]:.3g} away in {source.threat.norm}, more than its "
             f"radius of {source.threat.epsilon:.4g}; replay an evaluation of these images"
         )
     rows = [engine.padded(array, slots) for array in (points, images)]

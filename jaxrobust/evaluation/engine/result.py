@@ -131,7 +131,7 @@ class AutoAttackResult(NamedTuple):
         """Return the record as an `AccuracyRecord`; see `record`."""
         names = CallerFacts.__annotations__
         if unknown := sorted(facts.keys() - names):
-            raise ValueError(f"a record has no {', '.join(unknown)}; one of {', '.join(names)}")
+            raise ValueError(f"a record has no {', '.join(unknown)}; pass only {', '.join(names)}")
         about, n, record = self.about, len(self.clean), self.measured().record
         height, width, channels = about["image"]
         keys = ("image_ids", "seed", "version", "images_sha256", "fingerprint")

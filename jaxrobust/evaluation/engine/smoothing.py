@@ -61,8 +61,8 @@ def check(smoothing: Smoothing) -> None:
     least = math.floor(math.log(alpha) / math.log(0.5)) + 1
     if draws < least:
         raise ValueError(
-            f"{draws} draws abstain on every image at alpha={alpha:g}; give at least {least}, such "
-            "as 100,000"
+            f"{draws} draws are too few to certify any image at alpha={alpha:g}; give at least "
+            f"{least}, such as 100,000"
         )
 
 

@@ -169,7 +169,7 @@ def fast(
     near = _nearest(evaluation, full) if more else np.zeros(len(every), bool)
     if verbose and more:
         names = " and ".join(turn.setting.name for turn in more)
-        say(f"{survived:,} images survive; the {near.sum():,} nearest face more of {names}")
+        say(f"{survived:,} images survive; the {near.sum():,} nearest face the rest of {names}")
     _run_on(evaluation, more, meter, near, costs)
     stood, budget = outcome.standing.copy(), _budget(first, more, full, sample.classes)
     count = min(budget.sampled(survived, int(near.sum()), fallen), int(stood.sum()))
@@ -336,14 +336,14 @@ def search_again(
         "logits_fn itself"
     )
     if count == n:
-        text += "; there are no others"
+        text += "; there are no other survivors"
     elif every is not None:
-        text += f", hence all {n} were attacked so, and {every} fell"
+        text += f", so all {n} were attacked this way, and {every} fell"
     else:
         text += (
-            f". With 95% confidence no more than {at_most:.1%} may fall so: of the other "
-            f"{unknown} up to {at_most * unknown:.0f}, so robust accuracy is at least {least:.2%} "
-            "by that search, and only search_dtype float32 (no search_fn) says more"
+            f". With 95% confidence, at most {at_most:.1%} of the other {unknown} would fall this "
+            f"way (up to {at_most * unknown:.0f}), so robust accuracy is at least {least:.2%} "
+            "under that search; only search_dtype float32 (no search_fn) can show more"
         )
     if fallen:
         text += "; search with logits_fn"

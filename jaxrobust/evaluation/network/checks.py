@@ -37,7 +37,7 @@ def check_images(images: Any, labels: Any, *, classes: int | None = None) -> Non
     images = np.asarray(images)
     if images.ndim != 4:
         raise ValueError(
-            f"images have shape {images.shape}; pass [N, H, W, C], one image as images[None], "
+            f"images have shape {images.shape}; pass [N, H, W, C]: one image as images[None], "
             "grey images with a last axis of 1, batches as np.concatenate(images)"
         )
     if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
@@ -63,9 +63,9 @@ def check_range(images: np.ndarray) -> None:
     if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
         return
     if low >= -0.1 and high <= 1.1:
-        remedy = "a resize may have overshot: np.clip(images, 0, 1)"
+        remedy = "if a resize overshot, pass np.clip(images, 0, 1)"
     elif low >= -OVERSHOOT:
-        remedy = "they look like 0..255: divide by 255"
+        remedy = "they look like 0..255, so divide by 255"
     else:
         remedy = (
             "they may have been normalised already; pass the plain pixels and let logits_fn "
@@ -77,12 +77,12 @@ def check_range(images: np.ndarray) -> None:
 def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
     if labels.ndim == 2 and len(labels) == count:
         raise ValueError(
-            f"labels have shape {labels.shape}; pass the class of each image, for one-hot rows "
-            "labels.argmax(axis=1)"
+            f"labels have shape {labels.shape}; pass the class of each image (for one-hot rows, "
+            "labels.argmax(axis=1))"
         )
     if labels.shape != (count,):
         raise ValueError(
-            f"labels have shape {labels.shape} for {count} images; pass one integer for each: "
+            f"labels have shape {labels.shape} for {count} images; pass one integer per image, "
             f"shape ({count},)"
         )
     if not count:
@@ -91,11 +91,11 @@ def _check_labels(labels: np.ndarray, count: int, classes: int | None) -> None:
         raise ValueError(f"labels are {labels.dtype}; pass integers: labels.astype('int32')")
     low, high = int(labels.min()), int(labels.max())
     if low < 0:
-        raise ValueError(f"a label is {low}; drop images without a label, classes count from 0")
+        raise ValueError(f"a label is {low}, but classes count from 0; drop images without a label")
     if classes is not None and high >= classes:
         raise ValueError(
-            f"a label is {high}, but the network has the {classes} classes 0 to {classes - 1}; "
-            "pass the labels of its class list"
+            f"a label is {high}, but the network has {classes} classes, 0 to {classes - 1}; "
+            "pass labels from its class list"
             + (", counted from 0: labels - 1" if low > 0 and high == classes else "")
         )
 

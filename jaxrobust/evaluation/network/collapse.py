@@ -17,8 +17,8 @@ _SIGMAS = 3
 _KNOWS = 0.01  # of the images of other classes: right answers beyond chance that prove nothing
 _REMEDY = (
     "go back to weights from before that, with a lower learning rate, a longer warm-up or a "
-    "smaller radius at first (attack.warmup_epochs); for weights from elsewhere, check that all of "
-    "them are loaded, and the preprocessing"
+    "smaller initial radius (attack.warmup_epochs); for weights from elsewhere, check the "
+    "preprocessing and that all of them are loaded"
 )
 
 
@@ -56,12 +56,13 @@ def of(answers: Any, labels: Any) -> Collapse | None:
         return None
     least = 1 - checks.upper_bound(m - k, m, _LEVEL)
     sentence = (
-        f"{int((answers == most).sum()):,} of {n:,} clean images are given class {most}, {k:,} of "
-        f"the {m:,} of other classes among them, and {(answers == labels).mean():.1%} are right"
+        f"{int((answers == most).sum()):,} of {n:,} clean images are predicted as class {most}, "
+        f"including {k:,} of {m:,} from other classes, and {(answers == labels).mean():.1%} are "
+        "classified correctly"
     )
     if least >= SHARE:
         sentence += (
-            ", no more than a constant answer explains: the network has collapsed to one class, "
+            ", no more than with a constant answer: the network has collapsed to one class, "
             f"and keeping that answer under attack is not robustness; {_REMEDY}"
         )
         return Collapse(True, sentence)
@@ -70,8 +71,8 @@ def of(answers: Any, labels: Any) -> Collapse | None:
     return Collapse(
         False,
         f"{sentence}, as if the network had collapsed to one class; so few "
-        f"images show only that at least {least:.0%} of the others get it (95% confidence): "
-        "look at more before quoting any accuracy",
+        f"images only show that at least {least:.0%} of the others get this class (95% "
+        "confidence); evaluate more before quoting any accuracy",
     )
 
 

@@ -255,7 +255,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     same = [old.get(key) == new[key] for key in ("program", "gradient")]
     old_versions = old.get("versions") or {}
     if not all(same) and not other_versions(old_versions, new["versions"]):
-        return f"another program computes its {'input gradient' if same[0] else 'logits'}"
+        return f"a different program computes its {'input gradient' if same[0] else 'logits'}"
     old_probe, probe = old.get("probe") or {}, resolved(new)["probe"]
     for name, limit in _LIMITS.items():
         both = f" (there {words(old_versions)}, here {words(new['versions'])})"

@@ -49,12 +49,12 @@ def _permuted(answers: np.ndarray, labels: np.ndarray, classes: int) -> Flags:
         words = f"if all labels were {abs(step)} {'higher' if step > 0 else 'lower'}"
     else:
         shown = ", ".join(f"{label} as {meaning[label]}" for label in moved[:_SHOWN])
-        words = f"if labels were others ({shown}{', ...' * (len(moved) > _SHOWN)})"
+        words = f"if labels were renumbered ({shown}{', ...' * (len(moved) > _SHOWN)})"
     return {
         "permuted-labels": f"{right.mean():.1%} of {len(labels)} clean images are classified "
-        f"correctly, and {matched.mean():.1%} would be {words}: the data set numbers its classes "
-        "otherwise than the network does; check the order and the number of the class folders, "
-        "and whether labels begin at 0"
+        f"correctly, but {matched.mean():.1%} would be {words}: the data set numbers its classes "
+        "differently from the network; check the order and number of the class folders, and "
+        "whether labels start at 0"
     }
 
 

@@ -17,7 +17,7 @@ DRAWS = 20
 ONE = "one-draw"
 RULES = {  # when the answers of K draws count as right
     "majority": "more than half of the draws are right",
-    "mean": "the label has the largest mean of the draws' softmax probabilities",
+    "mean": "the label has the largest mean softmax probability over the draws",
     ONE: "the only draw is right, as in auto-attack",
 }
 
@@ -45,11 +45,11 @@ def verdict(rule: str | None = None, draws: int | None = None) -> VerdictRule:
         raise ValueError(f"rule={rule!r} is unknown; choose one of {', '.join(RULES)}")
     if rule == ONE:
         if draws not in (None, 1):
-            raise ValueError(f"draws={draws!r}: the rule {ONE} uses one draw; leave draws out")
+            raise ValueError(f"draws={draws!r} contradicts the rule {ONE}; leave draws out")
         return VerdictRule(rule, 1)
     draws = DRAWS if draws is None else draws
     if not isinstance(draws, int | np.integer) or isinstance(draws, bool) or draws < 1:
-        raise ValueError(f"draws={draws!r}: pass an int >= 1")
+        raise ValueError(f"draws={draws!r} must be an int >= 1")
     return VerdictRule(rule, int(draws))
 
 

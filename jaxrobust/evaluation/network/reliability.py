@@ -96,8 +96,8 @@ def _randomized(passes: Sequence[np.ndarray], labels: np.ndarray) -> Flags:
     return {
         "randomized": f"{len(passes)} passes over the same {len(labels)} images differ (normalised "
         f"logits by up to {distance:.2g}, {min(correct)} to {max(correct)} images correct): a "
-        "random network looks robust to attacks that expect a fixed one; use version='rand' with "
-        "a logits_fn(images, keys), or switch the randomness off"
+        "random network looks robust to attacks that expect a deterministic one; use "
+        "version='rand' with a logits_fn(images, keys), or turn off the randomness"
     }
 
 
@@ -112,7 +112,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
     remedy = (
-        "so that results depend on when it is compiled; draw no NumPy or Python random numbers "
+        "so its results depend on when it is compiled; draw no NumPy or Python random numbers "
         "and change no state inside logits_fn (evaluation mode: no dropout, train=False)"
     )
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -145,16 +145,16 @@ def _batch_dependent(logits_of: Forward, images: np.ndarray, logits: np.ndarray)
     if moved <= max(1e-3 * spread, _ROUNDING * largest):
         return {}
     return {
-        "batch-dependent": f"the logits of an image move by up to {moved:.3g}, of a range of "
-        f"{spread:.3g}, when the other images of its batch change: batch norm or dropout in train "
-        "mode, so that attacked images protect each other; evaluate with train=False"
+        "batch-dependent": f"the logits of an image change by up to {moved:.3g}, within a range of "
+        f"{spread:.3g}, when the other images in its batch change, as with batch norm or dropout "
+        "in train mode: attacked images protect each other; evaluate with train=False"
     }
 
 
-_OVERFLOW = "look for overflow in a half-precision type, a division by zero, log(0), broken weights"
+_OVERFLOW = "look for overflow in a half-precision type, division by zero, log(0) or broken weights"
 _BROKEN = {
     "logits": f"{_OVERFLOW}, and mask classes with a large negative number such as -1e9, not -inf",
-    "scores": f"{_OVERFLOW}, and NaN in the targets",
+    "scores": f"{_OVERFLOW}, and for NaN in the targets",
 }
 
 
@@ -163,7 +163,7 @@ def _unanswered(finite: np.ndarray, of: str = "logits") -> Flags:
         return {}
     return {
         f"nan-{of}": f"{broken} of {finite.size} images have NaN or infinite {of}, which no "
-        f"attack can follow: they count as wrong; {_BROKEN[of]}"
+        f"attack can follow, so they count as wrong; {_BROKEN[of]}"
     }
 
 
@@ -187,9 +187,9 @@ def check_answers(
     hit = ~np.isin(fooled_by, ("", "clean")) & (np.asarray(reached) < 0)
     if silent := int(hit.sum()):
         flags["nan-under-attack"] = (
-            f"{silent} of {finite.size} images have NaN or infinite {of} under an attack, or it "
-            "made no finite image of them: they count as fooled, though the network gives no other "
-            f"answer there; {_BROKEN[of]}, and for undefined gradients, such as that of sqrt at 0"
+            f"{silent} of {finite.size} images have NaN or infinite {of} under an attack, or its "
+            "images are not finite: they count as fooled, although the network predicts no other "
+            f"class there; {_BROKEN[of]}, and for undefined gradients, such as that of sqrt at 0"
         )
     return flags
 
@@ -204,9 +204,9 @@ def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
         return {}
     return {
         "nan-gradients": f"the input gradients of {broken} of {len(logits)} noisy images "
-        "are NaN or infinite, though their logits are finite: attacks that follow gradients fail, "
-        "and the network looks robust; look for sqrt, norm or log at 0, and put the safe value "
-        "inside before jnp.where chooses"
+        "are NaN or infinite, though their logits are finite: gradient-based attacks fail, and "
+        "the network looks robust; look for sqrt, norm or log at 0, and make their arguments safe "
+        "before jnp.where selects a result"
     }
 
 
@@ -223,7 +223,7 @@ def _degenerate(images: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> F
     guesses = collapse.beyond_chance(finite.argmax(axis=1), labels[is_finite]) <= 0
     if same and guesses and np.ptp(images, axis=0).any():
         flags["constant-logits"] = (
-            f"all {len(finite)} images have the same logits: the network does not see its input; "
+            f"all {len(finite)} images have the same logits: the network ignores its input; "
             "check that the weights are loaded and that logits_fn uses its argument"
         )
     elif flat := int((np.ptp(answers, axis=1) == 0).sum()):
@@ -264,7 +264,7 @@ def check_accuracy(correct: np.ndarray, classes: int) -> Flags:
         if _above_chance(correct, classes):
             return {}
         return {
-            "low-accuracy": f"{words}, no more than guessing among {classes} classes explains: "
+            "low-accuracy": f"{words}, no better than guessing among {classes} classes; "
             "check the weights, the order of the classes, the order of the channels (RGB) and the "
             "normalisation inside logits_fn"
         }
@@ -274,9 +274,9 @@ def check_accuracy(correct: np.ndarray, classes: int) -> Flags:
     if right == n or by_chance <= 0.05:
         return {}
     return {
-        "low-accuracy": f"{words}: guessing among {classes} classes is right as often with "
-        f"probability {by_chance:.2g}, so these images are too few to tell this network from it; "
-        f"look at {ENOUGH} or more before quoting any accuracy"
+        "low-accuracy": f"{words}; guessing among {classes} classes does as well with "
+        f"probability {by_chance:.2g}, so these images are too few to tell this network from "
+        f"guessing: evaluate {ENOUGH} or more before quoting any accuracy"
     }
 
 
@@ -333,6 +333,7 @@ def check_cascade(accuracy_after: dict[str, float]) -> Flags:
         return {}
     return {
         "square-improves": f"Square lowers the accuracy from {min(others):.2%} to {square:.2%} "
-        "without gradients: these are masked, and the true robustness is probably lower still; "
-        "add an adaptive attack on the operation that masks them, or Square with more queries"
+        "without gradients, so gradients are masked, and the true robustness is probably even "
+        "lower; add an adaptive attack on the operation that masks them, or Square with more "
+        "queries"
     }

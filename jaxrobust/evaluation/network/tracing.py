@@ -123,7 +123,7 @@ def _local(name: str, array: Any, mesh: Mesh) -> Any:
     if not array.is_fully_replicated:
         raise ValueError(
             f"an array {array.shape} of {name} is spread over several processes; put a copy "
-            "on every device: jax.device_put(array, NamedSharding(mesh, PartitionSpec()))"
+            "on every device with jax.device_put(array, NamedSharding(mesh, PartitionSpec()))"
         )
     return jax.device_put(array.addressable_data(0), NamedSharding(mesh, PartitionSpec()))
 
@@ -138,14 +138,14 @@ def trace(
     operands = _operands((batch,), image, operand)
     if not callable(function):
         raise ValueError(
-            f"{name} is a {type(function).__name__}, not a function; pass one of images, such as "
-            "jax.tree_util.Partial(net.apply, variables, train=False)"
+            f"{name} is a {type(function).__name__}, not a function; pass a function of images, "
+            "such as jax.tree_util.Partial(net.apply, variables, train=False)"
         )
     single = functools.partial(of_one_image, network, *_operands((), image, operand))
     try:
         inspect.signature(function).bind(*operands)
     except TypeError as error:
-        takes = "images and keys [B]" if operand else "images only (keys are of version rand)"
+        takes = "images and keys [B]" if operand else "images only (keys are for version rand)"
         raise ValueError(f"{name} must take {takes} for this version: {error}") from error
     except ValueError:  # it has no signature to read
         pass

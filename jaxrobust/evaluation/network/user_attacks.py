@@ -83,14 +83,14 @@ def of_file(path: str) -> UserAttack:
         stored = np.load(io.BytesIO(content), allow_pickle=False)
         arrays = {} if isinstance(stored, np.ndarray) else dict(stored.items())
     except OSError as error:
-        raise ValueError(f"{flag}: cannot read it ({error.strerror or error})") from error
+        raise ValueError(f"{flag} cannot be read ({error.strerror or error})") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         raise ValueError(
             f"{flag} is not an .npz file of plain arrays ({error}); save it with numpy.savez"
         ) from error
     if missing := [key for key in ("ids", "images") if key not in arrays]:
         raise ValueError(
-            f"{flag} has no array {missing[0]!r}, but {', '.join(arrays) or 'no named arrays'}; "
+            f"{flag} has no array {missing[0]!r} (it has {', '.join(arrays) or 'no named ones'}); "
             "save ids=..., int[M], and images=..., [M,H,W,C], with numpy.savez"
         )
     ids, images = arrays["ids"], arrays["images"]
@@ -142,8 +142,8 @@ def _check_range(flag: str, points: np.ndarray, ids: np.ndarray) -> None:
     worst = int(by.argmax())
     remedy = "divide by 255, or save uint8" if by[worst] > 1 else "clip them to [0, 1] yourself"
     raise ValueError(
-        f"{flag}: {(by > 0).sum()} of {len(points)} images leave [0, 1], image {ids[worst]} by "
-        f"{by[worst]:.3g}; {remedy}, or leave them out"
+        f"{flag}: {(by > 0).sum()} of {len(points)} images are outside [0, 1], image {ids[worst]} "
+        f"by {by[worst]:.3g}; {remedy}, or leave them out"
     )
 
 
@@ -155,7 +155,7 @@ def check(users: Sequence[UserAttack], images: Any, ids: np.ndarray, threat: Thr
             continue
         if others := sorted(user.points.keys() - places.keys()):
             raise ValueError(
-                f"{user.flag}: {counted(len(others), 'id')} not among the {len(ids)} images of "
+                f"{user.flag} has {counted(len(others), 'id')} outside the {len(ids)} images of "
                 f"this evaluation, such as {others[0]}; leave them out, or evaluate more images"
             )
         point_ids = sorted(user.points)
@@ -188,9 +188,9 @@ def _refuse_outside(flag: str, outside: dict[int, float], count: int, threat: Th
     if outside:
         worst = max(outside, key=lambda image: outside[image])
         raise ValueError(
-            f"{flag}: {len(outside)} of {count} points are outside the ball of {threat.norm} "
-            f"{threat.epsilon:.6g}, that of image {worst} by {outside[worst]:.3g}; bring them into "
-            "the ball, or leave them out"
+            f"{flag}: {len(outside)} of {count} points are outside the {threat.norm} ball of "
+            f"radius {threat.epsilon:.6g}, that of image {worst} by {outside[worst]:.3g}; move "
+            "them into the ball, or leave them out"
         )
 
 

@@ -353,7 +353,9 @@ class VersionsTest(parameterized.TestCase):
             quick(n=4, version="rand", overrides=None)
         with self.assertRaisesRegex(ValueError, "must take images only"):
             evaluate(lambda x, k: x, IMAGES[:4], LABELS[:4], norm="linf", epsilon=0.1)
-        with self.assertRaisesRegex(ValueError, "version='rand' has no search_fn; leave it out"):
+        with self.assertRaisesRegex(
+            ValueError, "version='rand' does not support search_fn; leave it out"
+        ):
             evaluate(
                 lambda x, keys: NETS["lin"](x) + jax.vmap(jax.random.normal)(keys)[:, None],
                 *(IMAGES[:4], LABELS[:4]),
@@ -410,7 +412,7 @@ class SearchTest(parameterized.TestCase):
         np.testing.assert_array_equal(result.robust, quick("conv", **settings).robust)
         self.assertRegex(
             result.flags["search-gap"],
-            r"of 4 survivors .*, [1-4] were .*, hence all \d+ were attacked so, and \d+ fell",
+            r"of 4 survivors .*, [1-4] were .*, so all \d+ were attacked this way, and \d+ fell",
         )
 
     def test_survivors_fooled_in_full_precision_do_not_count_as_robust(self):
@@ -522,15 +524,15 @@ class MessagesTest(parameterized.TestCase):
             {"norm": "l1", "epsilon": 1.0, "overrides": {"apgd-t": {"steps": 4}}},
             "apgd-t: steps=4 must be an int >= 5",
         ),
-        ({"seed": -1}, "seed=-1: pass an int from 0 to"),
-        ({"seed": 1.5}, "seed=1.5: pass an int from 0 to"),
-        ({"seed": 2**32}, "pass an int from 0 to"),
+        ({"seed": -1}, "seed=-1 must be an int from 0 to"),
+        ({"seed": 1.5}, "seed=1.5 must be an int from 0 to"),
+        ({"seed": 2**32}, "must be an int from 0 to"),
         ({"batch_size": 0}, "batch_size=0 must be an int >= 1"),
         ({"batch_size": "8"}, "batch_size='8' must be an int >= 1"),
         ({"ledger": "ledger.images"}, "name a file that ends in .jsonl"),
-        ({"image_ids": [1, 1]}, "image_ids: pass 4 different ints"),
-        ({"image_ids": [1, 1, 2, 3]}, "image_ids: pass 4 different ints"),
-        ({"image_ids": [-1, 1, 2, 3]}, "image_ids: pass 4 different ints"),
+        ({"image_ids": [1, 1]}, "image_ids must be 4 distinct ints"),
+        ({"image_ids": [1, 1, 2, 3]}, "image_ids must be 4 distinct ints"),
+        ({"image_ids": [-1, 1, 2, 3]}, "image_ids must be 4 distinct ints"),
     )
     def test_settings(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -665,7 +667,7 @@ class LedgerTest(parameterized.TestCase):
     def test_lost_images_are_named(self):
         path = self.finished()
         path.with_suffix(".images").unlink()
-        with self.assertRaisesRegex(ValueError, "lacks the adversarial image .*; remove .*jsonl"):
+        with self.assertRaisesRegex(ValueError, "lacks the adversarial image .*, remove .*jsonl"):
             quick(ledger=path)
 
     def test_damaged_images_are_refused(self):

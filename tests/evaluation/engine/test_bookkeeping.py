@@ -120,10 +120,10 @@ class LedgerTest(parameterized.TestCase):
         images.write_bytes(images.read_bytes()[:-1])
         book = self.opened()
         book.adversarial(0, "a", SHAPE)
-        with self.assertRaisesRegex(ValueError, "lacks the adversarial image of a on image 10"):
+        with self.assertRaisesRegex(ValueError, "lacks the adversarial image by a for image 10"):
             book.adversarial(1, "a", SHAPE)
         images.unlink()
-        with self.assertRaisesRegex(ValueError, "lacks the adversarial image of a on image 30"):
+        with self.assertRaisesRegex(ValueError, "lacks the adversarial image by a for image 30"):
             book.adversarial(0, "a", SHAPE)
 
     def test_every_process_reads_all_files_and_writes_its_own(self):
@@ -142,7 +142,7 @@ class LedgerTest(parameterized.TestCase):
             book.check_files()
         with (
             mock.patch.object(ledger.jax, "process_count", return_value=3),
-            self.assertRaisesRegex(ValueError, "process 0 does not see .*process-2.jsonl"),
+            self.assertRaisesRegex(ValueError, "process 0 cannot see .*process-2.jsonl"),
         ):
             book.check_files()
 
@@ -202,7 +202,7 @@ class LedgerTest(parameterized.TestCase):
             ({"seed": 1}, "seed is 0 there, 1 here"),
             ({"images": "others"}, "its images or labels differ"),
             ({"arrays": "others"}, r"its arrays \(weights\) differ"),
-            ({"search": search}, "it was searched with another network"),
+            ({"search": search}, "its search used another network"),
             ({"version": "rand"}, "version is"),
         ):
             message = f"belongs to another evaluation: .*{words}"
@@ -274,14 +274,14 @@ class RefusedPointsTest(parameterized.TestCase):
     def test_rounding_is_forgiven(self):
         spread = 100.0
         self.refuse([0.5 * outcome.hosts.ROUNDING * spread])
-        with self.assertRaisesRegex(ValueError, "of a on image 10 does not fool this network"):
+        with self.assertRaisesRegex(ValueError, "by a for image 10 does not fool this network"):
             self.refuse([2 * outcome.hosts.ROUNDING * spread])
-        with self.assertRaisesRegex(ValueError, "of a on image 11 does not fool this network"):
+        with self.assertRaisesRegex(ValueError, "by a for image 11 does not fool this network"):
             self.refuse([-1.0, 5.0])
 
     def test_a_masked_class_forgives_nothing(self):
         """Behind a mask of -1e9 a margin of a million was rounding."""
-        with self.assertRaisesRegex(ValueError, "of a on image 11 does not fool this network"):
+        with self.assertRaisesRegex(ValueError, "by a for image 11 does not fool this network"):
             self.refuse([-1.0, 5.0], lowest=-1e9)
 
     def test_draws_of_a_network_that_is_random(self):

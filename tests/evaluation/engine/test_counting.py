@@ -91,7 +91,7 @@ class CountTest(parameterized.TestCase):
         )
         counter, loaded = self.counter(np.zeros((64, 10), np.float32))  # of equals the first
         found = accuracy.count(counter, loaded, many, self.mesh)["collapse"]
-        self.assertIn("60 of 60 clean images are given class 0", found["words"])
+        self.assertIn("60 of 60 clean images are predicted as class 0", found["words"])
 
     def test_a_pipe_hears_of_batches_that_are_done(self):
         counter, loaded = self.counter(np.zeros((64, 10), np.float32))

@@ -290,7 +290,7 @@ class LinfTest(_OfANorm, parameterized.TestCase):
             "face all remaining attacks"
         )
         self.assertIn(words, said.getvalue())
-        nearest = r"images survive; the \d+ nearest face more of apgd-t and fab-t\n"
+        nearest = r"images survive; the \d+ nearest face the rest of apgd-t and fab-t\n"
         self.assertRegex(said.getvalue(), nearest)
 
 
@@ -367,7 +367,7 @@ class RefusedTest(parameterized.TestCase):
         ({"stop": StopRule(width=0.2)}, "version='fast' cannot be combined with stop; omit one"),
         ({"robust_beyond": np.ones(N, bool)}, "cannot be combined with robust_beyond"),
         ({"search_fn": lambda x: net(x)}, "cannot be combined with search_fn"),
-        ({"rule": "mean"}, "judges a randomised network: pass version='rand'"),
+        ({"rule": "mean"}, "is for randomised networks; pass version='rand'"),
     )
     def test_what_contradicts_it(self, given, message):
         with self.assertRaisesRegex(ValueError, message):

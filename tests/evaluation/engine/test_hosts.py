@@ -189,7 +189,7 @@ class AutoAttackTest(absltest.TestCase):
                 "data",
                 "evaluates something different .*images is .* Give all processes the same command",
             ),
-            ("unshared", "process 0 does not see .*/0/ledger.process-1.jsonl.* all hosts share"),
+            ("unshared", "process 0 cannot see .*/0/ledger.process-1.jsonl.* all hosts share"),
             ("differ", r"processes see different verdicts \(.*\) in .*/[AB]/.* all hosts share"),
         ):
             for t in told:

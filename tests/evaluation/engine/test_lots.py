@@ -268,7 +268,7 @@ class RefusedTest(parameterized.TestCase):
         some = {"search_fn": lambda x: net(x)}, {"robust_beyond": np.ones(N, bool)}
         some = *some, {"replay": ["ledger.jsonl"]}
         for given, name in zip(some, ("search_fn", "robust_beyond", "replay"), strict=True):
-            message = f"{name} may change verdicts after they were looked at"
+            message = f"{name} may change verdicts that stop has already used"
             with self.assertRaisesRegex(ValueError, message):
                 evaluated(stop=StopRule(width=0.2), **given)
         random = lambda x, keys: net(x)  # noqa: E731

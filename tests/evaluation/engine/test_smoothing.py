@@ -170,7 +170,7 @@ class NumbersTest(parameterized.TestCase):
         ({"alpha": 0}, "alpha=0 must be between 0 and 0.5"),
         ({"alpha": 0.7}, "alpha=0.7 must be between 0 and 0.5"),
         ({"selection": 0}, "0 draws cannot choose a class"),
-        ({"draws": 9}, "9 draws abstain on every image at alpha=0.001; give at least 10"),
+        ({"draws": 9}, "9 draws are too few to certify any image at alpha=0.001; give at least 10"),
     )
     def test_refuses(self, changed, sentence):
         with self.assertRaisesRegex(ValueError, sentence):

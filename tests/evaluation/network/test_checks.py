@@ -229,7 +229,9 @@ class NetworkTest(parameterized.TestCase):
     def test_wrong_everywhere_but_few_images(self):
         images, labels = colours(31)
         flags = flags_of(healthy, (images, (labels + 1) % 10))
-        self.check_only(flags, "low-accuracy", "0 of 31", "too few to tell this network from it")
+        self.check_only(
+            flags, "low-accuracy", "0 of 31", "too few to tell this network from guessing"
+        )
 
     def test_sorted_data(self):
         """A network that knows nine classes of ten, on data that starts with the tenth."""
@@ -298,7 +300,7 @@ class ImagesTest(parameterized.TestCase):
         checks.check_images(np.zeros((1, 1, 32, 3), np.float32), [0])
 
     @sweeps.rows(
-        (lambda x: x[0], r"shape \(4, 4, 3\); pass \[N, H, W, C\], one image as images\[None\]"),
+        (lambda x: x[0], r"shape \(4, 4, 3\); pass \[N, H, W, C\]: one image as images\[None\]"),
         (lambda x: (255 * x).astype(np.uint8), "uint8; .* divide by 255"),
         (lambda x: (255 * x).astype(np.int32), r"int32; pass float32 in \[0, 1\]"),
         (lambda x: 255 * x, r"span \[\d+\.?\d*, \d+\.?\d*\], not \[0, 1\]; .* divide by 255"),
@@ -317,11 +319,11 @@ class ImagesTest(parameterized.TestCase):
     @sweeps.rows(
         (lambda y: y.astype(np.float32), r"float32; pass integers: labels.astype\('int32'\)"),
         (lambda y: y > 3, "bool; pass integers"),
-        (lambda y: np.eye(10)[y], r"one-hot rows labels\.argmax\(axis=1\)"),
+        (lambda y: np.eye(10)[y], r"one-hot rows, labels\.argmax\(axis=1\)"),
         (lambda y: y[:7], r"shape \(7,\) for 8 images"),
         (lambda y: y[0], r"shape \(\) for 8 images"),
         (lambda y: y - 10, "a label is -.*; drop images without a label"),
-        (lambda y: y - y.min() + 991, "a label is 99.*has the 10 classes 0 to 9"),
+        (lambda y: y - y.min() + 991, "a label is 99.*has 10 classes, 0 to 9"),
         (lambda y: np.clip(y, 1, 9) + (y == y.max()) * (10 - y.max()), "from 0: labels - 1"),
     )
     def test_refused_labels(self, change, message):

@@ -25,7 +25,7 @@ class OfTest(parameterized.TestCase):
     def test_a_constant_answer(self, n):
         found = collapse.of(np.full(n, 3), balanced(n))
         self.assertTrue(found.proven)
-        self.assertIn(f"{n:,} of {n:,} clean images are given class 3", found.words)
+        self.assertIn(f"{n:,} of {n:,} clean images are predicted as class 3", found.words)
         self.assertIn("a lower learning rate", found.words)
 
     def test_nearly_all_and_the_rest_at_chance(self):
@@ -73,7 +73,7 @@ class OfTest(parameterized.TestCase):
         self.assertEqual(found is not None, told)
         if told:
             self.assertFalse(found.proven)
-            self.assertIn("so few images show only that at least", found.words)
+            self.assertIn("so few images only show that at least", found.words)
 
     def test_no_answers(self):
         self.assertIsNone(collapse.of(np.zeros(0, int), np.zeros(0, int)))
@@ -99,7 +99,7 @@ class FewTest(parameterized.TestCase):
     @sweeps.rows((0, "1"), (2, "0.49"), (4, "0.068"))
     def test_sixteen_images_that_chance_explains(self, right, chance):
         said = self.flags(right)["low-accuracy"]
-        self.assertIn(f"{right} of 16 clean images are classified correctly: guessing", said)
+        self.assertIn(f"{right} of 16 clean images are classified correctly; guessing", said)
         self.assertIn(f"with probability {chance}, so these images are too few", said)
 
     @sweeps.rows(5, 9, 16)

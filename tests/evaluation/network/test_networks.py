@@ -371,7 +371,7 @@ class FormsTest(parameterized.TestCase):
         (lambda: lambda x: x.mean() * FIRST[0], "takes a single image"),
         (lambda: NNX(), "changes its state .*put it into evaluation mode: model.eval"),
         (lambda: Partial(LINEN.apply, VARIABLES, train=True), "evaluation mode: .*train="),
-        (lambda: VARIABLES, "logits_fn is a dict, not a function; pass one of images"),
+        (lambda: VARIABLES, "logits_fn is a dict, not a function; pass a function of images"),
         (lambda: lambda x: None, "gives NoneType for 4 images; return logits f.B, K"),
         (lambda: lambda x: (linear(FIRST, x), x), "gives tuple for 4 images"),
         (counting, "changes its state .*put it into evaluation mode"),
@@ -387,7 +387,7 @@ class FormsTest(parameterized.TestCase):
     def test_search_fn_is_named(self):
         with self.assertRaisesRegex(ValueError, "^search_fn gives int32; return floating"):
             evaluate(partial(FIRST), search_fn=lambda x: jnp.ones((x.shape[0], 10), jnp.int32))
-        with self.assertRaisesRegex(ValueError, "search_fn gives 9 logits, logits_fn 10; pass"):
+        with self.assertRaisesRegex(ValueError, "search_fn gives 9 logits, but logits_fn 10; pass"):
             evaluate(partial(FIRST), search_fn=partial(FIRST[:, :9]))
 
     @sweeps.rows(False, True)

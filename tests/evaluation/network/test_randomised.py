@@ -21,10 +21,10 @@ class RulesTest(parameterized.TestCase):
 
     @sweeps.rows(
         ("best", None, "rule='best' is unknown; choose one of majority, mean, one-draw"),
-        ("one-draw", 2, "draws=2: the rule one-draw uses one draw; leave draws out"),
-        ("mean", 0, "draws=0: pass an int >= 1"),
-        ("mean", True, "draws=True: pass an int >= 1"),
-        (None, 2.0, "draws=2.0: pass an int >= 1"),
+        ("one-draw", 2, "draws=2 contradicts the rule one-draw; leave draws out"),
+        ("mean", 0, "draws=0 must be an int >= 1"),
+        ("mean", True, "draws=True must be an int >= 1"),
+        (None, 2.0, "draws=2.0 must be an int >= 1"),
     )
     def test_what_cannot_be_meant(self, rule, draws, said):
         with self.assertRaisesRegex(ValueError, said):

@@ -203,7 +203,7 @@ class LedgerTest(parameterized.TestCase):
             about = {"identity": about["identity"]}
         before = "\n".join([json.dumps(about), *rows]) + "\n"
         self.path.write_text(before)
-        words = rf"its network gave other answers on \d+ of {N} clean images. Pass another"
+        words = rf"its network gave different answers on \d+ of {N} clean images. Pass another"
         with self.assertRaisesRegex(ValueError, words):
             self.evaluate(linear((-1, 1)))
         self.assertEqual(self.path.read_text(), before)
@@ -248,7 +248,7 @@ class OtherImagesTest(CommandCase):
     def test_replay(self):
         given = {"function": "nets.py:logits_fn", "dataset": "npz:data.npz", "split": "all"}
         said = refused(call(**(given | BALL), n=90, out="second", replay=["first"]))
-        self.assertRegex(said, "ledger-.* belongs to other images: 90 of 90 images of the same")
+        self.assertRegex(said, "ledger-.* is for different images: 90 of 90 images of the same")
 
     def test_the_same_images_are_compared(self):
         self.data(images())

@@ -118,7 +118,7 @@ class RecordTest(CommandCase):
 class RefusedTest(CommandCase):
     @sweeps.rows(
         ({"certify": "0"}, "--certify=0: sigma=0 must be above 0"),
-        ({"draws": 5}, "--certify=0.25: 5 draws abstain on every image"),
+        ({"draws": 5}, "--certify=0.25: 5 draws are too few to certify any image"),
         ({"alpha": "2.0"}, "--certify=0.25: alpha=2 must be between 0 and 0.5"),
         ({"norm": "linf"}, "--certify gives radii in l2, .* leave --norm=linf out"),
         ({"epsilon": "0.5"}, "--certify finds the radius of each .*; leave --epsilon out"),

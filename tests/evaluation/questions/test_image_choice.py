@@ -124,7 +124,7 @@ class FlagsTest(ChoiceCase):
     @sweeps.rows(*ATTACKS)
     def test_no_more_than_guessing(self, **given):
         flags = self.evaluate(function="guessing", **given)["flags"]
-        self.assertIn("no more than guessing among 10 classes", flags["low-accuracy"])
+        self.assertIn("no better than guessing among 10 classes", flags["low-accuracy"])
         self.assertNotIn("permuted-labels", flags)
 
     @sweeps.rows(*ATTACKS)

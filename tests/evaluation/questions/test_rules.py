@@ -256,7 +256,7 @@ class QuestionTest(parameterized.TestCase):
         ({"attack": "clean", "search_dtype": "bfloat16"}, "--search_dtype=bfloat16 has no effect"),
         ({"rule": "mean"}, "--rule=mean judges randomised networks"),
         ({"draws": 0}, "--draws=0 judges randomised networks"),
-        ({"version": "rand", "draws": 0}, "--draws=0: pass an int >= 1"),
+        ({"version": "rand", "draws": 0}, "--draws=0 must be an int >= 1"),
         (
             {"version": "rand", "search_dtype": "bfloat16"},
             "searches in float32; leave --search_dtype",

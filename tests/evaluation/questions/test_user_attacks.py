@@ -255,22 +255,22 @@ class MistakesTest(Case):
         self.assertFalse((self.root / out / "results.jsonl").exists())
 
     @sweeps.rows(
-        ({'ids': [0, 400]}, '1 id not among the 32 images .* as 400; leave'),
+        ({'ids': [0, 400]}, '1 id outside the 32 images .* as 400; leave'),
         ({'ids': [3, 3]}, 'repeats 1 id, such as 3; save one point'),
-        ({'ids': [-1, 3]}, '1 id not among the 32 .* as -1'),
+        ({'ids': [-1, 3]}, '1 id outside the 32 .* as -1'),
         ({'ids': [0.0, 1.0]}, 'ids are float64\\[2\\]; save integers'),
         ({'ids': [0]}, 'shape \\(2, 8, 8, 1\\) for 1 ids; save one image for each'),
         ({'images': np.zeros((2, 1, 8, 8))}, 'images are .1, 8, 8., .* channels last'),
         ({'images': np.zeros((2, 9, 9, 1))}, 'images are .9, 9, 1., but those of the'),
         ({'images': np.zeros((2, 64))}, 'shape \\(2, 64\\) for 2 ids'),
         ({'images': np.full(SHAPE, np.nan)}, '2 of 2 images have NaN or infinite'),
-        ({'images': np.ones(SHAPE)}, '2 of 2 points are outside .* l2 0.5, .* by \\d'),
-        ({'images': np.full(SHAPE, 1.001)}, '2 of 2 images leave .* by 0.001; clip'),
+        ({'images': np.ones(SHAPE)}, '2 of 2 points are outside .* radius 0.5, .* by \\d'),
+        ({'images': np.full(SHAPE, 1.001)}, '2 of 2 images are outside .* by 0.001; clip'),
         ({'images': np.full(SHAPE, 200.0)}, 'by 199; divide by 255, or save uint8'),
         ({'images': np.zeros(SHAPE, np.int64)}, 'are int64; give floats in .0, 1.,'),
         ({'ids': np.zeros(0, int), 'images': np.zeros((0, 8, 8, 1))}, 'has no points;'),
         ({'images': np.array([None, None])}, 'of plain arrays .Object arrays cannot'),
-        ({'images': None, 'x': [1]}, "has no array 'images', but ids, x; save ids"),
+        ({'images': None, 'x': [1]}, "has no array 'images' .it has ids, x.; save ids"),
     )  # fmt: skip
     def test_points(self, changes, said):
         arrays = {"ids": np.array([0, 3]), "images": self.images[[0, 3]]} | changes
@@ -280,12 +280,12 @@ class MistakesTest(Case):
     def test_files(self):
         text = self.create_tempfile("a.npz", content="no archive").full_path
         one = self.saved("one.npy.npz", ids=[0], images=self.images[:1])
-        self.refused("--points .*none.npz: cannot read it .No such file", points=["none.npz"])
+        self.refused("--points .*none.npz cannot be read .No such file", points=["none.npz"])
         self.refused("a.npz is not an .npz file of plain arrays", points=[text])
         self.refused("is given twice; give it once", points=[one, one])
         file = Path(self.create_tempdir()) / "x.npy"
         np.save(file, self.images)
-        self.refused("x.npy has no array 'ids', but no named arrays; save", points=[str(file)])
+        self.refused("x.npy has no array 'ids' .it has no named ones.; save", points=[str(file)])
 
     @sweeps.rows(
         ("none", "nets.py has no 'none'; it has"),
@@ -297,8 +297,8 @@ class MistakesTest(Case):
         ("truth", "returned an array \\(\\d+,\\) for images"),
         ("nothing", "returned an array \\(\\) for images"),
         ("nan", "(\\d+) of \\1 images have NaN or infinite pixels"),
-        ("far", "(\\d+) of \\1 points are outside the ball of l2 0.5, that of image"),
-        ("beyond", "(\\d+) of \\1 images leave .0, 1., image \\d+ by 0.01; clip them"),
+        ("far", "(\\d+) of \\1 points are outside the l2 ball of radius 0.5, that of image"),
+        ("beyond", "(\\d+) of \\1 images are outside .0, 1., image \\d+ by 0.01; clip them"),
     )
     def test_functions(self, name, said):
         self.refused(said, attack=f"{self.root}/nets.py:{name}")
