@@ -262,7 +262,7 @@ def build():
 
 
 class AnsweredTest(parameterized.TestCase):
-    """The command says "done before" of what it did, by what is computed, not by names."""
+    """The command says "already done" of what it did, by what is computed, not by names."""
 
     def setUp(self):
         super().setUp()
@@ -304,15 +304,15 @@ class AnsweredTest(parameterized.TestCase):
         self.fronts("x")
         first, *_ = self.ask(**network)
         again, said, _ = self.ask(**network)
-        self.assertIn("done before", said)
+        self.assertIn("already done", said)
         self.assertEqual(first, again)
         self.fronts("1 - x")
         changed, said, _ = self.ask(**network)
-        self.assertNotIn("done before", said)
+        self.assertNotIn("already done", said)
         self.assertNotEqual(first["evaluation"], changed["evaluation"])
         self.assertLess(changed["clean"], first["clean"] - 0.3)
         self.fronts("x")
-        self.assertIn("done before", self.ask(**network)[1])
+        self.assertIn("already done", self.ask(**network)[1])
 
     def test_half_a_ledger_of_another_file(self):
         self.fronts("jax.lax.stop_gradient(x)")
@@ -337,7 +337,7 @@ class AnsweredTest(parameterized.TestCase):
         second, *_ = self.ask(**given)
         self.assertLess(second["clean"], first["clean"])
         _, said, printed = self.ask(**given)
-        self.assertIn("done before", said)
+        self.assertIn("already done", said)
         self.assertIn(f"{second['clean']:.1%}", printed)
         self.fronts(front.format("np.asarray"))
         self.assertIn(f"{first['clean']:.1%}", self.ask(**given)[2])
@@ -368,10 +368,10 @@ class AnsweredTest(parameterized.TestCase):
         given |= pictures(0)
         first, *_ = self.ask(**given)
         self.assertEqual(first["clean"], 1)
-        self.assertIn("done before", self.ask(**given)[1])
+        self.assertIn("already done", self.ask(**given)[1])
         pictures(255)
         second, said, _ = self.ask(**given)
-        self.assertNotIn("done before", said)
+        self.assertNotIn("already done", said)
         self.assertEqual(second["clean"], 0)
 
     def test_other_labels_under_the_same_names(self):
@@ -399,9 +399,9 @@ class AnsweredTest(parameterized.TestCase):
         next(Path("out").glob("ledger-*.jsonl")).unlink()
         answered, said, _ = self.ask(**given)
         self.assertEqual(answered, older)
-        self.assertRegex(said, "done before, .*, by jaxrobust 0.0.1 at ffffffffffff, .*here: ")
+        self.assertRegex(said, "already done, .*, by jaxrobust 0.0.1 at ffffffffffff, .*here: ")
         anew, said, _ = self.ask(**given, again=True)
-        self.assertNotIn("done before", said)
+        self.assertNotIn("already done", said)
         self.assertLen(result_lines.read(Path("out")), 2)
         self.assertEqual(anew["robust"], first["robust"])
         self.assertEqual(anew["fingerprint"]["versions"], fingerprint.versions())
@@ -696,7 +696,7 @@ class ComparedTest(parameterized.TestCase):
         ("a union", "a union in order", "each attack of a union is"),
         ("a union in order", "a worst case", 'kind is "union" there, "worst case" here'),
         (None, "robust elsewhere", "images met by the first attack alone is 0 there, 3 here"),
-        (None, "other pictures", "images or labels of the same names are others"),
+        (None, "other pictures", "images or labels with the same names differ"),
         (None, "another order", 'attacks is "apgd-ce, apgd-t" there, "apgd-t, apgd-ce" here'),
     )
     def test_another_procedure(self, first, other, said):
@@ -1213,10 +1213,10 @@ class RandomisedTest(parameterized.TestCase):
         )
         older = {key: record[key] for key in record if key != "draws"}
         self.assertEqual(commands._judged(AccuracyRecord.from_json(older)), ["--rule", "one-draw"])
-        self.assertIn("done before", call(**given, draws=5, rule="majority")[2])
-        self.assertIn("done before", call(**given, draws=5, noreplay=True)[2])
+        self.assertIn("already done", call(**given, draws=5, rule="majority")[2])
+        self.assertIn("already done", call(**given, draws=5, noreplay=True)[2])
         code, _, said = call(**given, rule="one-draw")
-        self.assertNotIn("done before", said)
+        self.assertNotIn("already done", said)
         self.assertEqual(result_lines.read(Path("out"))[-1]["robust"], one["robust"])
         for words, message in (
             (

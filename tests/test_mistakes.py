@@ -109,7 +109,7 @@ train --config raises.py | line 2: ZeroDivisionError
 {FUNCTION}=nets.py:raises | line 6: ZeroDivisionError
 {FUNCTION}=nets.py:to_numpy | write it with jax.numpy
 {FUNCTION}=nets.py:one | jax.vmap
-{FUNCTION}=nets.py:images --weights w.pt | --weights has no effect on a --function
+{FUNCTION}=nets.py:images --weights w.pt | --weights has no effect with --function
 evaluate --function nets.py:images | dataset
 {TRAIN} --config.data.name=npz:none.npz | none.npz
 {TRAIN} --config.data.name=npz:w.pt | w.pt
@@ -168,12 +168,12 @@ evaluate --workdir runs/nothing | runs/nothing
 {EVALUATE} --version=quick | standard
 {EVALUATE} --version=custom | apgd-ce,apgd-t
 {EVALUATE} --attack=apgd-ce,cw | apgd-ce
-{EVALUATE} --steps=3 | name an attack
+{EVALUATE} --steps=3 | name one of its attacks
 {EVALUATE} --attack=pgd-3 --targets=3 | leave it out
 {EVALUATE} --relative-step=0 | relative_step
 {EVALUATE} --threat=linf | linf:RADIUS
 {EVALUATE} --threat=linf:4 | 4/255
-{EVALUATE} --threat=l1:4/255 | Linf
+{EVALUATE} --threat=l1:4/255 | use norm linf
 {EVALUATE} --threat=l2:1 --norm=l2 | --threat
 {EVALUATE} --union-only | --threat
 {EVALUATE} --image-size=8 --image-size=8 | --image_size=8, 8 repeats a size; give each once
@@ -185,7 +185,7 @@ evaluate --workdir runs/nothing | runs/nothing
 {EVALUATE} --frost=nowhere | without --corruptions
 evaluate --function nets.py:images --dataset cifar10-c:nowhere --corruptions fog | no folder
 {EVALUATE} --ladder=linf:0:0.1:3 --epsilon=0.1 | --ladder
-{EVALUATE} --worst-case --threat=l1:8/255 | Linf
+{EVALUATE} --worst-case --threat=l1:8/255 | use norm linf
 {EVALUATE} --worst-case --norm=l1 | --threat
 {EVALUATE} --worst-case --attack=pgd-20 | --attack
 {EVALUATE} --worst-case --l1-rule=art | --l1_rule

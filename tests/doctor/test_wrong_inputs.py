@@ -46,7 +46,7 @@ WRONG = {
     "run --dataset=cifar11": "cifar11",
     "run --dataset=folder:nowhere": "nowhere",
     "run --model=convnext_n": "give --workdir RUN, or --model NAME",
-    "run --options={}": "that takes --model",
+    "run --options={}": "use --model instead",
     "nowhere": "nowhere",
     "empty": "empty",
     "--workdir=nowhere": "is not a run",

@@ -339,7 +339,7 @@ class RefusedTest(Folders):
         a = self.write("a", seen._replace(hashes=hashes), "a1")
         b = self.write("b", found(2)._replace(hashes=hashes[::-1]), "b1")
         error = self.refused(a, b)
-        self.assertIn("600 of 600 images of the same names are other images; evaluate all", error)
+        self.assertIn("600 of 600 images with the same names differ; evaluate all", error)
         self.write("b", found(3)._replace(hashes=hashes), "b2")
         said = f"of which these can be compared with {a}: {b}#b2 (autoattack standard, linf 0.03137"
         self.assertIn(f"{said}); name one of them", self.refused(a, b))

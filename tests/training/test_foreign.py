@@ -83,17 +83,17 @@ class RunTest(parameterized.TestCase):
         given = {"workdir": "run", "attack": "apgd-ce", "n": 8, "epsilon": "0.02", "out": "again"}
         code, _, said = call(**given)
         self.assertEqual(code, 0, said)
-        self.assertIn("done before", call(**given)[2])
+        self.assertIn("already done", call(**given)[2])
         text = self.source.read_text()
         self.addCleanup(self.source.write_text, text)
         changed = "WARNING: my_nets.py has changed since the run in run began .*then"
         self.source.write_text(f"{text}\n# A comment computes nothing.\n")
         said = call(**given)[2]
-        self.assertIn("done before", said)
+        self.assertIn("already done", said)
         self.assertRegex(said, changed)
         self.source.write_text(text.replace("nnx.gelu", "nnx.relu"))
         said = call(**given)[2]
-        self.assertNotIn("done before", said)
+        self.assertNotIn("already done", said)
         self.assertRegex(said, changed)
         first, second = result_lines.read(Path("again"))
         self.assertEqual(first["weights_sha256"], second["weights_sha256"])

@@ -85,7 +85,7 @@ class FlagsTest(parameterized.TestCase):
     def test_a_wrong_flag_is_refused_before_the_first_figure(self):
         figure = self.enter_context(absltest.mock.patch.object(command, "_first_figure"))
         given = GivenFlags(shipped="quickstart", attack="apgd-ce", targets=3, n=8)
-        with self.assertRaisesRegex(ValueError, "--targets=3 has no effect on --attack=apgd-ce"):
+        with self.assertRaisesRegex(ValueError, "--targets=3 has no effect with --attack=apgd-ce"):
             command.evaluated(given)
         figure.assert_not_called()
 
@@ -100,19 +100,22 @@ class FlagsTest(parameterized.TestCase):
         lines = [call.args[0] for call in said.call_args_list]
         self.assertEqual(lines[0], "quickstart: clean accuracy 98.5% on 8 images of digits")
         follows = (
-            "quickstart: apgd-ce follows, linf 0.1; add --attack autoattack for all of AutoAttack"
+            "quickstart: next is apgd-ce, linf 0.1; add --attack autoattack to run all of "
+            "AutoAttack"
         )
         self.assertEqual(lines[1:], [follows])
 
     def test_another_network_beside_it(self):
         given = GivenFlags(shipped="quickstart", workdir="runs/1", function="a.py:f")
-        with self.assertRaisesRegex(ValueError, "so does --workdir and --function; leave one out"):
+        with self.assertRaisesRegex(
+            ValueError, "already names a network; leave --workdir and --function out"
+        ):
             stated.of_shipped(given)
 
     def test_a_path_of_that_name(self):
         Path("quickstart").mkdir()
         with self.assertRaisesRegex(
-            ValueError, "and a path here has that name; write ./quickstart for"
+            ValueError, "but a path here has the same name; write ./quickstart for"
         ):
             stated.of_shipped(GivenFlags(shipped="quickstart"))
 

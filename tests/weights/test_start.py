@@ -412,7 +412,7 @@ class FolderTest(parameterized.TestCase):
         given = {"weights": str(self.folder), "dataset": "digits", "attack": "clean", "n": 8}
         code, _, said = call(**given, num_classes=7)
         self.assertEqual(code, 2)
-        self.assertRegex(said, "--num_classes=7, but .*imported holds 10; leave it out")
+        self.assertRegex(said, "--num_classes=7, but .*imported has 10 classes; leave it out")
 
     @sweeps.rows(
         (None, 224, "Res256Crop224"),

@@ -63,7 +63,7 @@ def record(evaluation: Evaluation, flags: GivenFlags) -> AccuracyRecord:
     doubts = label_checks.check_answers(answers, labels, evaluation.source.num_classes)
     if broken := sum(certificate.unanswered > 0 for certificate in by_image.values()):
         doubts["nan-under-noise"] = (
-            f"{broken} images have NaN or infinite logits under some noise: such draws count for "
+            f"{broken} images have NaN or infinite logits for some noise; those draws count for "
             "no class"
         )
     facts: CertifiedAccuracies = {
@@ -125,8 +125,8 @@ def _stored(out: Path, number: str, noise: Smoothing) -> Certificates:
             certificate.answer == smoothing.ABSTAINS
         ):
             raise ValueError(
-                f"{file} certifies for image {row['image']} what its {certificate.votes:,} votes "
-                "do not; remove that line to certify the image again"
+                f"{file} certifies more for image {row['image']} than its {certificate.votes:,} "
+                "votes support; remove that line to certify the image again"
             )
         stored[row["image"]] = certificate
     return stored
@@ -136,7 +136,7 @@ def table(facts: CertifiedAccuracies) -> list[str]:
     """Format the certified accuracies at every quarter of sigma."""
     shares = list(facts["accuracy"].items())[:: _STEPS // 4]
     last = next((i for i, (_, share) in enumerate(shares) if not share), len(shares) - 1)
-    rows = [f"certified in l2 {float(r):<10.4g}{share:7.1%}" for r, share in shares[: last + 1]]
+    rows = [f"certified at l2 {float(r):<10.4g}{share:7.1%}" for r, share in shares[: last + 1]]
     return [
         *rows,
         f"abstained on {facts['abstained']:.1%}, average radius {facts['average_radius']:.4g}; "

@@ -123,8 +123,8 @@ def _checked(
     if one and len(balls) > 1 and not (threats or ladder or flags.worst_case):
         names = [f"{ball.norm}:{fraction(ball.epsilon)}" for ball in balls]
         raise ValueError(
-            f"{one} only works for one evaluation, but {flags.workdir} trained in {len(balls)} "
-            f"norms; name one of them: --threat={' or --threat='.join(names)}"
+            f"{one} only works for one evaluation, but {flags.workdir} trained with {len(balls)} "
+            f"norms; choose one of them: --threat={' or --threat='.join(names)}"
         )
     return flags, balls
 
@@ -139,7 +139,7 @@ def _balls(flags: GivenFlags, threats: Sequence[str]) -> list[Threat]:
     if len(set(balls)) < len(balls):
         raise ValueError(f"--threat={', '.join(threats)} repeats a threat; give each once")
     if balls and flags.attack == "clean":
-        raise ValueError("--threat has no effect on --attack=clean; leave it out")
+        raise ValueError("--threat has no effect with --attack=clean; leave it out")
     if flags.attack == "clean" and (unused := stated.written(flags, "norm", "epsilon")):
         verb = "has" if len(unused) == 1 else "have"
         say(f"{' and '.join(unused)} {verb} no effect without an attack")
@@ -154,7 +154,7 @@ def _rungs(flags: GivenFlags, ladder: str) -> list[Threat]:
         raise ValueError(f"--{flag} contradicts --ladder, whose radii share adversarial images")
     if not is_cascade(flags.attack) or flags.version == "rand":
         raise ValueError(
-            "--ladder needs attacks that continue image by image, such as --attack=autoattack; "
+            "--ladder needs attacks that work image by image, such as --attack=autoattack; "
             f"leave out {'--version=rand' if flags.version == 'rand' else flags.attack}"
         )
     return threat_flags.ladder(ladder)
@@ -163,7 +163,7 @@ def _rungs(flags: GivenFlags, ladder: str) -> list[Threat]:
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """Lock the evaluation against other commands; the first host locks for all."""
-    resource = f"this evaluation in {lock.parent}"
+    resource = f"the evaluation in {lock.parent}"
     with contextlib.ExitStack() as stack:
         exclusive = locks.held(lock, resource=resource, otherwise="give another --out")
         hosts.together(lambda: None if jax.process_index() else stack.enter_context(exclusive))
@@ -249,8 +249,8 @@ def _first_figure(
     say(f"{name}: clean accuracy {share:.1%} on {number} images of {subject.dataset}")
     if flags.attack != questions.AUTOATTACK:
         say(
-            f"{name}: {flags.attack} follows, {subject.ball}; add --attack autoattack for all of "
-            "AutoAttack"
+            f"{name}: next is {flags.attack}, {subject.ball}; add --attack autoattack to run "
+            "all of AutoAttack"
         )
 
 
@@ -318,5 +318,5 @@ def _images(record: AccuracyRecord) -> str:
     if record.stopped:
         return f"{record.stopped['stopped_after']:,} images in a random order"
     if record.image_choice == spread.HASH:
-        return f"{records.images_of(record):,} images, spread over its classes"
+        return f"{records.images_of(record):,} images, spread over the classes"
     return f"images {record.image_ids}"

@@ -85,8 +85,8 @@ def _measured(
     source, count, start = evaluation.source, evaluation.question.n, time.perf_counter()
     kind_of_images = "files" if _is_published(source) else "computed"
     say(
-        f"{evaluation.subject.network.name} on {source.where()}: {len(sources)} corruptions, "
-        f"{kind_of_images}, {count}"
+        f"{evaluation.subject.network.name} on {source.where()}: {len(sources)} corruptions "
+        f"({kind_of_images}), {count} images"
     )
     judge = _judge(evaluation)
     clean = verdicts = None
@@ -122,8 +122,8 @@ def _measured(
     lost = {name: row.get("not_finite", 0) for name, row in done.items()}
     if words := ", ".join(f"{name}: {lost[name]}" for name in rows if lost[name]):
         flags["nan-under-corruption"] = (
-            f"images have NaN or infinite logits under corruptions ({words} of {count} each): they "
-            "count as wrong"
+            f"some images have NaN or infinite logits under corruptions ({words}, of {count} each) "
+            "and count as wrong"
         )
     accuracy: dict[str, dict[str, float]] = {}
     for row in rows.values():
@@ -191,8 +191,8 @@ def _write_bundle(
     for name, source in sources.items():
         if rows.get(name, {}).get("right") is None:
             raise ValueError(
-                f"{ledger} lacks the answers image by image, like ledgers of older versions; "
-                "--bundle needs them: evaluate again with --again, or with another --out DIR"
+                f"{ledger} lacks the per-image answers that --bundle needs, like ledgers from "
+                "older versions; evaluate again with --again, or with another --out DIR"
             )
         right[name] = _right(rows[name], evaluation.question.n)
         images[name] = prepared(source, size, preprocessing, ids)

@@ -68,7 +68,7 @@ def recorded(out: Path, number: str, versions: dict[str, str]) -> AccuracyRecord
     old_versions, by = (done[-1].fingerprint or {}).get("versions") or {}, ""
     if fingerprint.other_versions(old_versions, versions):
         by = f", by {fingerprint.words(old_versions)} (here: {fingerprint.words(versions)})"
-    say(f"done before, {done[-1].time}{by}; nothing is computed (--again computes a second record)")
+    say(f"already done, {done[-1].time}{by}; nothing is computed (--again adds a second record)")
     return done[-1]
 
 
@@ -81,7 +81,7 @@ def warn_of_older(out: Path, expected: Mapping[str, Any], threat: Threat) -> Non
             say(
                 f"the record of {record.time} (commit {str(record.commit)[:12]}) in {out}"
                 " was written by an older version that fingerprinted neither the network nor the "
-                "images: they may differ, so the record is not reused"
+                "images, which may differ, so the record is not reused"
             )
             return
 
@@ -97,7 +97,7 @@ def ledgers_named(folder: Path, images: Mapping[str, Any]) -> list[Path]:
     for record in records.read(folder):
         if words := other_images(record, images):
             raise ValueError(
-                f"--replay={folder} belongs to other images: {words}; replay an evaluation of "
+                f"--replay={folder} is for different images: {words}; replay an evaluation of "
                 "these images"
             )
     return ledgers

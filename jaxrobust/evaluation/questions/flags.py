@@ -36,7 +36,7 @@ def of_users(flags: GivenFlags, several: Sequence[str]) -> GivenFlags:
     names = ("corruptions", "certify", *version, "finish", *STOPS, "worst_case", "union_only")
     if others := [*written(flags, *names), *several]:
         raise ValueError(
-            f"{users[0].flag} is tried on the images that one evaluation of one threat leaves; "
+            f"{users[0].flag} only works for a single evaluation of one threat; "
             f"leave {' and '.join(others)} out"
         )
     return flags._replace(attack=attack, users=users)
@@ -54,15 +54,15 @@ def placed(flags: GivenFlags) -> GivenFlags:
     remote = [flag for flag, path in local.items() if buckets.address(Path(path))]
     if remote and jax.process_count() > 1:
         raise ValueError(
-            f"--{remote[0]} in a bucket goes with one host, since the hosts of an evaluation read "
+            f"--{remote[0]} in a bucket needs a single host, since the hosts of an evaluation read "
             "each other's files; mount the bucket with gcsfuse on each host and give that path"
         )
     if not flags.selected:
         return flags
     if not flags.workdir:
-        raise ValueError("--selected names weights of a run; give its --workdir RUN")
+        raise ValueError("--selected chooses weights of a run; give its --workdir RUN")
     if flags.phase:
-        raise ValueError("--selected names the phase too; leave --phase out")
+        raise ValueError("--selected also chooses the phase; leave --phase out")
     chosen = kept.selected(Path(flags.workdir))
     return flags._replace(phase=chosen.phase, image_size=flags.image_size or chosen.image_size)
 
@@ -111,7 +111,7 @@ def origin(flags: GivenFlags) -> Subject:
     classes = subject.network.num_classes
     if None not in (classes, flags.num_classes) and classes != flags.num_classes:
         raise ValueError(
-            f"--num_classes={flags.num_classes}, but {folder} holds {classes}; leave it out"
+            f"--num_classes={flags.num_classes}, but {folder} has {classes} classes; leave it out"
         )
     return subject
 

@@ -63,18 +63,17 @@ def check_certify(flags: GivenFlags) -> None:
         return
     if flags.norm not in (None, "l2"):
         raise ValueError(
-            f"--certify gives radii in l2, for which its noise is made; leave --norm={flags.norm} "
-            "out"
+            f"--certify gives radii in l2, the norm of its noise; leave --norm={flags.norm} out"
         )
     if flags.epsilon is not None:
         raise ValueError("--certify finds the radius of each image itself; leave --epsilon out")
     if flags.attack != "clean":
-        raise ValueError(f"--certify attacks nothing; leave --attack={flags.attack} out")
+        raise ValueError(f"--certify does not attack; leave --attack={flags.attack} out")
     others = ("corruptions", "bundle", "worst_case", "union_only", "replay", "noreplay", "rule")
     for flag in written(flags, *others):
-        raise ValueError(f"{flag} has no effect on --certify; leave it out")
+        raise ValueError(f"{flag} has no effect with --certify; leave it out")
     if flags.version != "standard":
-        raise ValueError(f"--certify is of networks without draws; leave --version={flags.version}")
+        raise ValueError(f"--certify does not support --version={flags.version}; leave it out")
 
 
 def of_corruptions(flags: GivenFlags) -> GivenFlags:
@@ -120,35 +119,35 @@ def check_attack(question: GivenFlags) -> None:
         unknown = [name for name in question.attack.split(",") if name not in choices]
         raise ValueError(
             f"--attack={question.attack} is unknown; {near(unknown[0], choices) if unknown else ''}"
-            f"choose one of clean, {fixed_steps.written()}, autoattack, or of its attacks, with "
-            f"commas: {', '.join(registry.searching())}"
+            f"choose one of clean, {fixed_steps.written()}, autoattack, or a comma-separated "
+            f"list of its attacks: {', '.join(registry.searching())}"
         )
     attack = question.users[0].file if question.attack == ALONE else question.attack
     _check_version(question, attack)
     if question.users and not question.searches:
         raise ValueError(
-            f"{question.users[0].flag} is tried on what attacks leave image by image, not on what "
-            f"--attack={attack} does; give --attack autoattack, or clean for its points alone"
+            f"{question.users[0].flag} needs attacks that work image by image, not "
+            f"--attack={attack}; give --attack=autoattack, or clean to try only its points"
         )
     if question.union_only and not question.searches:
         raise ValueError(
-            f"--union_only needs attacks that continue image by image, not {attack}; leave it out"
+            f"--union_only needs attacks that work image by image, not {attack}; leave it out"
         )
     if question.replay and not question.replays:
-        rand = " of --version=rand" if question.searches else ""
-        raise ValueError(f"--replay has no effect on --attack={attack}{rand}; leave it out")
+        rand = " and --version=rand" if question.searches else ""
+        raise ValueError(f"--replay has no effect with --attack={attack}{rand}; leave it out")
     if question.replay and question.noreplay:
         raise ValueError("--noreplay contradicts --replay; give one of them")
     if question.version == ensembles.CUSTOM and attack == AUTOATTACK:
-        raise ValueError("--version=custom needs its attacks: --attack apgd-ce,apgd-t")
+        raise ValueError("--version=custom needs a list of attacks: --attack apgd-ce,apgd-t")
     names = question.names if question.searches else None
     for flag, value in question.changes.items():
         takes = any(flag in ensembles.adjustable(name) for name in names or ())
         if not (takes if flag in SETTINGS else question.fixed):
-            remedy = "name an attack of it, such as apgd-t" if attack == AUTOATTACK else ""
+            remedy = "name one of its attacks, such as apgd-t" if attack == AUTOATTACK else ""
             typed = f"--{flag}={as_flag(flag, value)}"
             raise ValueError(
-                f"{typed} has no effect on --attack={attack}; {remedy or 'leave it out'}"
+                f"{typed} has no effect with --attack={attack}; {remedy or 'leave it out'}"
             )
 
 
@@ -162,7 +161,7 @@ def _check_version(question: GivenFlags, attack: str) -> None:
         if value not in choices:
             raise ValueError(f"--{flag}={value} is unknown; choose one of {', '.join(choices)}")
         if value != choices[0] and (not question.searches or question.attack == ALONE):
-            raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
+            raise ValueError(f"--{flag}={value} has no effect with --attack={attack}; leave it out")
     if question.version == "rand":
         if question.search_dtype != "float32":
             raise ValueError("--version=rand searches in float32; leave --search_dtype out")
@@ -174,7 +173,7 @@ def _check_version(question: GivenFlags, attack: str) -> None:
     for flag, value in (("rule", question.rule), ("draws", question.draws)):
         if value is not None:
             raise ValueError(
-                f"--{flag}={value} judges randomised networks; give --version=rand, or leave it out"
+                f"--{flag}={value} is for randomised networks; give --version=rand, or leave it out"
             )
 
 
@@ -200,13 +199,13 @@ def check_many(
         raise ValueError("--bundle needs a deterministic network, not --version=rand")
     has_ball = flags.norm or flags.epsilon is not None
     if ladder and (threat or has_ball):
-        raise ValueError("--ladder says norm and radii; leave --threat, --norm and --epsilon out")
+        raise ValueError("--ladder sets norm and radii; leave --threat, --norm and --epsilon out")
     if threat and has_ball:
-        raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")
+        raise ValueError("--threat sets norm and radius; leave --norm and --epsilon out")
     if radius_at is not None and not (radius_at > 0 and sizes and threat):
         raise ValueError(
-            f"--radius_at={radius_at} must be a side in pixels, with --threat, the radius at it, "
-            "and --image_size, the sizes that it grows with"
+            f"--radius_at={radius_at} must be an image size in pixels; also give --threat, the "
+            "radius at that size, and --image_size, the sizes to scale it to"
         )
 
 
@@ -224,8 +223,8 @@ def check_values(flags: GivenFlags) -> None:
         raise ValueError(f"--seed={flags.seed} must be below 2^32")
     if flags.step is not None and flags.relative_step is not None:
         raise ValueError(
-            f"--step={flags.step:g} and --relative_step={flags.relative_step:g} both say how long "
-            "a step is; give one"
+            f"--step={flags.step:g} and --relative_step={flags.relative_step:g} both set "
+            "the step size; give one"
         )
     for flag in LENGTHS:
         value = getattr(flags, flag)
@@ -244,32 +243,32 @@ def check_network(flags: GivenFlags, *, of_weights: bool) -> None:
     if flags.model or (of_weights and not networks):
         networks.append("--model" if flags.model else "--weights")
     if len(networks) != 1:
-        several = f"{' and '.join(networks)} name a network each, and records go to --out DIR; "
+        several = f"{' and '.join(networks)} each name a network (records go to --out DIR); "
         raise ValueError(
             (several if networks else "")
-            + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
+            + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model if "
             "PATH is a folder that jaxrobust import wrote, or a name such as "
             "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME, or --torch "
             "my_models.py:build --dataset NAME"
         )
     if flags.model and not flags.weights:
-        raise ValueError("--model needs --weights PATH, its weights")
+        raise ValueError("--model needs --weights PATH")
     extra = written(flags, "weights", "num_classes", "options")
     if flags.workdir and extra:
-        raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
+        raise ValueError(f"{' and '.join(extra)} would replace the run's own; use --model instead")
     if flags.weights and flags.phase:
-        raise ValueError("--phase belongs to a --workdir; --weights has only one")
+        raise ValueError("--phase needs a --workdir, because --weights has only one phase")
     if (flags.function or flags.torch) and (extra := [*extra, *written(flags, "phase")]):
         flag = "--torch" if flags.torch else "--function"
         verb, them = ("has", "it") if len(extra) == 1 else ("have", "them")
-        raise ValueError(f"{' and '.join(extra)} {verb} no effect on a {flag}; leave {them} out")
+        raise ValueError(f"{' and '.join(extra)} {verb} no effect with {flag}; leave {them} out")
     if flags.function and flags.search_dtype == "bfloat16":
         raise ValueError(
             "--search_dtype=bfloat16 needs a network whose compute type can be set; leave it out, "
-            "or pass evaluation.autoattack a search_fn"
+            "or pass a search_fn to evaluation.autoattack"
         )
     if not flags.torch and (needless := written(flags, "torch_args", "torch_output")):
-        raise ValueError(f"{' and '.join(needless)} belongs to --torch; leave it out")
+        raise ValueError(f"without --torch, leave {' and '.join(needless)} out")
 
 
 def check_fast(flags: GivenFlags, several: Sequence[str]) -> None:
@@ -279,22 +278,21 @@ def check_fast(flags: GivenFlags, several: Sequence[str]) -> None:
     asked = "--finish" if flags.finish else f"--version={FAST}"
     if flags.finish and flags.version not in ("standard", FAST):
         raise ValueError(
-            "--finish makes an evaluation of the standard version; leave "
-            f"--version={flags.version} out"
+            f"--finish completes a standard evaluation; leave --version={flags.version} out"
         )
     others = written(flags, "corruptions", "certify") or written(flags, "attack")
     again = ["again"] if flags.finish else []
     others += written(flags, *STOPS, "search_dtype", "worst_case", "union_only", *again)
     if others := [*others, *several]:
-        verb = "continues with" if flags.finish else "is"
+        verb = "completes" if flags.finish else "is for"
         raise ValueError(
-            f"{asked} {verb} one evaluation, whose attacks are all of AutoAttack's standard "
-            f"version or a part of them; leave {' and '.join(others)} out, or leave {asked} out"
+            f"{asked} {verb} one evaluation with all or some of AutoAttack's standard "
+            f"attacks; leave {' and '.join(others)} out, or leave {asked} out"
         )
     if flags.bundle and not flags.finish:
         raise ValueError(
             f"--bundle needs all of AutoAttack, not --version={FAST}; "
-            "leave it out, and give it with --finish"
+            "leave it out now, and give it with --finish"
         )
 
 
@@ -305,20 +303,20 @@ def check_stop(flags: GivenFlags, several: Sequence[str]) -> None:
         value = getattr(flags, name)
         if value is not None and not (name == "alpha" and flags.certify is not None):
             of = "--against, --until_width or --certify" if name == "alpha" else "--against"
-            raise ValueError(f"--{name}={value:g} belongs to {of}; give that, or leave it out")
+            raise ValueError(f"--{name}={value:g} needs {of}; add that, or leave it out")
     if stop is None:
         return
     if flags.certify is not None:
-        raise ValueError(f"{stop} stops attacks, and --certify has none; leave one of them out")
+        raise ValueError(f"{stop} stops attacks, but --certify runs none; leave one of them out")
     if flags.against and flags.until_width is not None:
-        raise ValueError("--against and --until_width each say when to stop; give one of them")
+        raise ValueError("--against and --until_width both set when to stop; give one of them")
     if flags.alpha is not None and not 0 < flags.alpha < 1:
         raise ValueError(
-            f"--alpha={flags.alpha:g} is the probability of a false alarm; give one between 0 and "
-            "1, such as 0.05"
+            f"--alpha={flags.alpha:g} must be a probability of a false alarm between 0 and 1, such "
+            "as 0.05"
         )
     if flags.tie is not None and not flags.against:
-        raise ValueError(f"--tie={flags.tie:g} belongs to --against; give that, or leave it out")
+        raise ValueError(f"--tie={flags.tie:g} needs --against; add that, or leave it out")
     for name in ("tie", "until_width"):
         points = getattr(flags, name)
         if points is not None and not 0 < points < 100:
@@ -331,7 +329,7 @@ def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
 
     if not fixed_steps.is_cascade(flags.attack):
         raise ValueError(
-            f"{stop} needs attacks that continue image by image, such as --attack=autoattack; "
+            f"{stop} needs attacks that work image by image, such as --attack=autoattack; "
             f"leave {flags.attack} out"
         )
     if flags.version == "rand":
@@ -339,6 +337,6 @@ def _check_others(flags: GivenFlags, stop: str, several: Sequence[str]) -> None:
     names = ("search_dtype", "replay", "worst_case", "union_only", "corruptions", "bundle")
     if others := [*written(flags, *names), *several]:
         raise ValueError(
-            f"{stop} stops one plain evaluation in float32; leave {' and '.join(others)} out, or "
+            f"{stop} needs one plain evaluation in float32; leave {' and '.join(others)} out, or "
             f"leave {stop} out"
         )

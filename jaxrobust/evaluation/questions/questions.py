@@ -53,8 +53,8 @@ def _check_fixed(question: GivenFlags, norm: str) -> None:
     """Raise on invalid settings of attacks with fixed steps."""
     if question.fixed and norm not in NORMS:
         raise ValueError(
-            f"--attack={question.attack} has no {norm} ball; give --attack=autoattack, or --norm, "
-            f"one of {', '.join(NORMS)}"
+            f"--attack={question.attack} does not support {norm}; give --attack=autoattack, or set "
+            f"--norm to one of {', '.join(NORMS)}"
         )
     check_length("--step", question.step or 0, norm)
     for flag, choices in (("start", fixed_steps.STARTS), ("l1_rule", tuple(attacks.L1_RULES))):

@@ -143,7 +143,7 @@ class Evaluation:
         records_there = records.read(self.out)
         if not hosts.first(any(r.evaluation == number and r.fast for r in records_there)):
             raise ValueError(
-                f"--finish completes an evaluation by --version=fast, and {self.out} has none of "
+                f"--finish completes an evaluation by --version=fast, but {self.out} has none for "
                 "this network with these images, norm, radius and seed; run --version=fast first, "
                 "or leave --finish out"
             )
@@ -181,12 +181,12 @@ class Evaluation:
         A few may differ by rounding.
         """
         about = (
-            f"the record {record.evaluation} is of an older version, which probed eight noisy "
+            f"the record {record.evaluation} is from an older version, which probed eight noisy "
             "images, and the network's program differs"
         )
         there = checked.if_there(record, self.out / "results.jsonl")
         if there is None or self.subject.keyed or jax.process_count() > 1:
-            say(f"WARNING: {about}: nothing else confirms that it is of this network")
+            say(f"WARNING: {about}; nothing else confirms that it is for this network")
             return True
         plain = self.question._replace(attack="clean", start=None, l1_rule=None)
         if not self._clean:
@@ -195,9 +195,9 @@ class Evaluation:
         earlier_verdicts, now = verdicts.aligned([there, self._clean[0]])
         n, changed = len(now.clean), int((earlier_verdicts.clean != now.clean).sum())
         if changed > _TURNED * n:
-            say(f"{about}: {changed:,} of {n:,} clean answers differ, so it is not used")
+            say(f"{about}; {changed:,} of {n:,} clean answers differ, so it is not used")
             return False
-        say(f"WARNING: {about}: only {n:,} clean answers show that it is of this network")
+        say(f"WARNING: {about}; only {n:,} clean answers show that it is for this network")
         return True
 
     def identity(self, subject: Subject) -> dict[str, Any]:
@@ -346,10 +346,10 @@ class Evaluation:
         clean = measured.record.clean
         if subject.flag and standing is None and clean is not None and clean < _LOW:
             say(
-                f"{subject.network.name} is right on {clean:.1%} of the clean images; if "
-                "it does not expect images in [0, 1], but normalised ones or [-1, 1], "
+                f"{subject.network.name} classifies {clean:.1%} of the clean images correctly; "
+                "if it expects normalised images or [-1, 1] instead of [0, 1], "
                 f"jaxrobust doctor {subject.flag} {subject.network.name} --dataset "
-                f"{self.source.name} detects it; move the normalisation into the network"
+                f"{self.source.name} detects this; move the normalisation into the network"
             )
         return measured
 

@@ -156,13 +156,13 @@ def of_shipped(flags: GivenFlags) -> GivenFlags:
         return flags
     if networks := written(flags, "workdir", "model", "weights", "function", "torch"):
         raise ValueError(
-            f"{flags.shipped} names a network, and so does {' and '.join(networks)}; leave one out"
+            f"{flags.shipped} already names a network; leave {' and '.join(networks)} out"
         )
     weights = f"{flags.shipped}:{flags.phase}" if flags.phase else flags.shipped
     shipped.weights(weights)  # raises if there is no such phase
     if Path(weights).exists():
         raise ValueError(
-            f"{weights} is a network of the package, and a path here has that name; write "
+            f"{weights} is a packaged network, but a path here has the same name; write "
             f"./{weights} for the path, or run the command in another folder"
         )
     out = flags.out or f"runs/evaluation-{weights.replace(':', '-')}"

@@ -62,12 +62,13 @@ def rule(
         both = (record, here, other_verdicts.images, hashed)
         if words := checked.image_differences(*both):
             raise ValueError(
-                f"--against={place} is of other images: {words}; give an evaluation of these images"
+                f"--against={place} evaluated different images: {words}; give an evaluation of "
+                "these images"
             )
         if not checked.same_images_shown(*both):
             say(
-                f"WARNING: only the images' names show that --against={place} is of the same "
-                "images: hashes of each image, which older versions did not note, are missing"
+                f"WARNING: only the image names show that --against={place} evaluated the same "
+                "images; per-image hashes, which older versions did not store, are missing"
             )
     tie = None if question.tie is None else question.tie / 100
     about = {"evaluation": record.evaluation, "model": (record.model or {}).get("name")}
@@ -159,11 +160,11 @@ def differences(there: AccuracyRecord, here: AccuracyRecord) -> str:
     if checked.other_pictures(there, here):
         texts.append(checked.OTHER_PICTURES)
     if not there.verdicts:
-        texts.append("it has no verdicts image by image")
+        texts.append("it has no per-image verdicts")
     order = (there.stopped or {}).get("order_seed")
     if there.stopped and order != here.seed:
         texts.append(
-            f"it stopped in the image order of seed {order}, and this one has the order of seed "
+            f"it stopped in the image order of seed {order}, but this one uses the order of seed "
             f"{here.seed}"
         )
     return "; ".join(text for text in texts if text)

@@ -228,8 +228,8 @@ def preprocessing(
         if not flag:
             instead = pipeline.preprocessing_id(source, image_size)
             say(
-                f"{default} is for a different image size: at {image_size} px, {instead}; or "
-                "--preprocessing ID"
+                f"{default} is for a different image size: using {instead} at {image_size} px; to "
+                "change it, give --preprocessing ID"
             )
         default = expected = None
     if flag and expected and not same_preprocessing(flag, expected, image_size):
@@ -283,9 +283,9 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
         traced = tracing.trace(written, function.function, argument, image, 8, operand)
     if traced.classes != sizes.num_classes:
         more = traced.classes == (sizes.num_classes or 0) + 1
-        background = ", without a background class: logits[:, 1:] if it is the first" * more
+        background = ", without a background class (logits[:, 1:] if it comes first)" * more
         raise ValueError(
-            f"{written} gives {traced.classes} logits, and data set {subject.dataset} has "
+            f"{written} gives {traced.classes} logits, but data set {subject.dataset} has "
             f"{sizes.num_classes} classes; return one logit per class, in the same "
             f"order{background}"
         )

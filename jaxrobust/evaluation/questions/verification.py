@@ -102,7 +102,7 @@ def verify(settings: VerificationSettings) -> dict[str, Any]:
 def check(settings: VerificationSettings) -> Verification:
     """Check a bundle's claims on a network; raise `ValueError` if that is impossible."""
     if bool(settings.weights) == bool(settings.function):
-        raise ValueError("give --weights W, or --function my_net.py:logits_fn, the network")
+        raise ValueError("give the network: --weights W, or --function my_net.py:logits_fn")
     bundle = claims.read(settings.bundle)
     model = bundle.record["model"]
     network_flags = _given(settings, bundle.record)
@@ -174,7 +174,7 @@ def _source_of(settings: VerificationSettings, record: dict[str, Any]) -> dict[s
         if not getattr(settings, flag) and re.fullmatch(pattern, value) and not lists:
             raise ValueError(
                 f"the record names its images by a path, {value}, which the author of the "
-                f"bundle may have made; name your own: --{flag} {value}"
+                f"bundle may have made; give your own path, as in --{flag} {value}"
             )
     place = {key: getattr(settings, key) for key in ("dataset", "split", "classes", "data_dir")}
     return place | {key: place[key] or record[key] for key in ("dataset", "split")}
@@ -221,9 +221,7 @@ def _corrupted(
         )
     asked = corruptions.chosen(",".join(name for name in names if name != CLEAN))
     if unknown := {name for name in names if name != CLEAN} ^ set(map(str, asked)):
-        raise ValueError(
-            f"the bundle uses {min(unknown)}, which is not a corruption of this version"
-        )
+        raise ValueError(f"the bundle uses {min(unknown)}, which this version does not support")
     sources = corrupted_images.each(
         source,
         asked,
@@ -256,9 +254,9 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     if plain(*here) == plain(*there):
         return None
     return (
-        f"This is another network than the record's, or has other weights ({network.name}, "
+        f"This network or its weights differ from the record's ({network.name}, "
         f"sha256 {sha256[:12]}...; there {model['name']}, {str(recorded)[:12]}...): what is "
-        "confirmed holds for it, and the claim itself is not confirmed"
+        "confirmed holds for this network, but the claim itself is not confirmed"
     )
 
 
@@ -268,13 +266,12 @@ def _other_split(bundle: claims.Bundle, source: Source) -> str | None:
         if ids == list(range(len(ids))) or ids == spread.places(source, len(ids)).tolist():
             return None
         return (
-            f"the {len(ids):,} images of the record are not those that the rule of evaluate --n "
-            f"chooses "
-            "from this split: they may have been picked, and the claim itself is not confirmed"
+            f"the {len(ids):,} images of the record are not those that evaluate --n chooses from "
+            "this split: they may have been hand-picked, and the claim itself is not confirmed"
         )
     return (
-        f"{source.where()} has {len(source):,} images, and the bundle says "
-        f"{about['split_images']:,}: this is another split, or version of the data set, and the "
+        f"{source.where()} has {len(source):,} images, but the bundle says "
+        f"{about['split_images']:,}: this is another split or version of the data set, and the "
         "claim itself is not confirmed"
     )
 

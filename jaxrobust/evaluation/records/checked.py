@@ -32,7 +32,7 @@ def verdicts(record: AccuracyRecord, file: Path) -> Verdicts:
     if record.verdicts is None:
         raise ValueError(
             f"the record {record.evaluation} in {file} has no per-image verdicts, because it comes "
-            "from a training or an older version; evaluate again with --out DIR"
+            "from a training run or an older version; evaluate again with --out DIR"
         )
     stored = files.read(file.parent / record.verdicts)
     compare(record, file, stored)
@@ -90,20 +90,20 @@ def _contradictions(record: AccuracyRecord) -> Iterator[str]:
     for share in after:
         yield from _of_share("its accuracy after an attack", share, n, None)
     if after and record.robust is not None and abs(after[-1] - record.robust) > _ROUNDING:
-        yield f"its robust accuracy is {record.robust:.6g}, and {after[-1]:.6g} after all attacks"
+        yield f"its robust accuracy is {record.robust:.6g}, but {after[-1]:.6g} after all attacks"
     for part in record.worst_case or ():
         about = (part.get("robust"), part.get("images"), part.get("interval"))
         yield from _of_share(f"its accuracy under {part.get('method')}", *about)
     if one := (record.draws or {}).get("one_draw"):
         ends = {**(one.get("interval") or {})}
-        yield from _of_share("its accuracy by one draw", one.get("robust"), n, ends.get("robust"))
+        yield from _of_share("its accuracy for one draw", one.get("robust"), n, ends.get("robust"))
     if (stopped := record.stopped) and record.robust is not None:
         if n != stopped["stopped_after"]:
-            yield f"it stopped after {stopped['stopped_after']:,} images, and lists {n:,}"
+            yield f"it stopped after {stopped['stopped_after']:,} images, but lists {n:,}"
         bounds = stopping.bounds_of(stopped, record.robust)
         if not np.allclose(bounds, stopped["robust"], atol=0.01):
             yield (
-                f"its robust accuracy, {record.robust:.6g}, has other bounds than "
+                f"its robust accuracy, {record.robust:.6g}, does not have the bounds "
                 f"{_written(stopped['robust'])}"
             )
     for share in (record.certified or {}).get("accuracy", {}).values():
@@ -111,18 +111,18 @@ def _contradictions(record: AccuracyRecord) -> Iterator[str]:
     if record.corruptions:
         shares = [v for row in record.corruptions["accuracy"].values() for v in row.values()]
         if abs(np.mean(shares) - record.corruptions["mean"]) > _ROUNDING:
-            yield f"its mean under corruptions is not that of its {len(shares)} accuracies"
+            yield f"its mean under corruptions is not the mean of its {len(shares)} accuracies"
 
 
 def _of_share(name: str, share: Any, n: int | None, ends: Any) -> Iterator[str]:
     if share is None:
         return
     if not 0 <= share <= 1:
-        yield f"{name} is {share:g}, which is not a share"
+        yield f"{name} is {share:g}, which is not between 0 and 1"
     elif n and ends and abs(share * n - round(share * n)) > _ROUNDING * n:
-        yield f"{name}, {share:.6g}, is not a share of its {n:,} images"
+        yield f"{name}, {share:.6g}, is not a fraction of its {n:,} images"
     elif n and ends and not np.allclose(ends, records.interval(share, n) or (), atol=_ROUNDING):
-        yield f"{name}, {share:.6g} of {n:,} images, has another interval than {_written(ends)}"
+        yield f"{name}, {share:.6g} of {n:,} images, does not have the interval {_written(ends)}"
 
 
 def _written(ends: Any) -> str:
@@ -134,12 +134,12 @@ def _disagreements(record: AccuracyRecord, path: Path, stored: Verdicts) -> Iter
     with path.open() as lines:
         head = lines.read(_HEAD)
     if record.evaluation and f'"evaluation": "{record.evaluation}"' not in head:
-        yield f"it is not of evaluation {record.evaluation}"
+        yield f"it is not for evaluation {record.evaluation}"
     listed = records.places(record.image_ids or "")
     if listed is not None and len(listed) != n:
-        yield f"it has {n:,} images, and the record {len(listed):,}"
+        yield f"it has {n:,} images, but the record has {len(listed):,}"
     elif listed is not None and (np.sort(listed) != np.sort(stored.image_ids)).any():
-        yield f"it is of other images than {record.image_ids:.40}, as the record says"
+        yield f"its images are not {record.image_ids:.40}, as in the record"
     shares = {"clean": (stored.clean, record.clean)}
     if record.attacks:
         shares["robust"] = (stored.robust, record.robust)
@@ -156,12 +156,12 @@ def _disagreements(record: AccuracyRecord, path: Path, stored: Verdicts) -> Iter
     for threat in threats if len(threats) == 1 and norms.size else ():
         if norms.max() > checks.most(threat.epsilon):
             yield (
-                f"its points are up to {norms.max():.4g} in {threat.norm} away, and the record's "
+                f"its points are up to {norms.max():.4g} away in {threat.norm}, but the record's "
                 f"radius is {threat.epsilon:g}"
             )
 
 
-OTHER_PICTURES = "the images or labels of the same names are others"
+OTHER_PICTURES = "the images or labels with the same names differ"
 
 
 def procedure(record: AccuracyRecord) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def procedure(record: AccuracyRecord) -> dict[str, Any]:
     on_all = record.union and record.union.get("each_on_all_images")
     if parts:
         on_all = all(part.get("robust") is not None for part in parts)
-    order = "on all images" if on_all else "on what survives the ones before it"
+    order = "on all images" if on_all else "on the images that survive the ones before it"
     return {
         "kind": "worst case" if parts else "union" if record.is_union else "one threat",
         "each attack of a union": None if on_all is None else order,

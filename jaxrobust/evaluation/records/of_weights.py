@@ -68,14 +68,14 @@ def training_flags(facts: TrainingFacts | None) -> dict[str, str]:
     if chosen["on_evaluated_images"]:
         doubts["selection"] = (
             f"the weights, or those that they started from, were chosen on images of "
-            f"{chosen['split']}, some or all of which are evaluated here: the numbers are too "
-            "high by what the choice gained"
+            f"{chosen['split']}, some or all of which are evaluated here: this choice "
+            "inflates the numbers"
         )
     if not chosen["split"]:
-        doubts["selection"] = "nothing says on which images the weights were chosen"
+        doubts["selection"] = "it is unknown on which images the weights were chosen"
     if facts["on_evaluated_images"]:
         doubts["training"] = (
-            "the weights, or those that they started from, were trained on some of these images, "
-            "or on all of them"
+            "the weights, or those that they started from, were trained on some or all of these "
+            "images"
         )
     return doubts

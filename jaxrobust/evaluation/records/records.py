@@ -26,8 +26,8 @@ from jaxrobust.runtime.files import jsonl
 
 _REPLAY = "none: what fooled elsewhere, projected"
 _CLIPPED = (
-    "{pixels} pixels of {images} images lay up to {largest:.2g} outside [0, 1], as a resize leaves "
-    "them, and were clipped"
+    "{pixels} pixels of {images} images lay up to {largest:.2g} outside [0, 1], as after a "
+    "resize, and were clipped"
 )
 
 # Findings of an evaluation besides its verdicts.
@@ -68,7 +68,7 @@ def save(
     A missing folder is created, because the evaluation may have taken hours.
     """
     if path.suffix != ".jsonl":
-        raise ValueError(f"{path} gets a line of JSON; give a file such as results.jsonl")
+        raise ValueError(f"{path} must be a .jsonl file, such as results.jsonl")
     record = record_of()
     number = str(record.evaluation)
     record = dataclasses.replace(record, verdicts=verdicts.file_of(number))
@@ -192,11 +192,11 @@ def draws_line(draws: DrawsJudged) -> str:
     if verdict.rule == randomised.ONE:
         return line
     if not one:  # of a union
-        return f"{line}; by one draw it is not known, because its parts did not note that"
+        return f"{line}; the result for one draw is unknown, because its parts did not store it"
     most = "at most " if one.get("at_most") else ""
     ends_of = one.get("interval")
     ends = ends_of and ends_of.get("robust")
     between = f", 95% interval {ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
-    return f"{line}; by one draw, as auto-attack judges: clean {one['clean']:.1%}, robust " + (
+    return f"{line}; by one draw, as in auto-attack: clean {one['clean']:.1%}, robust " + (
         f"{most}{one['robust']:.1%}{between}"
     )

@@ -35,16 +35,16 @@ class StopRule(NamedTuple):
         """
         if not 0 < self.alpha < 1:
             raise ValueError(
-                f"alpha={self.alpha:g} is the probability of a false alarm; give one between 0 and "
-                "1, such as 0.05"
+                f"alpha={self.alpha:g} must be a probability of a false alarm between 0 and 1, "
+                "such as 0.05"
             )
         if (self.width is None) == (self.against is None):
-            raise ValueError("a rule stops at a width or against other verdicts; give one of them")
+            raise ValueError("a rule needs a width or verdicts to compare with; give one of them")
         if self.tie is not None and (self.against is None or not 0 < self.tie < 1):
             fault = "needs verdicts to compare with" if self.against is None else "is not a share"
             raise ValueError(f"tie={self.tie:g} {fault}; give a share such as 0.01, with `against`")
         if not len(ids):
-            raise ValueError("there are no images to decide on; pass some")
+            raise ValueError("there are no images to evaluate; pass at least one")
         if self.width is not None:
             check_width(self.width, len(ids))
         if self.against is None:
@@ -54,14 +54,15 @@ class StopRule(NamedTuple):
             raise ValueError("the verdicts to compare with cover none of these images")
         if wrong := int((self.against.labels[at[0]] != labels[at[1]]).sum()):
             raise ValueError(
-                f"the verdicts to compare with have other labels on {wrong} of {len(common)} images"
+                f"the verdicts to compare with have different labels on {wrong} of {len(common)} "
+                "images"
             )
         words = (
             "" if hashes is None else other_images(self.against.images, HashedImages(ids, hashes))
         )
         if words:
             raise ValueError(
-                f"the verdicts to compare with belong to other images: {words}; pass verdicts on "
+                f"the verdicts to compare with are for different images: {words}; pass verdicts on "
                 "these images"
             )
 
@@ -148,8 +149,8 @@ def check_width(width: float, images: int) -> None:
         raise ValueError(f"the width must be between 0 and 100 points, not {100 * width:g}")
     if width * images <= 1:
         raise ValueError(
-            f"a width of {100 * width:g} points is too narrow for {images} images, whose "
-            f"accuracies are {100 / images:.3g} points apart; evaluate more images, or widen it"
+            f"a width of {100 * width:g} points is too narrow for {images} images, each "
+            f"worth {100 / images:.3g} points; evaluate more images, or widen it"
         )
 
 
@@ -164,14 +165,14 @@ def line(stopped: StoppedSequence) -> str:
     """Describe when and why an evaluation stopped, and the bounds of its sequence."""
     n, of, level = stopped["stopped_after"], stopped["of"], 100 * (1 - stopped["alpha"])
     head = "stopped after" if "rule" in stopped else "looked at"
-    text = f"{head} {n:,} of {of:,} images: {why(stopped)}; robust on all {of:,} within "
-    text += f"{between(stopped['robust'])} at all looks together ({level:g}% sequence)"
+    text = f"{head} {n:,} of {of:,} images: {why(stopped)}; robust accuracy on all {of:,} is "
+    text += f"{between(stopped['robust'])} over all looks together ({level:g}% confidence sequence)"
     if "difference" not in stopped:
         return text
     against = stopped.get("against") or {}
     other = f" from evaluation {against['evaluation']}" if against.get("evaluation") else ""
     return (
-        f"{text}; the difference{other} within {between(stopped['difference'])}, "
+        f"{text}; the difference{other} is {between(stopped['difference'])}, "
         f"{stopped['gained']} gained, {stopped['lost']} lost, e-value {stopped['e_value']:.3g}"
     )
 
@@ -218,9 +219,7 @@ def most_fooled(fooled: int, sampled: int, of: int, level: float = FAST_LEVEL) -
     (49501, 4, 3)
     """
     if not 0 <= fooled <= sampled <= of:
-        raise ValueError(
-            f"fooled={fooled}, sampled={sampled}, of={of}; pass counts that rise from 0"
-        )
+        raise ValueError(f"fooled={fooled}, sampled={sampled}, of={of}; pass ascending counts >= 0")
     if not 0 < level < 1:
         raise ValueError(f"level={level:g} is not a probability; 95% is 0.95")
     low, high = fooled, of - (sampled - fooled)  # the true number lies between these
@@ -267,14 +266,14 @@ def fast_sample(images: int, survivors: int, sampled: int, fallen: Sequence[int]
 def fast_line(fast: FastSample) -> str:
     """Describe the result of the sample, and warn that this is not an AutoAttack result."""
     head = (
-        "these are verdicts of the fast version, which are not AutoAttack's: "
-        f"{fast['sampled']:,} of {fast['survivors']:,} survivors, at random, met all that the "
-        f"standard version has left for them, and {fast['fooled']:,} fell"
+        "these verdicts come from the fast version, not from AutoAttack: "
+        f"{fast['sampled']:,} of {fast['survivors']:,} survivors, chosen at random, faced all "
+        f"remaining attacks of the standard version, and {fast['fooled']:,} fell"
     )
     return (
-        f"{head}; with {100 * fast['level']:g}% confidence at most {fast['at_most']:,} of the "
-        f"others would fall too, so that it leaves {fast_bound(fast)} at least; --finish computes "
-        "it"
+        f"{head}; with {100 * fast['level']:g}% confidence, at most {fast['at_most']:,} of the "
+        f"others would fall too, so its robust accuracy is at least {fast_bound(fast)}; --finish "
+        "computes it"
     )
 
 

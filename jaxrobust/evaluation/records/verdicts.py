@@ -79,7 +79,7 @@ def other_images(first: HashedImages, other: HashedImages) -> str:
     _, compared, differing = common_images(first, other)
     if not differing:
         return ""
-    return f"{differing:,} of {compared:,} images of the same names are other images"
+    return f"{differing:,} of {compared:,} images with the same names differ"
 
 
 def aligned(several: Sequence[Verdicts]) -> list[Verdicts]:

@@ -71,7 +71,7 @@ WORSE_THAN_SAID = [
     *(f._replace(said=f.said or "survive in the bundle fell to attacks") for f in forgeries.BETTER),
     forgeries.Forgery("some erased", some_erased(4), "4 of .* survive in the bundle fell to"),
     forgeries.Forgery("another norm", forgeries.ball(norm="linf"), forgeries.REACH),
-    forgeries.Forgery("no hash of weights", changed_record(function={}), "This is another network"),
+    forgeries.Forgery("no hash of weights", changed_record(function={}), "This network or its"),
     forgeries.Forgery(
         "the name of a stronger attack", changed_record(method="autoattack standard"),
         "names the method 'autoattack standard', but its attacks differ: apgd-ce, apgd-t",

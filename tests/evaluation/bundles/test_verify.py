@@ -142,9 +142,7 @@ class RunTest(Case):
         path = self.file(says=True, **{"head.fc.bias": bias + np.float32(1e-7)})
         code, printed, _ = called(verify, self.bundle, "--weights", path, "--json")
         self.assertEqual(code, 1, printed)
-        self.assertIn(
-            "This is another network than the record's, or has other weights (convnext_n,", printed
-        )
+        self.assertIn("This network or its weights differ from the record's (convnext_n,", printed)
         plain = json.loads(printed.splitlines()[-1])
         self.assertEqual((plain["whole"], plain["other_network"]), (False, True))
         self.assertEqual(plain["confirmed"], self.wrong)  # so little else they are
@@ -253,7 +251,7 @@ class FunctionTest(Case):
             verify, self.bundle, "--function", f"{self.root}/nets.py:another"
         )
         self.assertEqual(code, 1, said)
-        self.assertIn("This is another network than the record's", printed)
+        self.assertIn("This network or its weights differ from the record's", printed)
 
     def test_a_program_that_somebody_changed(self):
         other = Path(self.create_tempdir()) / "changed"
@@ -284,9 +282,11 @@ class FunctionTest(Case):
         shutil.copytree(self.bundle, other)
         bundles.changed(other, record={key: value})
         said = self.refused(other, "--function", f"{self.root}/nets.py:logits_fn")
-        self.assertIn(f"which the author of the bundle may have made; name your own: --{key}", said)
+        self.assertIn(
+            f"which the author of the bundle may have made; give your own path, as in --{key}", said
+        )
         images = ("--write_images", Path(self.create_tempdir()) / "images.npy")
-        self.assertIn("name your own", self.refused(other, *images))
+        self.assertIn("give your own path", self.refused(other, *images))
 
     def test_in_pytorch(self):
         code, printed, said = self.checked()

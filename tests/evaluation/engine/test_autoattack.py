@@ -709,7 +709,7 @@ class KillTest(absltest.TestCase):
             while process.poll() is None and size() < wanted:
                 time.sleep(0.001)
             if process.poll() is not None:
-                break  # it was done before
+                break  # it was already done
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed += 1

@@ -278,7 +278,7 @@ class LinfTest(_OfANorm, parameterized.TestCase):
         read = AccuracyRecord.from_json(json.loads(json.dumps(record)))
         self.assertEqual(read.to_json(), record)
         self.assertNotEqual(record["evaluation"], self.whole.record()["evaluation"])
-        self.assertIn("not AutoAttack's", self.fast.table())
+        self.assertIn("not from AutoAttack", self.fast.table())
 
     def test_what_is_said(self):
         said = io.StringIO()

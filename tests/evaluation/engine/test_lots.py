@@ -173,7 +173,7 @@ class LotsTest(parameterized.TestCase):
         table = result.table()
         self.assertEqual(repr(result), table)  # not pages of arrays
         self.assertNotIn("95% interval", table)
-        self.assertIn("95% sequence", table)
+        self.assertIn("95% confidence sequence", table)
 
     def test_record(self):
         record = self.stopped.record(model="mine")

@@ -83,7 +83,7 @@ class RecordTest(CommandCase):
         with other_version():
             again, said = self.evaluate()
         self.assertEqual(again["evaluation"], first["evaluation"])
-        self.assertIn("done before", said)
+        self.assertIn("already done", said)
 
     def test_a_network_that_differs_on_bright_images(self):
         """Was answered by the old record: it was probed with eight dark images of one class."""
@@ -92,7 +92,7 @@ class RecordTest(CommandCase):
         self.net(NEGATED)
         with other_version():
             other, said = self.evaluate()
-        self.assertNotIn("done before", said)
+        self.assertNotIn("already done", said)
         self.assertLess(other["clean"], first["clean"] - 0.2)
 
     def test_a_network_that_hides_its_gradient_on_bright_images(self):
@@ -101,7 +101,7 @@ class RecordTest(CommandCase):
         self.net(MASKED)
         with other_version():
             other, said = self.evaluate()
-        self.assertNotIn("done before", said)
+        self.assertNotIn("already done", said)
         self.assertEqual(other["clean"], first["clean"])
 
     @parameterized.parameters((SAME, True), (NEGATED, False))
@@ -121,7 +121,7 @@ class RecordTest(CommandCase):
             other, said = self.evaluate()
         self.assertEqual(other["evaluation"] == first["evaluation"], answers)
         if answers:
-            self.assertIn(f"only {N} clean answers show that it is of this network", said)
+            self.assertIn(f"only {N} clean answers show that it is for this network", said)
         else:
             self.assertRegex(said, rf"\d+ of {N} clean answers differ, so it is not used")
 
@@ -220,7 +220,7 @@ class LedgerTest(parameterized.TestCase):
         self.images = self.images[:60, ::-1].copy()
         self.labels = np.asarray(network(self.images)).argmax(1)
         against = first.verdicts._replace(labels=np.resize(self.labels, N))
-        words = "belong to other images: 60 of 60 images of the same names are other images"
+        words = "are for different images: 60 of 60 images with the same names differ"
         with self.assertRaisesRegex(ValueError, words):
             self.evaluate(network, ledger=None, stop=StopRule(against=against))
 
@@ -238,17 +238,17 @@ class OtherImagesTest(CommandCase):
         """Said that a network is more robust than itself, on images that were not the same."""
         self.evaluate(out="second", n=90)
         said = refused(command_calls.words(compare.main, "first", "second"))
-        self.assertIn("90 of 90 images of the same names are other images", said)
+        self.assertIn("90 of 90 images with the same names differ", said)
 
     def test_against(self):
         given = {"function": "nets.py:logits_fn", "dataset": "npz:data.npz", "split": "all"}
         said = refused(call(**(given | BALL), n=90, out="second", against="first"))
-        self.assertIn("--against=first is of other images: 90 of 90 images", said)
+        self.assertIn("--against=first evaluated different images: 90 of 90 images", said)
 
     def test_replay(self):
         given = {"function": "nets.py:logits_fn", "dataset": "npz:data.npz", "split": "all"}
         said = refused(call(**(given | BALL), n=90, out="second", replay=["first"]))
-        self.assertRegex(said, "ledger-.* is for different images: 90 of 90 images of the same")
+        self.assertRegex(said, "ledger-.* is for different images: 90 of 90 images with the same")
 
     def test_the_same_images_are_compared(self):
         self.data(images())

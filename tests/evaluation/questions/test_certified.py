@@ -63,7 +63,7 @@ class RecordTest(CommandCase):
         values = [*said["accuracy"].values()]
         self.assertEqual(values, sorted(values, reverse=True))
         self.assertAlmostEqual(said["average_radius"], (radii * right).mean())
-        self.assertIn(f"certified in l2 0         {values[0]:7.1%}", self.printed)
+        self.assertIn(f"certified at l2 0         {values[0]:7.1%}", self.printed)
         self.assertIn("sigma 0.25, 200 draws, alpha 0.01", self.printed)
 
     def test_an_interrupted_one_goes_on(self):
@@ -103,7 +103,7 @@ class RecordTest(CommandCase):
         (self.folder / "out" / "results.jsonl").unlink()
         said = refused(self.evaluate(draws=100))
         self.assertRegex(
-            said, rf"certifies for image {PLACES[at]} what its \d+ votes do not; remove that"
+            said, rf"certifies more for image {PLACES[at]} than its \d+ votes support; remove that"
         )
 
     def test_other_settings_are_other_evaluations(self):
@@ -124,12 +124,12 @@ class RefusedTest(CommandCase):
         ({"epsilon": "0.5"}, "--certify finds the radius of each .*; leave --epsilon out"),
         ({"threat": ["l2:0.5"]}, "--certify finds the radius of each .*; leave --threat out"),
         ({"ladder": "l2:0:1:3"}, "--certify finds the radius of each .*; leave --ladder out"),
-        ({"attack": "pgd-3"}, "--certify attacks nothing; leave --attack=pgd-3 out"),
-        ({"until_width": "2"}, "--until_width stops attacks, and --certify has none; leave one"),
-        ({"rule": "mean"}, "--rule has no effect on --certify; leave it out"),
-        ({"noreplay": True}, "--noreplay has no effect on --certify; leave it out"),
-        ({"version": "rand"}, "--certify is of networks without draws; leave --version=rand"),
-        ({"certify": None, "alpha": "0.1"}, "--alpha=0.1 belongs to .* or --certify; give that"),
+        ({"attack": "pgd-3"}, "--certify does not attack; leave --attack=pgd-3 out"),
+        ({"until_width": "2"}, "--until_width stops attacks, but --certify runs none; leave one"),
+        ({"rule": "mean"}, "--rule has no effect with --certify; leave it out"),
+        ({"noreplay": True}, "--noreplay has no effect with --certify; leave it out"),
+        ({"version": "rand"}, "--certify does not support --version=rand; leave"),
+        ({"certify": None, "alpha": "0.1"}, "--alpha=0.1 needs .* or --certify; add that"),
     )
     def test_with_one_sentence(self, given, sentence):
         said = refused(self.evaluate(**given))

@@ -301,7 +301,7 @@ class RunTest(OfRun):
         ({"dataset": "digitz"}, "digitz"),
         ({"split": "validation"}, "has no split 'validation'"),
         ({"dataset": "fake:8x8x1:7"}, "num_classes=10, but data set 'fake:8x8x1:7'.* 7 classes"),
-        ({"num_classes": 10}, "--num_classes would replace the run's own; that takes --model"),
+        ({"num_classes": 10}, "--num_classes would replace the run's own; use --model"),
         ({"weights": "w.pt"}, "--weights would replace the run's own"),
         ({"model": "convnext_n"}, "give --workdir RUN, or --model NAME"),
         ({"workdir": "nowhere"}, "nowhere is not a run.*; name the folder of a training"),
@@ -431,7 +431,7 @@ class FileTest(parameterized.TestCase):
         with self.subTest("a flag that says the same is the same evaluation"):
             same = "{'downsample_strides': (1, 1), 'drop_path': .1}"
             _, said = ended(call(**given, options=same))
-            self.assertIn("done before", said)
+            self.assertIn("already done", said)
         with self.subTest("a flag that says otherwise"):
             said = refused(call(**given, options="{}"))
             self.assertRegex(
@@ -474,7 +474,7 @@ class FileTest(parameterized.TestCase):
         ({"dataset": "fake:8x8x3", "attack": "clean"}, "takes 1 channels, but .* has 3"),
         ({"dataset": "fake:8x8x1:7"}, r"head\.fc\.bias: shape \(10,\)"),
         ({}, "give --epsilon, in units of the .0, 1. pixel range, such as 4/255"),
-        ({"phase": "train"}, "--phase belongs to a --workdir"),
+        ({"phase": "train"}, "--phase needs a --workdir"),
         ({"out": "s3://b/out"}, "--out s3://b/out is neither a folder nor gs://BUCKET/FOLDER"),
         ({"workdir": "gs://b"}, "--workdir gs://b is neither a folder nor gs://BUCKET/FOLDER"),
         ({"bundle": "s3://b/run"}, "--bundle s3://b/run is neither a folder"),

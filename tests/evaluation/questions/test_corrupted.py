@@ -150,7 +150,7 @@ class ComputedTest(CommandCase):
         ({"corruptions": "fog", "image_size": [32, 224]}, "takes one --image_size"),
         ({"corruptions": "fog", "dataset": "fake:28x28x3:5"}, "colour images of 32 or 224 px"),
         ({"corruptions": "fog", "dataset": "fake:32x32x1:5"}, "px, not 32 px with 1"),
-        ({"corruptions": "fog", "threat": ["linf:4/255"]}, "--threat has no effect on"),
+        ({"corruptions": "fog", "threat": ["linf:4/255"]}, "--threat has no effect with"),
     )
     def test_refused(self, given, said):
         error = refused(self.evaluate(**given))
@@ -195,7 +195,7 @@ class BundleTest(CommandCase):
         code, printed, _ = self.check(function="other.py")
         self.assertEqual(code, 1)
         self.assertIn("a different answer here", printed)
-        self.assertIn("This is another network than the record's", printed)
+        self.assertIn("This network or its weights differ from the record's", printed)
         bundles.changed(self.bundle, record={"seed": 4})
         code, printed, _ = self.check()
         self.assertEqual(code, 1)
@@ -205,7 +205,7 @@ class BundleTest(CommandCase):
         found = self.record(corruptions="fog-2", split="test", bundle=str(self.bundle))
         own = found["corruptions"] | {"accuracy": {"all": {"2": found["corruptions"]["mean"]}}}
         bundles.changed(self.bundle, record={"corruptions": own}, corruptions=["clean", "all-2"])
-        self.assertIn("which is not a corruption of this version", refused(self.check()))
+        self.assertIn("which this version does not support", refused(self.check()))
 
     def test_computed_images_are_no_published_files(self):
         found = self.record(**self.given, bundle=str(self.bundle))
@@ -233,7 +233,7 @@ class BundleTest(CommandCase):
         ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
         said = refused(self.evaluate(**self.given, bundle=str(self.bundle)))
         self.assertFalse(self.bundle.exists())
-        self.assertIn("lacks the answers image by image, like ledgers of older versions", said)
+        self.assertIn("lacks the per-image answers that --bundle needs, like ledgers from", said)
         self.assertEqual(self.record(**self.given, again=True, bundle=str(self.bundle))["seed"], 3)
 
     def test_images_for_pytorch(self):
@@ -321,7 +321,8 @@ class BundleTest(CommandCase):
         self.record(dataset=name, split=None, corruptions="fog", n=12, bundle=str(self.bundle))
         said = refused(self.check())
         self.assertIn(
-            "which the author of the bundle may have made; name your own: --dataset", said
+            "which the author of the bundle may have made; give your own path, as in --dataset",
+            said,
         )
         printed, _ = ended(self.check("--dataset", name))
         self.assertIn("60 of 60 answers: confirmed", printed)

@@ -135,7 +135,7 @@ class ReplayTest(FolderCase):
         found = earlier.ledgers_named(self.out, IMAGES)
         self.assertEqual(found, [self.out / name for name in names])
         self.done("4", split="train")
-        with self.assertRaisesRegex(ValueError, "--replay=.* belongs to other images: .*split"):
+        with self.assertRaisesRegex(ValueError, "--replay=.* is for different images: .*split"):
             earlier.ledgers_named(self.out, IMAGES)
 
     def test_ledgers_beside(self):

@@ -115,7 +115,7 @@ class CommandTest(parameterized.TestCase):
     def test_the_same_commands_again_have_the_answers(self):
         for more in ({"version": "fast"}, {"finish": True}, {"finish": True, "version": "fast"}):
             _, said = ended(call(**given(**more)))
-            self.assertIn("done before", said)
+            self.assertIn("already done", said)
         self.assertLen(written(), 2)
 
     @sweeps.rows({"out": "none"}, {"epsilon": "0.07"}, {"seed": 1}, {"n": "50"})
@@ -123,7 +123,7 @@ class CommandTest(parameterized.TestCase):
         said = refused(call(**given(finish=True, **more)))
         self.assertRegex(
             said.replace("\n", " "),
-            "--finish completes an evaluation by --version=fast, and .* has none of "
+            "--finish completes an evaluation by --version=fast, but .* has none for "
             "this network with these images, norm, radius and seed; run --version=fast first",
         )
 
@@ -209,19 +209,22 @@ class FlagsTest(parameterized.TestCase):
         ({"search_dtype": "bfloat16"}, "leave --search_dtype=bfloat16 out"),
         ({"worst_case": True, "union_only": True}, "leave --worst_case and --union_only out"),
         ({"certify": 0.25, "attack": "clean"}, "leave --certify out"),
-        ({"bundle": "b"}, "needs all of AutoAttack, not --version=fast; leave it out, and give it"),
+        (
+            {"bundle": "b"},
+            "needs all of AutoAttack, not --version=fast; leave it out now, and give it",
+        ),
     )
     def test_flags_that_contradict_the_version(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
             mistakes.check_fast(GivenFlags(version="fast", **changes), [])
 
     @sweeps.rows(
-        ({"version": "plus"}, "--finish makes an evaluation of the standard version; leave --ver"),
+        ({"version": "plus"}, "--finish completes a standard evaluation; leave --ver"),
         ({"version": "rand"}, "leave --version=rand out"),
         ({"against": "a"}, "leave --against out, or leave --finish out"),
         (
             {"attack": "apgd-ce"},
-            "--finish continues with one evaluation.*leave --attack=apgd-ce out",
+            "--finish completes one evaluation.*leave --attack=apgd-ce out",
         ),
         ({"again": True}, "leave --again out, or leave --finish out"),
         ({"certify": 0.25, "attack": "clean"}, "leave --certify out"),
@@ -239,7 +242,7 @@ class FlagsTest(parameterized.TestCase):
                     command.evaluated(given_flags, **more)
 
     def test_settings_of_an_attack_have_no_effect(self):
-        with self.assertRaisesRegex(ValueError, "--steps=5 has no effect on --attack=autoattack"):
+        with self.assertRaisesRegex(ValueError, "--steps=5 has no effect with --attack=autoattack"):
             mistakes.check_attack(GivenFlags(version="fast", steps=5))
 
     def test_flags_that_do_not(self):

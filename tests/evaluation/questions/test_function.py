@@ -127,7 +127,7 @@ class FunctionTest(parameterized.TestCase):
         (
             {},
             "features",
-            "gives 7 logits, and data set digits has 10 classes; return one logit per class",
+            "gives 7 logits, but data set digits has 10 classes; return one logit per class",
         ),
         ({}, "both", "--function=my_net.py:both gives tuple for 8 images; return logits"),
         ({}, "nothing", "gives NoneType for 8 images; return logits f.B, K."),
@@ -139,11 +139,11 @@ class FunctionTest(parameterized.TestCase):
         ({"dataset": None}, "logits_fn", "--function needs --dataset NAME, such as"),
         ({"epsilon": None}, "logits_fn", "give --epsilon, in units"),
         ({"model": "convnext_n"}, "logits_fn", "give --workdir RUN, or --model NAME .*--function"),
-        ({"weights": "a.pt"}, "logits_fn", "--weights has no effect on a --function; leave it out"),
+        ({"weights": "a.pt"}, "logits_fn", "--weights has no effect with --function; leave it out"),
         (
             {"num_classes": 10, "phase": "train"},
             "logits_fn",
-            "--num_classes and --phase have no effect on a --function; leave them out",
+            "--num_classes and --phase have no effect with --function; leave them out",
         ),
         ({"search_dtype": "bfloat16"}, "logits_fn", "needs a network whose compute type can be"),
         ({"image_size": 9}, "logits_fn", "--function=my_net.py:logits_fn: my_net.py, line"),

@@ -95,7 +95,7 @@ class EvaluateTest(ChoiceCase):
 
     def test_what_is_printed(self):
         self.evaluate(n=39)
-        self.assertIn("split test, 39 images, spread over its classes", self.printed)
+        self.assertIn("split test, 39 images, spread over the classes", self.printed)
 
     def test_a_part_is_flagged(self):
         """It is what TFDS' users mean by it: these images, which here are of one class."""

@@ -191,7 +191,7 @@ class CommandTest(parameterized.TestCase):
         shutil.copytree(attack, folder)
         steps = {"steps": 2} if attack == "apgd-ce" else {}
         rows, said = self.call(folder, **{"attack": attack} | steps | changes)
-        self.assertEqual((len(rows), "done before" in said), (1 + other, not other))
+        self.assertEqual((len(rows), "already done" in said), (1 + other, not other))
 
     def test_a_radius_without_an_attack_is_said_to_have_no_effect(self):
         for changes, words in (
@@ -208,8 +208,8 @@ class CommandTest(parameterized.TestCase):
         reads = mock.patch.object(flags, "weights", side_effect=AssertionError)
         with locks.held(lock, resource="it", otherwise="wait"), reads:
             said = refused(call(**FLAGS, out="twice", attack="clean"))
-        self.assertRegex(said, "this evaluation in twice is in use by process .*another --out")
-        self.assertIn("done before", self.call("twice", attack="clean")[1])
+        self.assertRegex(said, "the evaluation in twice is in use by process .*another --out")
+        self.assertIn("already done", self.call("twice", attack="clean")[1])
 
     def test_which_ledgers_are_replayed(self):
         """Those of this network and norm at other radii, and not if a flag says so."""

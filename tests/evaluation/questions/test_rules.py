@@ -47,11 +47,11 @@ class ContradictionTest(parameterized.TestCase):
     @sweeps.rows(
         (
             {"version": "fast"},
-            "--version=fast only works for one evaluation, but .* trained in 2 norms",
+            "--version=fast only works for one evaluation, but .* trained with 2 norms",
         ),
         (
             {"finish": True},
-            "--finish only works for one evaluation, .*; name one .*: --threat=linf:0.1",
+            "--finish only works for one evaluation, .*; choose one .*: --threat=linf:0.1",
         ),
         ({"until_width": 1.0}, "--until_width only works for one .*=linf:0.1 or --threat=l2:0.5"),
         ({"bundle": "new"}, "--bundle takes one threat at one image size"),
@@ -82,10 +82,13 @@ class ContradictionTest(parameterized.TestCase):
             {"corruptions": "fog", "attack": "clean", "sizes": (32, 64)},
             "--corruptions takes one --image_size",
         ),
-        ({"norm": "l2", "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
-        ({"epsilon": 0.0, "threats": ["linf:0.1"]}, "--threat says norm and radius; leave --norm"),
+        ({"norm": "l2", "threats": ["linf:0.1"]}, "--threat sets norm and radius; leave --norm"),
+        ({"epsilon": 0.0, "threats": ["linf:0.1"]}, "--threat sets norm and radius; leave --norm"),
         ({"threats": ["linf:0.1", "linf:1/10"]}, "repeats a threat; give each once"),
-        ({"attack": "clean", "threats": ["linf:0.1"]}, "--threat has no effect on --attack=clean"),
+        (
+            {"attack": "clean", "threats": ["linf:0.1"]},
+            "--threat has no effect with --attack=clean",
+        ),
         ({"union_only": True, "threats": ["linf:0.1"]}, "--union_only needs more than one --thr"),
         ({"union_only": True}, "--union_only needs more than one --threat"),
         ({"norm": "l2", "ladder": LADDER}, "leave --threat, --norm and --epsilon out"),
@@ -100,9 +103,15 @@ class ContradictionTest(parameterized.TestCase):
         ({"bundle": "new", "version": "rand"}, "not --version=rand"),
         ({"bundle": "new", "threats": ["l0:3"]}, "--bundle does not support l0; leave it out"),
         ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not keep"),
-        ({"radius_at": 224, "sizes": (192,)}, "--radius_at=224 must be .*, with --threat, the ra"),
-        ({"radius_at": 224, "threats": ["l2:2"]}, "and --image_size, the sizes that it grows with"),
-        ({"radius_at": 0, "sizes": (192,), "threats": ["l2:2"]}, "must be a side in pixels, with"),
+        (
+            {"radius_at": 224, "sizes": (192,)},
+            "--radius_at=224 must be .*; also give --threat, the ra",
+        ),
+        ({"radius_at": 224, "threats": ["l2:2"]}, "and --image_size, the sizes to scale it to"),
+        (
+            {"radius_at": 0, "sizes": (192,), "threats": ["l2:2"]},
+            "must be an image size in pixels;",
+        ),
     )
     def test_flags_that_contradict(self, changes, words):
         with self.assertRaisesRegex(ValueError, words):
@@ -243,35 +252,38 @@ class QuestionTest(parameterized.TestCase):
     @sweeps.rows(
         ({"attack": "pgd"}, "--attack=pgd is unknown"),
         ({"attack": "apgd_ce"}, "--attack=apgd_ce is unknown; did you mean apgd-ce"),
-        ({"attack": "apgd-ce", "targets": 3}, "--targets=3 has no effect on --attack=apgd-ce"),
+        ({"attack": "apgd-ce", "targets": 3}, "--targets=3 has no effect with --attack=apgd-ce"),
         ({"attack": "apgd-ce", "steps": 0}, "--steps=0 must be at least 1"),
         ({"attack": "apgd-ce", "restarts": 0}, "--restarts=0 must be at least 1"),
-        ({"version": "custom"}, "--version=custom needs its attacks"),
+        ({"version": "custom"}, "--version=custom needs a list of attacks"),
         ({"version": "best"}, "--version=best is unknown; choose one of standard, plus"),
         ({"search_dtype": "float16"}, "--search_dtype=float16 is unknown"),
         (
             {"attack": "pgd-20", "version": "plus"},
-            "--version=plus has no effect on --attack=pgd-20",
+            "--version=plus has no effect with --attack=pgd-20",
         ),
         ({"attack": "clean", "search_dtype": "bfloat16"}, "--search_dtype=bfloat16 has no effect"),
-        ({"rule": "mean"}, "--rule=mean judges randomised networks"),
-        ({"draws": 0}, "--draws=0 judges randomised networks"),
+        ({"rule": "mean"}, "--rule=mean is for randomised networks"),
+        ({"draws": 0}, "--draws=0 is for randomised networks"),
         ({"version": "rand", "draws": 0}, "--draws=0 must be an int >= 1"),
         (
             {"version": "rand", "search_dtype": "bfloat16"},
             "searches in float32; leave --search_dtype",
         ),
-        ({"attack": "pgd-20", "union_only": True}, "--union_only needs attacks that continue"),
-        ({"attack": "pgd-20", "replay": ("x",)}, "--replay has no effect on --attack=pgd-20;"),
+        ({"attack": "pgd-20", "union_only": True}, "--union_only needs attacks that work"),
+        ({"attack": "pgd-20", "replay": ("x",)}, "--replay has no effect with --attack=pgd-20;"),
         (
             {"version": "rand", "replay": ("x",)},
-            "no effect on --attack=autoattack of --version=rand",
+            "no effect with --attack=autoattack and --version=rand",
         ),
         ({"replay": ("x",), "noreplay": True}, "--noreplay contradicts --replay"),
-        ({"steps": 3}, "--steps=3 has no effect on --attack=autoattack; name an attack of it"),
-        ({"attack": "pgd-20", "steps": 3}, "--steps=3 has no effect on --attack=pgd-20; leave it"),
+        ({"steps": 3}, "--steps=3 has no effect with --attack=autoattack; name one of its attacks"),
+        (
+            {"attack": "pgd-20", "steps": 3},
+            "--steps=3 has no effect with --attack=pgd-20; leave it",
+        ),
         ({"attack": "apgd-ce", "start": "image"}, "--start=image has no effect"),
-        ({"attack": "pgd-20", "step": 0.1, "relative_step": 1.0}, "both say how long a step is"),
+        ({"attack": "pgd-20", "step": 0.1, "relative_step": 1.0}, "both set the step size"),
         ({"attack": "pgd-20", "step": 0.0}, "--step=0 must be above 0"),
         ({"attack": "pgd-20", "relative_step": math.inf}, "--relative_step=inf must be above 0"),
         ({"attack": "pgd-20", "start": "there"}, "--start=there is unknown"),
@@ -438,7 +450,7 @@ class VerificationTest(parameterized.TestCase):
             found = verification._source_of(plain, known)
             self.assertEqual(found, known | {"classes": None, "data_dir": "d"})
         else:
-            with self.assertRaisesRegex(ValueError, f"name your own: --{flag} "):
+            with self.assertRaisesRegex(ValueError, f"give your own path, as in --{flag} "):
                 verification._source_of(plain, known)
         own = plain._replace(**{flag: "mine"})
         self.assertEqual(verification._source_of(own, known)[flag], "mine")
@@ -471,7 +483,7 @@ class VerificationTest(parameterized.TestCase):
 
     def test_a_network_is_named_once(self):
         for how in ({}, {"weights": "w", "function": "f"}):
-            with self.assertRaisesRegex(ValueError, "give --weights W, or --function"):
+            with self.assertRaisesRegex(ValueError, "give the network: --weights W, or --function"):
                 verification.verify(VerificationSettings(Path("b"), **how))
 
 

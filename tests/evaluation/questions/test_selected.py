@@ -54,7 +54,7 @@ class SelectedTest(absltest.TestCase):
         self.assertEqual(record["training"]["passes"], 2 + 3 * (1 + 2))
         self.assertIn("chosen on images of test[5:]", printed)
         for more, message in (
-            ({"phase": "train"}, "--selected names the phase too; leave --phase out"),
-            ({"workdir": None}, "--selected names weights of a run; give its --workdir RUN"),
+            ({"phase": "train"}, "--selected also chooses the phase; leave --phase out"),
+            ({"workdir": None}, "--selected chooses weights of a run; give its --workdir RUN"),
         ):
             self.assertIn(message, refused(evaluations.call(**given | more)))

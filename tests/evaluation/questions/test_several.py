@@ -190,9 +190,12 @@ class SeveralTest(parameterized.TestCase):
         self.asked(there, **few)
         folder = [str(there)]
         for more, message in (
-            ({"image_size": [16]}, "is of other images: .*image_size.*; replay an evaluation of"),
-            ({"split": "train[:8]"}, "--replay=.* belongs to other images: .*split"),
-            ({"preprocessing": "Res256Crop224"}, "is of other images: .*preprocessing"),
+            (
+                {"image_size": [16]},
+                "is for different images: .*image_size.*; replay an evaluation of",
+            ),
+            ({"split": "train[:8]"}, "--replay=.* is for different images: .*split"),
+            ({"preprocessing": "Res256Crop224"}, "is for different images: .*preprocessing"),
             ({"replay": [str(self.workdir)]}, "--replay=.* has no ledger; name the folder of"),
         ):
             self.refused(message, **few | {"replay": folder} | more)
@@ -204,7 +207,7 @@ class SeveralTest(parameterized.TestCase):
         (there / "results.jsonl").unlink()
         ledger.rename(there / "ledger-other.jsonl")
         ledger.with_suffix(".images").rename(there / "ledger-other.images")
-        message = r"is of other images: \d of \d images of the same names"
+        message = r"is for different images: \d of \d images with the same names"
         self.refused(message, replay=folder, **few | {"split": "train[:8]"})
 
     @sweeps.rows(

@@ -143,8 +143,8 @@ class SourceKindsTest(parameterized.TestCase):
             out=str(self.root / "background"),
         )  # fmt: skip
         self.assertEqual(code, 2)
-        self.assertIn("gives 11 logits, and", said)
-        self.assertIn("without a background class: logits[:, 1:] if it is the first", said)
+        self.assertIn("gives 11 logits, but", said)
+        self.assertIn("without a background class (logits[:, 1:] if it comes first", said)
 
     @pytest.mark.slow
     def test_training_gives_the_same_numbers(self):

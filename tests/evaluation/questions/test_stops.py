@@ -86,7 +86,7 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(record["robust"], own.robust.mean())
         with self.subTest("the same command again has the answer"):
             _, _, said = call(**given(out="ahead", against="weak"))
-            self.assertIn("done before", said)
+            self.assertIn("already done", said)
             self.assertLen(written("ahead"), 1)
         with self.subTest("the plain command continues, and attacks what was not met"):
             (ledger,) = Path("ahead").glob("ledger-*.jsonl")
@@ -102,7 +102,7 @@ class CommandTest(parameterized.TestCase):
     def test_the_weaker_one_is_behind_and_equal_ones_tie(self):
         told, _ = ended(call(**given("weak", out="behind", against="strong", alpha="0.1")))
         self.assertEqual(written("behind")[0]["stopped"]["leads"], "other")
-        self.assertIn("90% sequence", told)
+        self.assertIn("90% confidence sequence", told)
         told, _ = ended(call(**given(out="tied", against="strong", tie="5")))
         stopped = written("tied")[0]["stopped"]
         self.assertEqual((stopped["rule"], stopped["tie"]), ("tie", 0.05))
@@ -185,13 +185,13 @@ class CommandTest(parameterized.TestCase):
         ("weak#abc", "--against=weak#abc has no evaluation abc; name"),
         ("radius", "radius is .* there, .* here; give the same images, radius and attacks"),
         ("attack", 'attacks is "apgd-t" there, "apgd-ce" here'),
-        ("images", "the images or labels of the same names are others"),
-        ("labels", "the images or labels of the same names are others"),
+        ("images", "the images or labels with the same names differ"),
+        ("labels", "the images or labels with the same names differ"),
         ("order", "it stopped in the image order of seed 7, and this one has the order of seed 0"),
         ("both", r"holds 2 evaluations of this question; name one of them: both#"),
         ("neither", "none of the 2 evaluations of --against=neither can be compared with this one"),
         ("replayed", r"replayed points decided 1 of its images, .* again with --noreplay"),
-        ("unnamed", "it has no verdicts image by image"),
+        ("unnamed", "it has no per-image verdicts"),
     )
     def test_records_of_another_question(self, place, message):
         getattr(self, f"_{place.partition('#')[0]}", lambda: None)()
@@ -247,20 +247,20 @@ class CommandTest(parameterized.TestCase):
 
 class FlagsTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"alpha": 0.1}, "--alpha=0.1 belongs to --against, --until_width or --certify; give that"),
-        ({"tie": 1.0}, "--tie=1 belongs to --against; give that, or leave it out"),
-        ({"until_width": 2.0, "against": "a"}, "each say when to stop; give one of them"),
-        ({"until_width": 2.0, "tie": 1.0}, "--tie=1 belongs to --against"),
-        ({"against": "a", "alpha": 1.0}, "--alpha=1 is the probability of a false alarm"),
+        ({"alpha": 0.1}, "--alpha=0.1 needs --against, --until_width or --certify; add that"),
+        ({"tie": 1.0}, "--tie=1 needs --against; add that, or leave it out"),
+        ({"until_width": 2.0, "against": "a"}, "both set when to stop; give one of them"),
+        ({"until_width": 2.0, "tie": 1.0}, "--tie=1 needs --against"),
+        ({"against": "a", "alpha": 1.0}, "--alpha=1 must be a probability of a false alarm"),
         ({"until_width": 0.0}, "--until_width=0 must be above 0"),
         ({"against": "a", "corruptions": "all"}, "leave --corruptions out"),
         ({"against": "a", "replay": ("b",)}, "leave --replay out, or leave --against out"),
-        ({"until_width": 2.0, "alpha": 0.0}, "--alpha=0 is .*; give one between 0 and 1"),
+        ({"until_width": 2.0, "alpha": 0.0}, "--alpha=0 must be .* between 0 and 1"),
         ({"against": "a", "tie": 0.0}, "--tie=0 must be above 0 and below 100 points"),
         ({"until_width": 100.0}, "--until_width=100 must be above 0 and below 100 points"),
         (
             {"against": "a", "attack": "pgd-20"},
-            "needs attacks that continue image by image.*pgd-20",
+            "needs attacks that work image by image.*pgd-20",
         ),
         ({"until_width": 2.0, "attack": "clean"}, "--until_width needs attacks.*leave clean out"),
         ({"against": "a", "version": "rand"}, "needs a deterministic network, not --version=rand"),
@@ -305,4 +305,4 @@ class DifferencesTest(absltest.TestCase):
         record = AccuracyRecord(verdicts="verdicts-1.json")
         self.assertEqual(stops.differences(record, record), "")
         bare = AccuracyRecord()
-        self.assertEqual(stops.differences(bare, record), "it has no verdicts image by image")
+        self.assertEqual(stops.differences(bare, record), "it has no per-image verdicts")

@@ -175,8 +175,11 @@ class TorchTest(parameterized.TestCase):
         ({"torch": "nets.py:ready", "dataset": None}, "--torch needs --dataset NAME"),
         ({"torch": "nets.py:ready", "model": "convnext_n"}, "give --workdir RUN"),
         ({"torch": "nets.py:ready", "workdir": "a"}, "--workdir and --torch name .* to --out DIR"),
-        ({"torch": "nets.py:ready", "phase": "train"}, "--phase has no effect on a --torch"),
-        ({"function": "nets.py:ready", "torch_args": {"a": 1}}, "torch_args belongs to --torch"),
+        ({"torch": "nets.py:ready", "phase": "train"}, "--phase has no effect with --torch"),
+        (
+            {"function": "nets.py:ready", "torch_args": {"a": 1}},
+            "without --torch, leave --torch_args out",
+        ),
         ({"torch": "nets.py:ready", "dataset": "fake:8x8x1:7"}, "gives 10 logits, .* 7 classes"),
     )
     def test_refuses(self, flags, message):

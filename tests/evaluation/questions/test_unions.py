@@ -53,7 +53,7 @@ class OneDrawTest(parameterized.TestCase):
             randomised.unpacked(one["bits"], 6), np.array([1, 0, 0, 1, 0, 0], bool)
         )
         line = records.draws_line(whole.draws)
-        self.assertIn("by one draw, as auto-attack judges: clean 83.3%, robust 33.3%", line)
+        self.assertIn("by one draw, as in auto-attack: clean 83.3%, robust 33.3%", line)
 
     def test_what_was_not_attacked_makes_it_a_bound(self):
         first = found([1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0])
@@ -74,7 +74,7 @@ class OneDrawTest(parameterized.TestCase):
         del first.record.draws["one_draw"]["bits"]
         draws = several.united([first, other], BALLS, ["a", "b"]).record.draws
         self.assertIsNone(draws["one_draw"])
-        self.assertIn("by one draw it is not known", records.draws_line(draws))
+        self.assertIn("the result for one draw is unknown", records.draws_line(draws))
 
 
 class JoinedTest(absltest.TestCase):

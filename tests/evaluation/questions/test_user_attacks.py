@@ -190,7 +190,7 @@ class LoweredTest(Case):
         ledger = next((self.root / "resumed").glob("ledger-*.jsonl"))
         lines = ledger.read_text().splitlines()
         file = self.saved(ids=np.arange(N), images=self.own_points())
-        for count in (2, 2):  # done before
+        for count in (2, 2):  # already done
             self.assertLen(self.found(out="resumed", points=[file]), count)
         self.assertEqual(ledger.read_text().splitlines()[: len(lines)], lines)
         self.assertLen([*(self.root / "resumed").glob("ledger-*.jsonl")], 1)
@@ -310,15 +310,18 @@ class MistakesTest(Case):
     @sweeps.rows(
         (
             {"attack": "pgd-2"},
-            "is tried on what attacks leave image by image, not on what --attack",
+            "needs attacks that work image by image, not --attack",
         ),
         ({"attack": "autoattack", "version": "rand"}, "leave --version=rand out"),
         ({"attack": "autoattack", "version": "fast"}, "leave --version=fast out"),
         ({"attack": "autoattack", "until_width": "2"}, "leave --until_width out"),
         ({"attack": "autoattack", "worst_case": True}, "leave --worst_case out"),
         ({"attack": "clean", "corruptions": "fog"}, "leave --corruptions out"),
-        ({"attack": "clean", "steps": 3}, "--steps=3 has no effect on --attack=adv.npz; leave it"),
-        ({"attack": "clean", "version": "plus"}, "--version=plus has no effect on"),
+        (
+            {"attack": "clean", "steps": 3},
+            "--steps=3 has no effect with --attack=adv.npz; leave it",
+        ),
+        ({"attack": "clean", "version": "plus"}, "--version=plus has no effect with"),
     )
     def test_what_it_does_not_go_with(self, given, said):
         points = [self.saved(ids=[0], images=self.images[:1])]

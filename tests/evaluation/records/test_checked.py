@@ -128,7 +128,7 @@ WRONG: dict[str, tuple[Callable[[], None], str]] = {
         lambda: edit(lambda row: {"interval": {"clean": [0.9, 1.0], "robust": [0.9, 1.0]}}),
         "contradicts itself",
     ),
-    "other ids": (lambda: edit(lambda row: {"image_ids": "60..119"}), "is of other images"),
+    "other ids": (lambda: edit(lambda row: {"image_ids": "60..119"}), "its images are not 60..119"),
     "missing verdicts": (
         lambda: [path.unlink() for path in Path("b").glob("verdicts-*.json")],
         "missing",
@@ -185,7 +185,7 @@ class CommandsTest(parameterized.TestCase):
         with self.records():
             edit(lambda row: {"attacks": [attack | {"epsilon": 0.01} for attack in row["attacks"]]})
             said = " ".join((ONE | TWO)[command]()[1].split())
-        self.assertIn("0.02 in linf away, and the record's radius is 0.01", said)
+        self.assertIn("0.02 away in linf, but the record's radius is 0.01", said)
 
     @sweeps.rows(*TWO)
     def test_other_images(self, command):
@@ -196,7 +196,7 @@ class CommandsTest(parameterized.TestCase):
             verdicts.write(path, path.stem.partition("-")[2], found._replace(hashes=hashes))
             code, said = TWO[command]()
         self.assertEqual(code, 2, said)
-        self.assertIn("60 of 60 images of the same names are other images", said)
+        self.assertIn("60 of 60 images with the same names differ", said)
 
 
 class RecordTest(parameterized.TestCase):
@@ -214,7 +214,7 @@ class RecordTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({"clean": 1.5}, "not a share"),
-        ({"clean": 0.123}, "is not a share of its 60 images"),
+        ({"clean": 0.123}, "is not a fraction of its 60 images"),
         ({"accuracy_after": {"apgd-ce": 0.9, "apgd-t": 0.4}}, "after all attacks"),
         ({"image_ids": "0..58"}, "its 59 images"),
         ({"worst_case": [{"method": "x", "robust": 0.5, "images": 60, "interval": [0.0, 1.0]}]},
@@ -222,7 +222,7 @@ class RecordTest(parameterized.TestCase):
         ({"corruptions": {"accuracy": {"fog": {"1": 0.5}}, "mean": 0.75}}, "mean under corr"),
         ({"certified": {"accuracy": {"0": 1.2}}}, "its certified accuracy"),
         ({"stopped": {"stopped_after": 50, "of": 60, "alpha": 0.05, "robust": [0, 1]}},
-         "stopped after 50 images, and lists 60"),
+         "stopped after 50 images, but lists 60"),
     )  # fmt: skip
     def test_contradictions(self, changes, words):
         sound = reports.record(reports.found(60), "a1") | {"verdicts": None}

@@ -165,9 +165,9 @@ class ResultTest(parameterized.TestCase):
             self.assertEmpty(record.others)
 
     def test_mistakes(self):
-        with self.assertRaisesRegex(ValueError, "a record has no name; one of model, weights"):
+        with self.assertRaisesRegex(ValueError, "a record has no name; pass only model, weights"):
             self.result.record(name="mine")
         folder = Path(self.create_tempdir())
-        with self.assertRaisesRegex(ValueError, "out.json gets a line of JSON; give a file such"):
+        with self.assertRaisesRegex(ValueError, "out.json must be a .jsonl file, such"):
             self.result.save(folder / "out.json")
         self.assertEmpty(list(folder.iterdir()))

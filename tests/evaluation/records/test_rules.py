@@ -115,7 +115,7 @@ class NumbersTest(parameterized.TestCase):
         )
         self.assertEndsWith(line, "robust 40.0%")
         self.assertIn(
-            "by one draw it is not known", records.draws_line({"rule": "mean", "draws": 4})
+            "the result for one draw is unknown", records.draws_line({"rule": "mean", "draws": 4})
         )
         line = records.draws_line({"rule": "one-draw", "draws": 1, "one_draw": own})
         self.assertNotIn("robust 40.0%", line)

@@ -117,23 +117,23 @@ class LookTest(parameterized.TestCase):
 
 class RefusedTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"width": 0.02, "alpha": 0.0}, r"alpha=0 is .* between 0 and 1"),
-        ({"width": 0.02, "alpha": 1.0}, r"alpha=1 is "),
+        ({"width": 0.02, "alpha": 0.0}, r"alpha=0 must be .* between 0 and 1"),
+        ({"width": 0.02, "alpha": 1.0}, r"alpha=1 must be "),
         ({}, "give one of them"),
         ({"width": 0.02, "against": verdicts(np.ones(200))}, "give one of them"),
         ({"width": 0.02, "tie": 0.01}, r"tie=0\.01 needs verdicts"),
         ({"against": verdicts(np.ones(200)), "tie": 1.5}, r"tie=1\.5 is not a share"),
-        ({"width": 0.005}, r"0\.5 points is too narrow for 200 images.*0\.5 points apart"),
+        ({"width": 0.005}, r"0\.5 points is too narrow for 200 images, each worth 0\.5 points"),
         ({"width": 1.2}, "the width must be between 0 and 100 points, not 120"),
         ({"against": verdicts(np.ones(3), IDS[:3] + 500, LABELS[:3])}, "none of these images"),
-        ({"against": verdicts(np.ones(200), labels=LABELS + 1)}, "other labels on 200 of 200"),
+        ({"against": verdicts(np.ones(200), labels=LABELS + 1)}, "different labels on 200 of 200"),
     )
     def test_rules_that_cannot_be_meant(self, given, message):
         with self.assertRaisesRegex(ValueError, message):
             StopRule(**given).check(IDS, LABELS)
 
     def test_no_images(self):
-        with self.assertRaisesRegex(ValueError, "there are no images to decide on"):
+        with self.assertRaisesRegex(ValueError, "there are no images to evaluate"):
             StopRule(width=0.1).check(IDS[:0], LABELS[:0])
 
     def test_those_that_can(self):
@@ -157,5 +157,5 @@ class LineTest(absltest.TestCase):
         for words, seen in texts.items():
             self.assertIn(words, stopping.line(seen))
         text = stopping.line(behind | {"against": {"evaluation": "abc"}})
-        self.assertRegex(text, r"^stopped after 60 of 200 images: .*95% sequence\)")
-        self.assertRegex(text, r"the difference from evaluation abc within -.*, 0 gained, \d+ lost")
+        self.assertRegex(text, r"^stopped after 60 of 200 images: .*95% confidence sequence\)")
+        self.assertRegex(text, r"the difference from evaluation abc is -.*, 0 gained, \d+ lost")

@@ -42,7 +42,7 @@ class BoundTest(parameterized.TestCase):
 
     @sweeps.rows((3, 2, 5), (0, 6, 5), (-1, 2, 5))
     def test_counts_that_cannot_be_meant(self, fooled, sampled, of):
-        with self.assertRaisesRegex(ValueError, "pass counts that rise from 0"):
+        with self.assertRaisesRegex(ValueError, "pass ascending counts"):
             stopping.most_fooled(fooled, sampled, of)
 
     def test_a_level_that_is_none(self):
@@ -69,11 +69,11 @@ class RecordTest(parameterized.TestCase):
     def test_line(self):
         text = stopping.fast_line(self.FOUND)
         at_most, least = self.FOUND["at_most"], self.FOUND["robust_at_least"]
-        self.assertIn("12 of 90 survivors, at random, met all", text)
+        self.assertIn("12 of 90 survivors, chosen at random, faced all", text)
         self.assertIn(f"at most {at_most} of the others would fall too", text)
         self.assertAlmostEqual(least, (89 - at_most) / 200)
-        self.assertIn(f"leaves {100 * least:.2f}% at least", text)
-        self.assertIn("not AutoAttack's", text)
+        self.assertIn(f"robust accuracy is at least {100 * least:.2f}%", text)
+        self.assertIn("not from AutoAttack", text)
 
     def test_verdicts_of_what_all_met(self):
         names = np.array(["", "square", "apgd-t", "clean"])

@@ -77,7 +77,7 @@ class TrainingTest(parameterized.TestCase):
         self.assertEqual(facts["selection"]["on_evaluated_images"], same)
         self.assertEqual(facts["selection"]["dataset"], chosen["dataset"])
         self.assertEqual("attack" in facts["selection"], "attack" in chosen)
-        unknown = "nothing says on which images" in of_weights.training_flags(facts).get(
+        unknown = "it is unknown on which images" in of_weights.training_flags(facts).get(
             "selection", ""
         )
         self.assertEqual(unknown, same is None)

@@ -173,7 +173,7 @@ class BoardTest(parameterized.TestCase):
         self.write(text, folder)
         plain, said, page = self.made(folder)
         (reason,) = plain["left_out"].values()
-        self.assertIn("This is another network than the record's", reason)
+        self.assertIn("This network or its weights differ from the record's", reason)
         self.assertIn("images not confirmed: classified correctly here", reason)
         self.assertIn("bad_l2 is left out: This is another", said)
         self.assertNotIn("Noise", page)

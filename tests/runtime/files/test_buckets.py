@@ -142,7 +142,7 @@ class FilesTest(BucketCase):
 class RefusedTest(BucketCase):
     def test_several_hosts_that_evaluate(self):
         words = (
-            "--workdir in a bucket goes with one host, .*; mount the bucket with gcsfuse on each"
+            "--workdir in a bucket needs a single host, .*; mount the bucket with gcsfuse on each"
         )
         with (
             mock.patch.object(jax, "process_count", return_value=2),
