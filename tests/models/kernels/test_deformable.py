@@ -64,19 +64,14 @@ def by_definition(value, offsets, mask, *, groups, scale=1.0, stride=1, padding=
 
 
 class DeformableTest(parameterized.TestCase):
-    @parameterized.parameters(*((case, "planes") for case in sorted(CASES)))
-    def test_authors_numbers(self, case, formula):
-        self.check_authors_numbers(case, formula)
-
     @parameterized.parameters(*sorted(CASES))
-    @pytest.mark.slow
-    def test_authors_numbers_by_gathers(self, case):
+    def test_authors_numbers(self, case):
         self.check_authors_numbers(case, "gathers")
 
-    @parameterized.parameters(*sorted(CASES))
+    @parameterized.product(case=sorted(CASES), formula=("planes", "kernel"))
     @pytest.mark.slow
-    def test_authors_numbers_by_the_kernel(self, case):
-        self.check_authors_numbers(case, "kernel")
+    def test_authors_numbers_without_gathers(self, case, formula):
+        self.check_authors_numbers(case, formula)
 
     def check_authors_numbers(self, case, formula):
         scale, change = CASES[case]

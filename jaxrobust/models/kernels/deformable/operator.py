@@ -32,7 +32,8 @@ IMPLEMENTATIONS: dict[str, Any] = {
     "planes": Bounded(planes),
     "kernel": OnTpu(planes),
 }
-_ON = {"cpu": "planes", "tpu": "kernel", "default": "gathers"}
+# On CPUs, planes are 10% faster than gathers, but a network takes six times as long to compile.
+_ON = {"tpu": "kernel", "default": "gathers"}
 
 
 class _Static(NamedTuple):
