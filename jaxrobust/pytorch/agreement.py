@@ -47,8 +47,8 @@ class Agreement(NamedTuple):
         return (
             f"JAX and PyTorch agree on {self.images} images (logits differ by {self.logits:.1e} of "
             f"the largest, input gradients by {self.gradients:.1e}); a pass with gradient takes "
-            f"{here} here, {there} in PyTorch"
-            + (f"; {self.at_once} images at once cost less each" if self.at_once > FEW else "")
+            f"{here} in JAX, {there} in PyTorch"
+            + (f"; batches of {self.at_once} cost less per image" if self.at_once > FEW else "")
         )
 
 
@@ -116,8 +116,8 @@ def _generators() -> tuple[Any, ...]:
 def _check_again(errors: tuple[float, float], draws: bool) -> None:
     if draws or errors[0] > _AGAIN[0] or errors[1] > _AGAIN[1]:
         raise ValueError(
-            "two passes of PyTorch's module on the same images differ"
-            f"{' in what they draw' if draws else ''}: logits by {errors[0]:.1e} "
+            "two passes of the PyTorch module on the same images differ"
+            f"{' in their random draws' if draws else ''}: logits by {errors[0]:.1e} "
             f"of the largest, input gradients by {errors[1]:.1e}. It draws random numbers that "
             "torch.export does not see (NumPy's, or Python's), or keeps state between passes; "
             "draw with PyTorch (torch.randn_like) and give --version=rand if the draws are "
@@ -138,7 +138,7 @@ def _check_alone(
             "the output of the PyTorch module for an image depends on the other images of its "
             f"batch: with {len(images)} and with {len(other)} images, logits of the same image "
             f"differ by {errors[0]:.1e} of the largest, and input gradients by {errors[1]:.1e}. "
-            "Attacks use other batches than defenders; compute each image by itself"
+            "Attacks use different batches; compute each image independently"
         )
 
 
@@ -148,7 +148,7 @@ def _difference(
     errors: tuple[float, float],
     wide: tuple[float, float],
 ) -> str:
-    unlike = ", for one has NaN or an infinity where the other has none" if np.inf in wide else ""
+    unlike = ", because only one of them has NaN or infinity" if np.inf in wide else ""
     # Random draws come from PyTorch itself here.
     first = None if network.program.draws else first_difference(network, images[:2])
     return (
@@ -158,7 +158,7 @@ def _difference(
             f"The first operator whose values differ is {first}"
             if first
             else "Every operator gives the same values, so a gradient differs, or torch.export "
-            "recorded something else than the module computes"
+            "recorded something other than what the module computes"
         )
     )
 
@@ -259,7 +259,7 @@ def injected(draws: Sequence[np.ndarray]) -> Iterator[None]:
         yield
     if following:
         raise ValueError(
-            f"PyTorch's module draws {len(draws) - len(following)} times and its program "
+            f"PyTorch's module draws {len(draws) - len(following)} times, but its program "
             f"{len(draws)} times; draw the same numbers in each pass"
         )
 

@@ -99,7 +99,7 @@ def _head(folder: Path) -> dict[str, Any]:
         ) from error
     if version != _VERSION:
         raise ValueError(
-            f"{folder / pytorch.PROGRAMS} has version {version}, and this code reads {_VERSION}: "
+            f"{folder / pytorch.PROGRAMS} has version {version}, but this code reads {_VERSION}; "
             "use the version of jaxrobust that began the run"
         )
     return head

@@ -18,7 +18,7 @@ from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.functions import Named
 from jaxrobust.runtime.text.progress import say
 
-HOW = "write my_package.nets:make, my_nets.py:make, or a file.pt2 of torch.export.save"
+HOW = "write my_package.nets:make, my_nets.py:make, or a file.pt2 from torch.export.save"
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".pkl", ".pickle")
 
 
@@ -46,8 +46,8 @@ def built(
     is_torchscript = exporting.is_torchscript(path)
     if path.suffix in _WEIGHTS and not is_torchscript:
         raise ValueError(
-            f"{flag}={name} holds weights or a pickle, which do not say what to compute (and a "
-            f"pickle may run any code, so it is not opened); {HOW}. The function loads the weights"
+            f"{flag}={name} holds weights or a pickle, which do not define a network (and a "
+            f"pickle may run any code, so it is not opened); {HOW}. The function must load them"
         )
     try:
         version = importlib.metadata.version("torch")
@@ -135,7 +135,7 @@ def in_jax(
     if here > max(1.2 * there, agreement.DISPATCH):
         say(
             f"{name}: XLA takes {here / there:.1f} times as long as PyTorch for a pass on this "
-            "machine; the attacks' own saving may still outweigh that"
+            "machine; the faster attacks may still outweigh that"
         )
     return converted.logits_fn, agreed.at_once
 

@@ -83,7 +83,7 @@ def _parts(spec: NetworkSpec, network: Trainable, head: str) -> tuple[str, ...]:
     kind, _, listed = head.partition(":")
     if kind != FRESH:
         raise ValueError(
-            f"init.head={head}: the module {spec.name} draws its new head itself; set "
+            f"init.head={head}: the module {spec.name} initialises its new head itself; set "
             "init.head=fresh"
         )
     parts = tuple(part.strip() for part in listed.split(",")) if listed else network.head
@@ -152,7 +152,7 @@ def _float32(arrays: Arrays, network: Trainable) -> Arrays:
         singles[name] = array.astype(np.float32) if same or name.endswith(_COUNTER) else array
         if singles[name].dtype != np.float32:
             raise ValueError(
-                f"{name} is {array.dtype} there, expected float32; if you want to round, save "
+                f"{name} is {array.dtype} there, expected float32; if you want to round it, save "
                 "the state dict of module.float()"
             )
     return singles
@@ -193,7 +193,7 @@ def _check(spec: NetworkSpec, network: Trainable, head: str, arrays: Arrays) -> 
         for names, verb, single in (
             (missing, "are missing", "is missing"),
             (unexpected, "are unexpected", "is unexpected"),
-            (differing, "have another shape", "has another shape"),
+            (differing, "have a different shape", "has a different shape"),
         )
         if names
     ]
@@ -202,5 +202,5 @@ def _check(spec: NetworkSpec, network: Trainable, head: str, arrays: Arrays) -> 
     ends = {*network.head, *_ends(spec, network)}
     if parts and ends.issuperset(parts) and not (missing or unexpected):
         fresh = FRESH if {*parts} == {*network.head} else f"{FRESH}:{','.join(parts)}"
-        remedy = f"for a head of other classes set init.head={fresh}"
+        remedy = f"for a head with other classes, set init.head={fresh}"
     raise ValueError(f"the module's weights do not match: {', '.join(faults)}; {remedy}")

@@ -25,13 +25,13 @@ from torch import nn
 def model(**options) -> nn.Module:
     """Make the module as `{function}` of {place} does."""
 {before}    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # constants that are drawn are those of the training
+        torch.manual_seed(0)  # draws the same constants as the training run
         return {code}.{function}(**options)
 '''
 _OF_FILE = """\
     spec = spec_from_file_location("{unique}", Path(__file__).with_name("{file}"))
     code = module_from_spec(spec)
-    sys.modules[spec.name] = code  # where dataclasses look for theirs
+    sys.modules[spec.name] = code  # where dataclasses look up their module
     spec.loader.exec_module(code)
 """
 
@@ -60,7 +60,7 @@ def check(network: Network) -> None:
     name, layout = network.name, "--layout robustbench: "
     if network.options.get(torch_modules.OUTPUT):
         raise ValueError(
-            f"{layout}{name} has several results, but RobustBench needs logits only; choose "
+            f"{layout}{name} returns several results, but RobustBench needs logits only; choose "
             "--layout state-dict, and return the logits in your own loader"
         )
     first: dict[str, str] = {}
@@ -88,7 +88,7 @@ def check(network: Network) -> None:
     if _place(name).endswith(".py") and (neighbours := _neighbours(file)):
         raise ValueError(
             f"{layout}{file} imports {', '.join(neighbours)}, which is next to it, but only one "
-            "file is exported; put everything into it, or install a package and name it "
+            "file is exported; put everything into this file, or install a package and name it "
             "torch:my_package.nets:build"
         )
 
@@ -100,8 +100,8 @@ def check_source(network: Network) -> None:
     if began["sha256"] != now["sha256"]:
         raise ValueError(
             f"--layout robustbench: {now['file']} has changed since the run began (sha256 "
-            f"{str(began['sha256'])[:12]} then, {str(now['sha256'])[:12]} now); bring back that "
-            "version of it"
+            f"{str(began['sha256'])[:12]} then, {str(now['sha256'])[:12]} now); restore that "
+            "version"
         )
 
 

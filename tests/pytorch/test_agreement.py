@@ -81,13 +81,13 @@ class MeasuresTest(parameterized.TestCase):
         empty = torch(detach=lambda: torch(numpy=lambda: np.zeros((0, 2))))
         self.assertEqual(agreement._error(np.zeros((0, 2)), empty), 0.0)
 
-    @sweeps.rows((FEW, ""), (2 * FEW, "; 16 images at once cost less each"))
+    @sweeps.rows((FEW, ""), (2 * FEW, "; batches of 16 cost less per image"))
     def test_words(self, at_once, more):
         found = Agreement(5, 1.5e-6, 3e-5, (0.0125, 2.0), at_once)
         self.assertEqual(
             found.words(),
             "JAX and PyTorch agree on 5 images (logits differ by 1.5e-06 of the largest, input "
-            "gradients by 3.0e-05); a pass with gradient takes 12.5 ms here, 2000.0 ms in PyTorch"
+            "gradients by 3.0e-05); a pass with gradient takes 12.5 ms in JAX, 2000.0 ms in PyTorch"
             + more,
         )
 
@@ -145,7 +145,7 @@ class CheckedTest(parameterized.TestCase):
     def test_nan_on_one_side_only_is_said(self):
         none = Side(exact=lambda images: (LOGITS, np.full(4, np.nan)), gradient=np.nan)
         agreement.check(network(), IMAGES, (none, none))
-        said = "gradients by inf and inf, for one has NaN or an infinity where the other has none."
+        said = "gradients by inf and inf, because only one of them has NaN or infinity."
         with (
             mock.patch.object(agreement, "first_difference", lambda *given: None),
             self.assertRaisesRegex(ValueError, said),
@@ -211,7 +211,7 @@ class RefusedTest(parameterized.TestCase):
             draw()
             return Side()(images, dtype)
 
-        with self.assertRaisesRegex(ValueError, "differ in what they draw: logits by 0.0e"):
+        with self.assertRaisesRegex(ValueError, "differ in their random draws: logits by 0.0e"):
             agreement.check(network(), IMAGES, (drawing, Side()))
 
     @sweeps.rows((4, 2), (3, 1), (2, 1), (1, 2))

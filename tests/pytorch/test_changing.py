@@ -34,9 +34,9 @@ class ReadsTest(parameterized.TestCase):
     @sweeps.rows(*((way, of) for way in (*numbers.READS, *numbers.UNKNOWN) for of in KINDS))
     def test_of_what_training_changes(self, way, of):
         module = numbers.Reading(way, of)
-        said = rf"line \d+ .* reads a number of {KINDS[of]}, which training changes, and a program "
+        said = rf"line \d+ .* reads a value of {KINDS[of]}, which training changes, but a program "
         if way in ("alias", "shadow", "closure"):
-            said = "shares the memory of `(a|norm.running_var)`, which training changes"
+            said = "shares memory with `(a|norm.running_var)`, which training changes"
         with self.assertRaisesRegex(ValueError, said):
             if way in ("alias", "shadow", "closure"):
                 training_mode.trainable(module, IMAGE)
@@ -130,13 +130,13 @@ class KeptTest(parameterized.TestCase):
     @sweeps.rows(*itertools.product(("parameter", "images"), ((True, False), (True,), (False,))))
     def test_what_a_later_pass_reads(self, of, modes):
         """Its numbers stayed in the program, without a word where they were of the first pass."""
-        said = r"line \d+ .* reads its tensor `kept` from an earlier pass, and a program"
+        said = r"line \d+ .* reads its tensor `kept` from an earlier pass, but a program"
         with self.assertRaisesRegex(ValueError, said):
             training_mode.trainable(Keeps(of, modes), IMAGE)
 
     @sweeps.rows(("parameter", (False,), True), ("sizes", (True, False), False))
     def test_what_train_clears(self, of, modes, clears):
-        """As timm's LeViT: "gives other logits than PyTorch in evaluation mode", by 3e-2."""
+        """As timm's LeViT: "gives different logits from PyTorch in evaluation mode", by 3e-2."""
         network = training_mode.trainable(Keeps(of, modes, clears), IMAGE)
         net = trained.classifier(network)
         training_mode.check_agreement(Keeps(of, modes, clears), network, net)
@@ -213,7 +213,9 @@ class AgreementTest(parameterized.TestCase):
         def constant(params, *given, **how):
             return net.apply(params | {"a": jnp.float32(0.25)}, *given, **how)
 
-        with self.assertRaisesRegex(ValueError, "gives other logits than PyTorch in evaluation"):
+        with self.assertRaisesRegex(
+            ValueError, "gives different logits from PyTorch in evaluation"
+        ):
             training_mode.check_agreement(module, network, net._replace(apply=constant))
 
     def test_moved_statistics_are_compared(self):
@@ -224,7 +226,9 @@ class AgreementTest(parameterized.TestCase):
         def stale(params, stats, *given, **how):
             return net.apply(params, stats, *given, **how)[0], stats
 
-        with self.assertRaisesRegex(ValueError, "leaves another norm.running_mean than PyTorch"):
+        with self.assertRaisesRegex(
+            ValueError, "leaves a different norm.running_mean from PyTorch"
+        ):
             training_mode.check_agreement(module, network, net._replace(apply=stale))
 
     def test_a_counter_elsewhere_shows(self):
@@ -236,5 +240,5 @@ class AgreementTest(parameterized.TestCase):
                 return super().forward(x) * len(calls)
 
         network = training_mode.trainable(Global("product"), IMAGE)
-        with self.assertRaisesRegex(ValueError, "gives other logits than PyTorch"):
+        with self.assertRaisesRegex(ValueError, "gives different logits from PyTorch"):
             training_mode.check_agreement(Global("product"), network, trained.classifier(network))

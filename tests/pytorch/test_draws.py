@@ -97,7 +97,7 @@ class DrawsTest(parameterized.TestCase):
         (lambda: torch.nn.BatchNorm2d(torch_defences.CHANNELS), r"1\.2 is in training mode"),
         (
             lambda: torch_defences.Layer(torch_defences.REFUSED_NOISE),
-            r"two passes of PyTorch's module on the same images differ",
+            r"two passes of the PyTorch module on the same images differ",
         ),
         (lambda: torch.nn.RReLU(), r"rrelu_with_noise.* has no row"),
     )

@@ -226,7 +226,7 @@ class InJaxTest(parameterized.TestCase):
     def test_what_is_said(self):
         (line,) = self.said()
         self.assertIn("JAX and PyTorch agree on 8 images", line)
-        self.assertIn("16 images at once cost less each", line)
+        self.assertIn("batches of 16 cost less per image", line)
         self.assertLen(self.said(name="net.pt2"), 1)
         self.assertIn("b", self.said(blind="blind")[1])
 

@@ -61,7 +61,7 @@ class DrawingTest(absltest.TestCase):
             first, second = torch.rand(3), torch.randn(2, 1)
         self.assertEqual((first.tolist(), second.tolist()), ([2, 2, 2], [[5], [5]]))
         for program_draws, count, message in (
-            (draws, 3, "draws 1 times and its program 2 times"),
+            (draws, 3, "draws 1 times, but its program 2 times"),
             (draws, 4, r"draws \(4,\) .* where its program draws \(3,\)"),
             ([], 3, r"draws \(3,\) .* draws nothing more"),
         ):
@@ -74,16 +74,16 @@ class DrawingTest(absltest.TestCase):
 
 class RefusalsTest(parameterized.TestCase):
     @sweeps.rows(
-        ("aten.bincount.default", "bincount gives as many counts as the largest number says"),
-        ("aten.nonzero.default", "how many numbers nonzero gives depends on the images"),
-        ("aten._unique2.default", "how many numbers _unique2 gives depends on the images"),
-        ("aten.masked_select.default", "how many numbers masked_select gives"),
-        ("aten._local_scalar_dense.default", "a plain number or a size is taken from values"),
-        ("aten.item.default", "a plain number or a size is taken from values"),
-        ("sym_max", "a plain number or a size is taken from values"),
+        ("aten.bincount.default", "bincount returns as many counts as its largest number"),
+        ("aten.nonzero.default", "how many values nonzero returns depends on the images"),
+        ("aten._unique2.default", "how many values _unique2 returns depends on the images"),
+        ("aten.masked_select.default", "how many values masked_select returns"),
+        ("aten._local_scalar_dense.default", "a number or a size is read from tensor values"),
+        ("aten.item.default", "a number or a size is read from tensor values"),
+        ("sym_max", "a number or a size is read from tensor values"),
         ("quantized.linear.default", "quantized.linear.default has quantised weights: give the"),
         ("aten.dequantize.self", "aten.dequantize.self has quantised weights: give the"),
-        ("cond", "torch.cond chooses a function by the images"),
+        ("cond", "torch.cond chooses a function depending on the images"),
         ("aten.lgamma.default", "PyTorch's operator aten.lgamma.default has no row"),
     )
     def test_why_there_is_no_row(self, name, reason):
@@ -129,7 +129,7 @@ class RefusalsTest(parameterized.TestCase):
 
         before = torch.autocast.__enter__
         refusals.check_takes(Cast(False), (8, 8, 3))
-        with self.assertRaisesRegex(ValueError, "torch.autocast computes in bfloat16 inside"):
+        with self.assertRaisesRegex(ValueError, "torch.autocast inside it computes in bfloat16"):
             refusals.check_takes(Cast(True), (8, 8, 3))
         self.assertIs(torch.autocast.__enter__, before)
 
@@ -244,13 +244,16 @@ class ScriptedTest(absltest.TestCase):
         self.assertEqual(self.export(2, 1), (1, True, [two, one]))
         self.assertEqual(self.export(RuntimeError("no"), 1), (1, True, [two, one]))
         first, second = RuntimeError("first\nand more"), RuntimeError("second")
-        said = r"^it is a module of TorchScript \(Identity\) that .* made from \(first\)$"
+        said = r"^it is a TorchScript module \(Identity\) that .* made from \(first\)$"
         with self.assertRaisesRegex(ValueError, said):
             self.export(first, second)
         with self.assertRaisesRegex(ValueError, r"made from \(second\)$"):
             self.export(2, second)
         none = mock.patch.dict("sys.modules", {"torch._export.converter": None})
-        with none, self.assertRaisesRegex(ValueError, "^it is a module of .* it was made from$"):
+        with (
+            none,
+            self.assertRaisesRegex(ValueError, "^it is a TorchScript module .* it was made from$"),
+        ):
             exporting.exported_torchscript(torch.nn.Identity(), (4, 5, 3))
 
     def test_the_logits_among_results(self):

@@ -236,11 +236,15 @@ class StartTest(parameterized.TestCase):
             (
                 "six.pt",
                 {},
-                rf"^init.weights=six.pt: the module's weights do not match: 2 have another shape "
-                rf"\({shape}, fc.bias .*\); for a head of other classes set init.head=fresh:fc$",
+                rf"^init.weights=six.pt: the module's weights do not match: 2 have a different "
+                rf"shape \({shape}, fc.bias .*\); for a head with other classes, set init.head=f",
             ),
             ("six.pt", {"name": "torch:nets.py:named"}, "set init.head=fresh$"),
-            ("wide.pt", {}, "10 have another shape .*conv.weight .*, ....; give weights of torch:"),
+            (
+                "wide.pt",
+                {},
+                "10 have a different shape .*conv.weight .*, ....; give weights of torch:",
+            ),
             (
                 "part.pt",
                 {"num_classes": 6},
@@ -260,7 +264,7 @@ class StartTest(parameterized.TestCase):
             "fresh": "the head of .* is unknown; name it, as in init.head=fresh:fc; its parts "
             "with num_classes outputs are fc$",
             "fresh:head": "has no weights under 'head'; name a part as .* outputs are fc$",
-            "fresh-torch": "draws its new head itself; set init.head=fresh$",
+            "fresh-torch": "initialises its new head itself; set init.head=fresh$",
             "new": "init.head='new'; use one of keep, fresh, fresh-torch",
         }.items():
             with self.subTest(head):

@@ -203,13 +203,13 @@ class RefusedTest(parameterized.TestCase):
     @parameterized.parameters(
         (
             "branch",
-            r"data-dependent.*_modules.py, line \d+.*must not depend on the images",
+            r"data-dependent.*_modules.py, line \d+.*must not branch on the images",
         ),
         ("in place", r"line \d+ \(images.mul_.*changes its input images in place"),
-        ("buffer", "the buffer seen changes in .* mode, and it does not belong to a batch norm"),
+        ("buffer", "the buffer seen changes in .* mode, but does not belong to a batch norm"),
         ("batch draw", r"line \d+ .*draws \(\) in training, the same for all images of a batch"),
         ("draw", r"line \d+ .*draws random numbers in evaluation mode.*self.training"),
-        ("several", "say which are the logits"),
+        ("several", "name the logits"),
         ("half", r"is float16; call module.float\(\)"),
         ("complex", "extra is complex, which no optimiser here supports"),
         ("lazy", "head.weight is not initialised: the module is lazy"),
@@ -253,7 +253,9 @@ class AgreementTest(absltest.TestCase):
                 logits, stats = net.apply(*given, train=train)
                 return logits + 0.1 * (train == (mode == "training")), stats
 
-            with self.assertRaisesRegex(ValueError, f"other logits than PyTorch in {mode} mode"):
+            with self.assertRaisesRegex(
+                ValueError, f"different logits from PyTorch in {mode} mode"
+            ):
                 training_mode.check_agreement(module, network, net._replace(apply=other))
 
     def test_a_module_that_draws_is_compared_in_evaluation_mode_alone(self):
@@ -369,7 +371,7 @@ class KeptTest(absltest.TestCase):
         head = self.folder / "programs.json"
         content = json.loads(head.read_text())
         head.write_text(json.dumps(content | {"version": 99}))
-        with self.assertRaisesRegex(ValueError, "has version 99, and this code reads 1: use the"):
+        with self.assertRaisesRegex(ValueError, "has version 99, but this code reads 1; use the"):
             kept.read(self.folder)
         head.write_text("{")
         with self.assertRaisesRegex(ValueError, "programs.json cannot be read .*begin a new run"):

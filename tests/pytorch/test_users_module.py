@@ -254,7 +254,7 @@ class ExportTest(parameterized.TestCase):
     def test_several_results(self):
         network = self.network("torch:nets.py:Two", torch_output="logits")
         said = self.refused(network)
-        self.assertRegex(said, "has several results, but RobustBench needs .*layout state-dict")
+        self.assertRegex(said, "returns several results, but RobustBench needs .*layout state-dict")
         self.exported(network, "state-dict")
         certificate = json.loads(Path("out/state_dict.certificate.json").read_text())
         self.assertTrue(certificate["agrees"])

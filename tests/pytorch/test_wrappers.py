@@ -171,7 +171,9 @@ class WrappersTest(parameterized.TestCase):
         from torch.distributed.fsdp import fully_shard
 
         module = fully_shard(Net(), mesh=init_device_mesh("cpu", (1,)))
-        with self.assertRaisesRegex(ValueError, "^it is wrapped by FSDP, and its .* full state"):
+        with self.assertRaisesRegex(
+            ValueError, "^it is wrapped in FSDP, which .*its .* full state"
+        ):
             from_module(module.eval(), images(2))
 
     def test_hooks_of_a_wrapper(self):

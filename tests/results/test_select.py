@@ -300,7 +300,7 @@ class FlowTest(Case):
             ("{", "is damaged .*; remove it and choose again: jaxrobust select"),
             ('{"schema": 1}', "is damaged"),
             (json.dumps(said | {"chosen": {"phase": "train"}}), "is damaged"),
-            (json.dumps(said | {"schema": 2}), "has schema 2, and this code reads 1; use the"),
+            (json.dumps(said | {"schema": 2}), "has schema 2, but this code reads 1; use the"),
         ):
             self.file.write_text(text)
             with self.assertRaisesRegex(ValueError, message):

@@ -142,11 +142,11 @@ WRAPPED = {  # what a hook does is written down
 REFUSED = {
     "full backward hook": (
         lambda m: m[0].register_full_backward_hook(lambda m, i, o: (i[0] * 0,)),
-        r"^0 has a hook of its gradients \(.*torch_defences\.py, line \d+\), which may change",
+        r"^0 has a hook on its gradients \(.*torch_defences\.py, line \d+\), which may change",
     ),
     "hook before backward": (
         lambda m: m.register_full_backward_pre_hook(lambda m, o: (o[0] * 0,)),
-        r"^it has a hook of its gradients",
+        r"^it has a hook on its gradients",
     ),
     "hook of a tensor": (
         lambda m: m.insert(0, Layer(_hooked)),
@@ -154,7 +154,7 @@ REFUSED = {
     ),
     "hook of a tensor where it needs a gradient": (
         lambda m: m.insert(0, Layer(lambda x: _hooked(x) if x.requires_grad else x)),
-        r"a tensor gets a hook of its gradient; .*write what it does as the backward pass",
+        r"a tensor gets a hook on its gradient; .*write what it does as the backward pass",
     ),
     "input changed in place by a Function": (
         lambda m: m.insert(0, Layer(lambda x: Dirty.apply(x * 1))),
@@ -166,11 +166,11 @@ REFUSED = {
     ),
     "noise of NumPy's": (
         lambda m: m.insert(0, Layer(_noise_of_numpy)),
-        r"two passes of PyTorch's module on the same images differ.*NumPy's, or Python's",
+        r"two passes of the PyTorch module on the same images differ.*NumPy's, or Python's",
     ),
     "a rare coin of Python's": (
         lambda m: m.insert(0, Layer(_rarely_by_python)),
-        r"two passes .* differ in what they draw: .*NumPy's, or Python's",
+        r"two passes .* differ in their random draws: .*NumPy's, or Python's",
     ),
     "a rare coin of PyTorch's": (
         lambda m: m.insert(0, Layer(_rarely)),
@@ -194,7 +194,7 @@ REFUSED = {
     ),
     "randomness": (
         lambda m: m.insert(0, Layer(lambda x: x + torch.randn_like(x))),
-        r"randn_like.* draws random numbers .*where a randomised defence is meant, give "
+        r"randn_like.* draws random numbers .*if it is a randomised defence, give "
         r"--version=rand",
     ),
 }

@@ -198,7 +198,7 @@ PASSES = {
     "averages": (_averages, r"line \d+ .*changes parameter `a`"),
     "initialises": (
         _initialises,
-        r"line \d+ \(if net.init.*number of buffer `initialised`.*call the module on a batch",
+        r"line \d+ \(if net.init.*value of buffer `initialised`.*call the module on a batch",
     ),
 }
 WAYS = READS | UNKNOWN | TENSORS | {name: way for name, (way, _) in PASSES.items()}

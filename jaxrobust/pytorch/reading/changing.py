@@ -62,8 +62,8 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
     for name, (line, origins) in noted.stale.items():
         if origins & (trained | moved | {_IMAGES}):
             raise Refused(
-                f"{line or 'it'} reads its tensor `{name}` from an earlier pass, and a program "
-                "would keep its current numbers; compute it in every pass, or only in evaluation "
+                f"{line or 'it'} reads its tensor `{name}` from an earlier pass, but a program "
+                "would keep its current values; compute it in every pass, or only in evaluation "
                 "mode and clear it in train()"
             )
     if changed := sorted(moved & parameters.keys()):
@@ -78,7 +78,7 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
         if first.get(name) != second.get(name):
             raise Refused(
                 f"its attribute `{name}` changes in a training pass ({first.get(name)} before, "
-                f"{second.get(name)} after), and a program would keep its current value; take it "
+                f"{second.get(name)} after), but a program would keep its current value; take it "
                 "out of the forward pass"
             )
 
@@ -105,7 +105,7 @@ def _check_reads(
                 "before you return it"
             )
         raise Refused(
-            f"{line or 'it'} reads a number of {kind} `{name}`, which training changes, and a "
+            f"{line or 'it'} reads a value of {kind} `{name}`, which training changes, but a "
             f"program would keep its current value; {remedy}"
         )
 
@@ -129,8 +129,8 @@ def check_memory(exported: Any, moved: Collection[str]) -> None:
             ends = [(x.data_ptr(), x.numel() * x.element_size()) for x in (tensor, changed)]
             if max(start for start, _ in ends) < min(start + size for start, size in ends):
                 raise Refused(
-                    f"its tensor `{name}` shares the memory of `{other}`, which training changes, "
-                    f"and an exported program would keep its current values; use `{other}` itself, "
+                    f"its tensor `{name}` shares memory with `{other}`, which training changes, "
+                    f"but an exported program would keep its current values; use `{other}` itself, "
                     "or a copy (clone()) if you mean the initial values"
                 )
 

@@ -46,11 +46,11 @@ def check_hooks(module: Any) -> None:
     import torch
 
     hooked = [
-        ("torch.nn.modules.module", "of all modules", vars(torch.nn.modules.module).get(name))
+        ("torch.nn.modules.module", "on all modules", vars(torch.nn.modules.module).get(name))
         for name in ("_global_backward_hooks", "_global_backward_pre_hooks")
     ]
     hooked += [
-        (name or "it", "of its gradients", getattr(part, kind, None))
+        (name or "it", "on its gradients", getattr(part, kind, None))
         for name, part in module.named_modules()
         for kind in ("_backward_hooks", "_backward_pre_hooks")
     ]
@@ -62,7 +62,7 @@ def check_hooks(module: Any) -> None:
         where = f" at {code.co_filename}, line {code.co_firstlineno}" if code else ""
         raise Refused(
             f"{name} has a hook {whose} ({getattr(hook, '__qualname__', type(hook).__name__)}"
-            f"{where}), which may change them and is not part of an export; {_INSTEAD}"
+            f"{where}), which may change gradients and is not exported; {_INSTEAD}"
         )
 
 
@@ -158,7 +158,7 @@ def _noting(answers: list[Answer], inputs: Any) -> Any:
             if name == "register_hook" and moves:
                 where = own_line("".join(traceback.format_stack()))
                 start = f"{where}: " if where else ""
-                raise Refused(f"{start}a tensor gets a hook of its gradient; {_INSTEAD}")
+                raise Refused(f"{start}a tensor gets a hook on its gradient; {_INSTEAD}")
             result = func(*args, **kwargs)
             if name in _QUESTIONS:
                 answers.append(Answer(name, not moves, copy.copy(result)))

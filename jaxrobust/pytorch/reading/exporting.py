@@ -39,7 +39,7 @@ def check(module: Any, *, random: bool = False, modes: bool = True) -> None:
     if not isinstance(module, torch.nn.Module):
         type_name = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
         raise ValueError(
-            f"it is {type_name}, not a torch.nn.Module; return the module and its weights"
+            f"it is {type_name}, not a torch.nn.Module; return the module with its weights"
         )
     refusals.check(module)
 
@@ -115,7 +115,7 @@ def _reason(error: Exception) -> str:
     where = own_line(str(error)) or own_line(frames)
     remedy = ""
     if "data-dependent" in str(error):
-        remedy = "; what is computed must not depend on the images: use torch.where for the branch"
+        remedy = "; the computation must not branch on the images: use torch.where"
     return f"{_first_line(error)}{f' at {where}' if where else ''}{remedy}"
 
 
@@ -133,8 +133,8 @@ def loaded(path: Path) -> tuple[Any, bool]:
         except Exception as error:
             raise ValueError(
                 f"torch.export.load cannot read it with PyTorch {torch.__version__} "
-                f"({_first_line(error)}); a newer PyTorch reads what an older one wrote: install "
-                "one as new as its writer, write it again with torch.export.save and this "
+                f"({_first_line(error)}); a newer PyTorch reads older files: install at "
+                "least the version that wrote it, save it again with torch.export.save in this "
                 "version, or name the function that makes the module"
             ) from error
     sizes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"]
@@ -219,7 +219,7 @@ def exported_torchscript(module: Any, image: tuple[int, int, int]) -> tuple[Any,
     import torch
 
     problem = (
-        f"it is a module of TorchScript ({type(module).__name__}) that PyTorch cannot write down; "
+        f"it is a TorchScript module ({type(module).__name__}) that PyTorch cannot export; "
         "give the torch.nn.Module that it was made from"
     )
     # PyTorch's error for such modules names this converter; it is undocumented

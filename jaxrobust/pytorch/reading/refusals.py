@@ -59,10 +59,9 @@ def is_draw(operator: str) -> bool:
 def draws(line: str, operator: str) -> str:
     """Explain why a module with random draws is refused, and what to do."""
     return (
-        f"{line}: {operator} draws random numbers in eval mode, and attacks on what is never the "
-        "same twice say little; make it a function of the images, or, where a randomised defence "
-        "is meant, give --version=rand (in a program: from_module(..., random=True)), which makes "
-        "the draws a function of a key"
+        f"{line}: {operator} draws random numbers in eval mode, so attacks on it say little; make "
+        "it a function of the images only, or, if it is a randomised defence, give --version=rand "
+        "(in a program: from_module(..., random=True)), which makes the draws a function of a key"
     )
 
 
@@ -73,30 +72,30 @@ def no_row(line: str, name: str) -> str:
     unknown_size = "sizes that depend on the images cannot be compiled"
     if word.startswith("bincount"):
         reason = (
-            f"bincount gives as many counts as the largest number says, and {unknown_size}; keep "
-            "the size, with torch.histc or torch.zeros(n).scatter_add(0, numbers, ones)"
+            f"bincount returns as many counts as its largest number requires, and {unknown_size}; "
+            "fix the size with torch.histc or torch.zeros(n).scatter_add(0, numbers, ones)"
         )
     elif word.startswith(_SIZED):
         reason = (
-            f"how many numbers {stem} gives depends on the images, and {unknown_size}; keep the "
-            "size, with torch.where or a sum"
+            f"how many values {stem} returns depends on the images, and {unknown_size}; fix the "
+            "size with torch.where or a sum"
         )
     elif word in _SIZES or stem in ("_local_scalar_dense", "item"):
         reason = (
-            f"a plain number or a size is taken from values there, and {unknown_size}; compute "
+            f"a number or a size is read from tensor values there, and {unknown_size}; compute "
             "with tensors of fixed sizes"
         )
     elif any(part in name for part in _QUANTISED):
         reason = f"{name} has quantised weights: give the float module"
     elif word in ("cond", "while_loop", "scan", "map_impl"):
         reason = (
-            f"torch.{word} chooses a function by the images; compute both and "
-            "choose with torch.where"
+            f"torch.{word} chooses a function depending on the images; compute both "
+            "and choose with torch.where"
         )
     else:
         reason = (
-            f"PyTorch's operator {name} has no row in jaxrobust/pytorch/operators; write it with "
-            "others, or add the row"
+            f"PyTorch's operator {name} has no row in jaxrobust/pytorch/operators; use "
+            "other operators, or add the row"
         )
     return f"{line}: {reason}"
 
@@ -137,7 +136,7 @@ def check_takes(module: Any, image: tuple[int, int, int]) -> None:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
     if types:
         raise ValueError(
-            f"torch.autocast computes in {types[0]} inside it: verdicts are decided in float32; "
+            f"torch.autocast inside it computes in {types[0]}, but verdicts are in float32; "
             "remove it, or set enabled=False"
         )
     if all(problems):
@@ -176,10 +175,10 @@ def _problem(module: Any, images: Any) -> str | None:
     layer = " ".join(str(part).split())
     where = f"its {name}, {layer[:120]}, fails" if part is not module else "it fails"
     taken = _taken(module, images)
-    return f"the images are {shape}, and {where} on them; " + (
+    return f"the images are {shape}, but {where} on them; " + (
         f"the module takes {taken}"
         if taken
-        else f"PyTorch says: {message}; it takes images of another shape, or its layers do not fit"
+        else f"PyTorch reports: {message}; it needs another image shape, or its layers do not fit"
     )
 
 
@@ -216,7 +215,7 @@ def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
             "robust; make the step straight-through (x + (step(x) - x).detach()), or give "
             "--attack=square, which needs no gradient"
         )
-    return f"{problem}; only attacks without gradients mean something here"
+    return f"{problem}; only gradient-free attacks are meaningful here"
 
 
 def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -> Any:
@@ -233,7 +232,7 @@ def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -
         raise ValueError(
             f"{where + ': ' if where else ''}PyTorch itself cannot differentiate the module: "
             + (
-                "a value of this line that its backward pass reads is changed in place later; use "
+                "a value that the backward pass of this line reads is changed in place later; use "
                 "y = 2 * y instead of y.mul_(2), or change y.clone()"
                 if "modified by an inplace operation" in text
                 else f"{text[:200]}; use operators that have a gradient, or .detach() values "

@@ -156,12 +156,12 @@ def chosen_output(exported: Any, program: Program, requested: str | None) -> str
     could = [path for path, shape in shapes.items() if len(shape) == 2]
     listing = ", ".join(f"{path or 'a tensor'} {text(shape)}" for path, shape in shapes.items())
     if requested is not None and requested not in could:
-        raise ValueError(f"it returns no logits {requested!r} [B,K]; there are {listing}")
+        raise ValueError(f"it returns no logits {requested!r} [B,K]; its results are {listing}")
     if requested is None and len(could) != 1:
         raise ValueError(
-            f"it returns {listing}; say which are the logits [B,K] with --torch_output NAME"
+            f"it returns {listing}; name the logits [B,K] with --torch_output NAME"
             if could
-            else f"it returns {listing}, and no logits [B,K]; make it return them"
+            else f"it returns {listing}, but no logits [B,K]; make it return them"
         )
     return could[0] if requested is None else requested
 
@@ -320,7 +320,7 @@ def with_places(step: OperatorCall, nodes: dict[str, Any], values: dict[str, Any
             indices.append(index)
         else:
             raise ValueError(
-                f"{step.line}: a mask that depends on the images chooses how many numbers there "
+                f"{step.line}: a mask that depends on the images determines how many values there "
                 "are, and sizes that depend on the images cannot be compiled; use "
                 "torch.where(mask, x, 0), which keeps the size"
             )

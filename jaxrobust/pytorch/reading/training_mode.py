@@ -75,7 +75,7 @@ def check_agreement(module: Any, network: Trainable, net: Classifier) -> None:
                 result = module(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
             expected = steps.chosen(result, next(iter(network.training.results))).numpy()
             logits, new_stats = passes[train](params, stats, x)
-            fault = f"gives other logits than PyTorch in {mode} mode"
+            fault = f"gives different logits from PyTorch in {mode} mode"
             _check_close(logits, expected, expected[:, unmasked(expected)], fault)
             stats = new_stats if train else stats
             state = state_dict(network, {**params, **stats})
@@ -85,7 +85,7 @@ def check_agreement(module: Any, network: Trainable, net: Classifier) -> None:
                 if name.endswith(_MEAN) and variance in their_state:
                     # After another norm, a mean is 0 up to rounding, which scales with the spread.
                     scale = np.append(array, _SPREAD * np.sqrt(their_state[variance]))
-                fault = f"leaves another {name} than PyTorch after a pass in {mode} mode"
+                fault = f"leaves a different {name} from PyTorch after a pass in {mode} mode"
                 _check_close(state[name], array, scale, fault)
         params = {name: _stepped(array) for name, array in params.items()}
 
@@ -96,9 +96,9 @@ def _check_close(values: Any, expected: np.ndarray, scale: np.ndarray, fault: st
     error /= max(np.abs(scale[np.isfinite(scale)]).max(initial=0), 1e-6)
     if not error <= _ROUNDING:
         raise ValueError(
-            f"its program {fault}: {error:.1e} of the largest apart, but rounding only explains "
-            f"{_ROUNDING}; a pass may depend on earlier ones through buffers alone; if yours does, "
-            "report it with the module"
+            f"its program {fault}: they differ by {error:.1e} of the largest value, but rounding "
+            f"explains only {_ROUNDING}; a pass may depend on earlier ones only through buffers; "
+            "if this holds, report it with the module"
         )
 
 
@@ -205,7 +205,7 @@ def _program(
     exported, single = exporting.exported(module, image, trainable=True)
     mode = "in training mode" if train else "in evaluation mode"
     if single:
-        raise ValueError(f"{mode} its code fixes the number of images; compute with x.shape[0]")
+        raise ValueError(f"{mode}, its code fixes the number of images; use x.shape[0]")
     norm_buffers = _norm_buffers(module)
     changing.check_memory(exported, norm_buffers)
     exported = exporting.decomposed(exported)
@@ -228,8 +228,8 @@ def _program(
     axes = {name: _image_axis(node) for name, node in nodes.items() if name in program.draws}
     if changed := program.moved.keys() - norm_buffers:
         raise ValueError(
-            f"the buffer {min(changed)} changes {mode}, and it does not belong to a batch norm; "
-            "training supports only those: compute it from the images, or make it a parameter"
+            f"the buffer {min(changed)} changes {mode}, but does not belong to a batch norm, as "
+            "training requires; compute it from the images, or make it a parameter"
         )
     results = {logits: program.results[logits]}
     return program._replace(results=results, image_axes=axes, blocks=blocks_of(module, exported))
@@ -281,7 +281,7 @@ def _image_axis(node: Any) -> int:
         raise ValueError(
             f"{line(node)}: {node.target} draws {tuple(map(str, shape))} in training, the same for "
             "all images of a batch; draw for each image (x.new_empty(x.shape[0], 1, 1, 1)), so "
-            "that a step is the same however its batch is divided"
+            "that a step does not depend on how its batch is divided"
         )
     return axes[0]
 

@@ -22,8 +22,8 @@ def inside(module: Any) -> Any:
         kinds = {kind.__name__ for kind in type(part).__mro__}
         if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
             raise ValueError(
-                f"{name or 'it'} is wrapped by FSDP, and its parameters are divided over "
-                "processes; give the module without it, with the weights of its full state dict"
+                f"{name or 'it'} is wrapped in FSDP, which shards its parameters over "
+                "processes; give the unwrapped module, with the weights of its full state dict"
             )
     parallel = torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel
     while True:

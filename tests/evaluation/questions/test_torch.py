@@ -119,7 +119,7 @@ class TorchTest(parameterized.TestCase):
         out = Path(tempfile.mkdtemp(dir="."))
         few = {"torch": "nets.py:thermometer", "attack": "square", "steps": 20}
         _, said = ended(self.asked(out=str(out), **few))
-        self.assertRegex(said, "no gradient reaches the images .*; only attacks without gradients")
+        self.assertRegex(said, "no gradient reaches the images .*; only gradient-free attacks")
         self.assertLen(result_lines.read(out), 1)
 
     def test_randomness_that_is_meant(self):
@@ -146,7 +146,7 @@ class TorchTest(parameterized.TestCase):
         ),
         ({"torch": "nets.py:of_width", "torch_args": {"depth": 2}}, "--torch_args"),
         ({"torch": "nets.py:ready", "torch_args": {"a": 1}}, "is a module; leave --torch_args out"),
-        ({"torch": "nets.py:named"}, r"say which are the logits \[B,K\] with --torch_output NAME"),
+        ({"torch": "nets.py:named"}, r"name the logits \[B,K\] with --torch_output NAME"),
         ({"torch": "nets.py:training"}, r"--torch=nets\.py:training: it .*call module\.eval"),
         ({"torch": "nets.py:random"}, r"nets\.py, line \d+ .*draws random numbers"),
         (
@@ -168,7 +168,7 @@ class TorchTest(parameterized.TestCase):
         ({"torch": "nets.py:nothing"}, "has no 'nothing'; it has .*convolutional"),
         ({"torch": "nets.py"}, "names no function"),
         ({"torch": "net.pt"}, "holds weights or a pickle, .* is not opened"),
-        ({"torch": "net.safetensors"}, "The function loads the weights"),
+        ({"torch": "net.safetensors"}, "The function must load"),
         ({"torch": "nonet.pt2"}, "there is no such file"),
         ({"torch": "net.pt2"}, "torch.export.load cannot read it with PyTorch"),
         ({"torch": "net.pt2", "torch_args": {"a": 1}}, "takes no arguments"),
