@@ -249,9 +249,9 @@ def injected(draws: Sequence[np.ndarray]) -> Iterator[None]:
                 return value
             if not following or tuple(following[0].shape) != tuple(value.shape):
                 raise ValueError(
-                    f"PyTorch's module draws {tuple(value.shape)} ({func}) where its program draws "
-                    f"{tuple(following[0].shape) if following else 'nothing more'}; draw the same "
-                    "numbers in each pass"
+                    f"PyTorch's module draws numbers of shape {tuple(value.shape)} ({func}), but "
+                    f"its program draws {tuple(following[0].shape) if following else 'no more'}; "
+                    "draw the same numbers in each pass"
                 )
             return value.copy_(torch.from_numpy(np.array(following.pop(0))))
 

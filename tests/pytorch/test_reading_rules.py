@@ -62,8 +62,8 @@ class DrawingTest(absltest.TestCase):
         self.assertEqual((first.tolist(), second.tolist()), ([2, 2, 2], [[5], [5]]))
         for program_draws, count, message in (
             (draws, 3, "draws 1 times, but its program 2 times"),
-            (draws, 4, r"draws \(4,\) .* where its program draws \(3,\)"),
-            ([], 3, r"draws \(3,\) .* draws nothing more"),
+            (draws, 4, r"draws numbers of shape \(4,\) .* but its program draws \(3,\)"),
+            ([], 3, r"draws \(3,\) .* draws no more"),
         ):
             with (
                 self.assertRaisesRegex(ValueError, message),

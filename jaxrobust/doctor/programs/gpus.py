@@ -40,7 +40,7 @@ def target(name: str) -> dict[str, Any]:
     """Return the arguments of `topologies.get_topology_desc` for GPUs such as "h100:8"."""
     kind, _, number = name.partition(":")
     if not re.fullmatch(r"[1-9]\d*", number) or int(number) > MOST:
-        raise ValueError(f"write 1 to {MOST} GPUs, such as {kind}:1 or {kind}:{MOST}")
+        raise ValueError(f"request 1 to {MOST} GPUs, such as {kind}:1 or {kind}:{MOST}")
     if not available():
         raise ImportError(
             f"needs the GPU compiler; run python3.13 {SCRIPT} FOLDER in a checkout, and this "

@@ -51,7 +51,7 @@ def check_fits(fits: bool, images: Array, actual: str, expected: str) -> None:
     if not fits:
         raise ValueError(
             f"images of {images.shape[1]}x{images.shape[2]} px give {actual}, but this network has "
-            f"{expected}; create it, and convert its weights, with the images' image_size"
+            f"{expected}; create it, and convert its weights, for images of this size"
         )
 
 

@@ -85,7 +85,7 @@ class RefusedTest(parameterized.TestCase):
         ("v5e:4x4", None, ImportError, "--on v5e:4x4 needs the TPU compiler"),
         ("v5e:0x4", "there", ValueError, "--on v5e:0x4: a side has no chips; write one"),
         ("p100:8", "there", ValueError, "no compiler for such a chip; write one .*, h100:1"),
-        ("h100:9", "there", ValueError, "--on h100:9: write 1 to 8 GPUs, such as h100:1 or"),
+        ("h100:9", "there", ValueError, "--on h100:9: request 1 to 8 GPUs, such as h100:1 or"),
         (
             "h200:1",
             None,
