@@ -28,8 +28,8 @@ def serve(
         address = f"http://{host}:{serving.server_address[1]}/"
         if not _is_loopback(host):
             print(
-                f"warning: --host={host} shows the page to everybody who reaches this machine, "
-                "without a password",
+                f"warning: --host={host} shows the page, without a password, to anyone who "
+                "can reach this machine",
                 file=sys.stderr,
             )
         print(f"{address} shows {', '.join(map(str, places))}; Ctrl-C ends it", flush=True)

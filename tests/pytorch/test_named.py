@@ -81,7 +81,7 @@ class ArgumentsTest(absltest.TestCase):
         ):
             modules.arguments("torch:my_nets", {})
         for missing, name, said in (
-            ("torch", "torch:a.py:b", "needs PyTorch .*keeps the program in its workdir"),
+            ("torch", "torch:a.py:b", "needs PyTorch .*workdir holds the exported program"),
             ("timm", "torch:timm/resnet18", "needs timm: pip install timm"),
         ):
             there = modules.installed

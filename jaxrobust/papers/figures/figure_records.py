@@ -178,7 +178,7 @@ def check_resolutions(shown: Sequence[Sequence[FigureRecord]]) -> None:
             raise ValueError(
                 f"at {same[0].record.image_size} px these differ in preprocessing: "
                 f"{', '.join(sorted(preprocessings))}; evaluate all networks with the same one, or "
-                "draw a figure of each"
+                "draw separate figures"
             )
     for one in every:
         if _images_of(one)[:3] != _images_of(every[0])[:3]:
@@ -300,9 +300,9 @@ def check_together(shown: Sequence[FigureRecord], but: Collection[str] = ()) -> 
             wrong.append(f"{other.place} (here): {text}")
     if wrong:
         raise ValueError(
-            f"these cannot be in one figure with {first.place} (there): {'; '.join(wrong)}; "
+            f"these cannot share a figure with {first.place} (there): {'; '.join(wrong)}; "
             "evaluate all of them on the same images, with the same preprocessing and attack, or "
-            "draw a figure of each"
+            "draw separate figures"
         )
 
 

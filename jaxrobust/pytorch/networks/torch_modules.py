@@ -214,7 +214,7 @@ def module(name: str, options: Mapping[str, Any]) -> Any:
     if not installed("torch"):
         raise ValueError(
             f"model.name={name} needs PyTorch to export the module: pip install "
-            "'jaxrobust[torch]'; a run that began elsewhere keeps the program in its workdir"
+            "'jaxrobust[torch]', or continue a run whose workdir holds the exported program"
         )
     import torch
 
