@@ -233,7 +233,7 @@ class StartTest(parameterized.TestCase):
 
         with self.subTest("another file under the same name is noticed, and a missing one is fine"):
             self.assertNotIn(
-                "holds other weights", training.quiet_run(tiny(self.file), self.workdir)
+                "now holds different weights", training.quiet_run(tiny(self.file), self.workdir)
             )
             self.stored({key: array + 1 for key, array in small().items()})
             said = training.quiet_run(tiny(self.file), self.workdir)

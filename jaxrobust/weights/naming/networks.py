@@ -55,8 +55,8 @@ def network(artifact: Artifact, request: Request) -> Network:
     as_stored = not (network.fresh or network.resized or request.raw or request.normalize != "auto")
     if exported and as_stored and network.weights_sha256 != exported:
         raise ValueError(
-            f"{facts.where} holds other weights than config.json next to it describes (the sha256 "
-            "differs); download both again"
+            f"{facts.where} does not hold the weights that config.json next to it describes (the "
+            "sha256 differs); download both again"
         )
     return network
 
