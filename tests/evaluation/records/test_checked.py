@@ -213,7 +213,7 @@ class RecordTest(parameterized.TestCase):
         self.assertGreater(count, 200)
 
     @sweeps.rows(
-        ({"clean": 1.5}, "not a share"),
+        ({"clean": 1.5}, "not between 0 and 1"),
         ({"clean": 0.123}, "is not a fraction of its 60 images"),
         ({"accuracy_after": {"apgd-ce": 0.9, "apgd-t": 0.4}}, "after all attacks"),
         ({"image_ids": "0..58"}, "its 59 images"),
