@@ -102,7 +102,7 @@ class NetworkTest(parameterized.TestCase):
             "        print(error)\n"
         ).replace("HOW", "{'norm': 'linf', 'epsilon': 0.1}")
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        sentence = "images are of type list_iterator, not an array of numbers; pass one array, of b"
+        sentence = "images are of type list_iterator, not an array of numbers; pass one array, for"
         self.assertEqual(done.stdout.count(sentence), 3, done.stderr)
 
     def test_other_errors_are_the_networks(self):

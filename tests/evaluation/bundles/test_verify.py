@@ -271,7 +271,7 @@ class FunctionTest(Case):
         network = ("--function", f"{self.root}/nets.py:logits_fn")
         code, printed, _ = called(verify, other, *network)
         self.assertEqual(code, 1)
-        self.assertIn("and the bundle says 5,000: this is another split, or version", printed)
+        self.assertIn("but the bundle says 5,000: this is another split or version", printed)
 
     @sweeps.rows(
         ("dataset", "folder:bundle/images"),

@@ -261,7 +261,7 @@ class RunTest(OfRun):
         ({"attack": "apgd-ce,apgd-ce"}, "is empty or repeats an attack"),
         (
             {"attack": "pgd-2", "norm": "l0", "epsilon": "3"},
-            "--attack=pgd-2 has no l0 ball; give --attack=autoattack, or --norm, one of linf, l2,",
+            "--attack=pgd-2 does not support l0; give --attack=autoattack, or set --norm to",
         ),
         ({"norm": "l0", "epsilon": "65"}, "an l0 ball of radius 65 contains all 8x8 images"),
         (

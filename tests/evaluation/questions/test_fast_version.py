@@ -87,7 +87,7 @@ class CommandTest(parameterized.TestCase):
         self.assertNotIn("autoattack", json.dumps(self.fast["method"]).lower())
         self.assertEqual(self.fast["flags"]["fast"], stopping.fast_line(fast))
         self.assertIn("attack: fast version, linf 0.08\n", self.told)
-        self.assertIn("flag fast: these are verdicts of the fast version", self.told)
+        self.assertIn("flag fast: these verdicts come from the fast version", self.told)
         own = verdicts.read(Path("own", self.fast["verdicts"]))
         self.assertEqual(self.fast["robust"], own.robust.mean())
         self.assertGreaterEqual(self.fast["robust"], self.whole["robust"])

@@ -187,7 +187,7 @@ class CommandTest(parameterized.TestCase):
         ("attack", 'attacks is "apgd-t" there, "apgd-ce" here'),
         ("images", "the images or labels with the same names differ"),
         ("labels", "the images or labels with the same names differ"),
-        ("order", "it stopped in the image order of seed 7, and this one has the order of seed 0"),
+        ("order", "it stopped in the image order of seed 7, but this one uses the order of seed 0"),
         ("both", r"holds 2 evaluations of this question; name one of them: both#"),
         ("neither", "none of the 2 evaluations of --against=neither can be compared with this one"),
         ("replayed", r"replayed points decided 1 of its images, .* again with --noreplay"),

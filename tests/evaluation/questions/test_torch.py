@@ -91,7 +91,9 @@ class TorchTest(parameterized.TestCase):
         few = {"torch": "nets.py:convolutional", "torch_args": {"width": 6}, "steps": 3}
         printed, said = ended(self.asked(out=str(out), **few))
         self.assertRegex(said, r"JAX and PyTorch agree on 8 images")
-        self.assertRegex(said, r"of the clean images; .* jaxrobust doctor --torch nets\.py:conv")
+        self.assertRegex(
+            said, r"of the clean images correctly; .* jaxrobust doctor --torch nets\.py:conv"
+        )
         (record,) = result_lines.read(out)
         source = record["function"]
         self.assertEqual(source["name"], "nets.py:convolutional")

@@ -175,7 +175,7 @@ class BoardTest(parameterized.TestCase):
         (reason,) = plain["left_out"].values()
         self.assertIn("This network or its weights differ from the record's", reason)
         self.assertIn("images not confirmed: classified correctly here", reason)
-        self.assertIn("bad_l2 is left out: This is another", said)
+        self.assertIn("bad_l2 is left out: This network or its", said)
         self.assertNotIn("Noise", page)
 
     def test_every_bundle_is_left_out(self):
