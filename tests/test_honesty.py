@@ -695,7 +695,7 @@ class ComparedTest(parameterized.TestCase):
         (None, "a union", 'kind is "one threat" there, "union" here'),
         ("a union", "a union in order", "each attack of a union is"),
         ("a union in order", "a worst case", 'kind is "union" there, "worst case" here'),
-        (None, "robust elsewhere", "images met by the first attack alone is 0 there, 3 here"),
+        (None, "robust elsewhere", "images attacked only by the first attack is 0 there, 3 here"),
         (None, "other pictures", "images or labels with the same names differ"),
         (None, "another order", 'attacks is "apgd-ce, apgd-t" there, "apgd-t, apgd-ce" here'),
     )

@@ -44,7 +44,7 @@ CASES = {
     "evaluate": "name a network",
     "evaluate quickstart extra": "one word too many",
     "evaluate quickstart --workdir x": "leave --workdir out",
-    "evaluate quickstart --phase foo": "one of pretrain, train",
+    "evaluate quickstart --phase foo": "use pretrain or train",
     "evaluate quickstart --norm l7": "one of linf, l2, l1, l0",
     "evaluate quickstart --epsilon abc": "is not a number",
     "evaluate quickstart --epsilon 4": "write 4/255",

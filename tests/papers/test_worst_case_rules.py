@@ -60,7 +60,7 @@ class CorruptedTest(parameterized.TestCase):
     def test_flags_that_contradict(self):
         for changes, words in (
             ({"frost": "f"}, "--frost=f has no effect without --corruptions"),
-            ({"corruptions": "fog"}, "measured without an attack; leave --attack=autoattack out"),
+            ({"corruptions": "fog"}, "runs without an attack; leave --attack=autoattack out"),
             ({"corruptions": "fog", "attack": "clean", "frost": "f"}, "without the corruption fro"),
             ({"corruptions": "fgo", "attack": "clean"}, "^--corruptions=fgo: "),
             ({"corruptions": "fog", "attack": "clean", "dataset": "cifar10-c:x", "split": "test"},
@@ -150,5 +150,5 @@ class ResultTest(parameterized.TestCase):
         self.assertEqual(same.evaluation, found.evaluation)
         other = self.result(about={"seed": 4}).typed_record(**known)
         self.assertNotEqual(other.evaluation, found.evaluation)
-        with self.assertRaisesRegex(ValueError, "a record has no colour; one of model"):
+        with self.assertRaisesRegex(ValueError, "a record has no colour; pass only model"):
             self.result().typed_record(colour="red")

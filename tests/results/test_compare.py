@@ -269,7 +269,7 @@ class RefusedTest(Folders):
             ({"attacks": attacks()[:1]}, 'attacks is "apgd-ce, apgd-t" there, "apgd-ce" here; eva'),
             ({"attacks": attacks(steps=10)}, "apgd-ce: steps is 100 there, 10 here; apgd-t: steps"),
             ({"attacks": attacks(eot=20)}, "apgd-ce: eot is null there, 20 here"),
-            ({"search_dtype": "bfloat16"}, 'type of the search is "float32" there, "bfloat16" her'),
+            ({"search_dtype": "bfloat16"}, 'search dtype is "float32" there, "bfloat16" her'),
             ({"ids_sha256": "b" * 64}, 'list of images is "aaaaaaaaaa'),
             ({"classes_sha256": "b" * 64}, 'list of classes is "aaaaaaaaaa'),
             ({"model": {"name": "resnet18", "image_size": 64}}, "image size is 32 there, 64 here"),

@@ -240,9 +240,11 @@ IMAGES = [
     Forgery("a float for an id", row("", image=3.0), "has the invalid image 3.0 in line"),
     Forgery("true for an id", row("", image=True), "has the invalid image True in line"),
     Forgery("a text for an id", row("", image="3"), "has the invalid image '3' in line"),
-    Forgery("an id beyond", row("", image=77), "has image 77, but its record covers 40, 0"),
+    Forgery("an id beyond", row("", image=77), "has image 77, but its record covers 40 images, 0"),
     Forgery("more ids in the record", record(image_ids="0..49"), "lacks 10 of the 50 images"),
-    Forgery("an endless record", record(image_ids="0.." + "9" * 40), "not the first ones of a spl"),
+    Forgery(
+        "an endless record", record(image_ids="0.." + "9" * 40), "not the first images of a split"
+    ),
     Forgery("no lines", no_lines, "it has no images"),
     Forgery("a split smaller than its images", about(split_images=30), "of a split with 30"),
     Forgery("a split of no size", about(split_images=None), "of a split with None"),
@@ -254,9 +256,9 @@ NUMBERS = [
     Forgery("robust as nothing", record(robust=None), r"robust images of 40, .* says None"),
     Forgery("robust as NaN", record(robust=float("nan")), "robust images of 40, .* says nan"),
     Forgery("clean", record(clean=0.95), "has 32 correctly classified images of 40, .* 95.00%"),
-    Forgery("interval", keys("interval", robust=[0, 0.1]), r"gives \[0, 0.1\] as 95% interval"),
+    Forgery("interval", keys("interval", robust=[0, 0.1]), r"gives \[0, 0.1\] as the 95% interval"),
     Forgery("what an attack left", keys("accuracy_after", **{"apgd-ce": 0.2}), "0.2 after apgd-ce"),
-    Forgery("another attack", keys("accuracy_after", fab=0.1), "but has attacks apgd-ce"),
+    Forgery("another attack", keys("accuracy_after", fab=0.1), ", not apgd-ce"),
     Forgery(
         "costs",
         record(costs=[{"attack": "apgd-ce", "fooled": 39}, {"attack": "square", "fooled": 1}]),
@@ -285,20 +287,20 @@ VERDICTS = [
 ]
 # They change the ball, or the points.
 POINTS = [
-    Forgery("a smaller radius", attacks({"epsilon": 4 / 255}), "image outside the radius"),
+    Forgery("a smaller radius", attacks({"epsilon": 4 / 255}), "image outside the ball"),
     Forgery("an infinite radius", attacks({"epsilon": float("inf")}), "has the invalid radius inf"),
     Forgery("a radius of NaN", attacks({"epsilon": float("nan")}), "has the invalid radius nan"),
     Forgery("a negative radius", attacks({"epsilon": -1}), "has the invalid radius -1"),
     Forgery("a norm of nothing", attacks({"norm": "l0"}), "norm 'l0', which is not one of linf"),
-    Forgery("another norm", attacks({"norm": "l2"}), "image outside the radius"),
+    Forgery("another norm", attacks({"norm": "l2"}), "image outside the ball"),
     Forgery("two radii", attacks({}, {"epsilon": 0.5}), "attacks with several norms or radii"),
-    Forgery("a longer step", row("apgd-ce", step=0.1), "image outside the radius"),
+    Forgery("a longer step", row("apgd-ce", step=0.1), "image outside the ball"),
     Forgery("a step of NaN", row("apgd-ce", step=float("nan")), "has the invalid step nan in line"),
     Forgery("a pixel of NaN", stored(exact(np.nan), levels=0, step=0.0), "image outside .0, 1."),
     Forgery("a pixel above 1", stored(exact(1.1), levels=0, step=0.0), "image outside .0, 1."),
-    Forgery("another image", swapped_exact, "image outside the radius|outside .0, 1."),
+    Forgery("another image", swapped_exact, "image outside the ball|outside .0, 1."),
     Forgery("another shape", about(image=[4, 4, 12]), "shape .4, 4, 12., but its record says 8"),
-    Forgery("a shape of nothing", about(image=[8, 8, -3]), "invalid shape"),
+    Forgery("a shape of nothing", about(image=[8, 8, -3]), "invalid image shape"),
     Forgery(
         "too many levels", row("apgd-ce", levels=300), "has invalid levels for image .*: 300 of"
     ),

@@ -194,7 +194,7 @@ def write(
         }
         (part / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     exact = f", {levels[0]} of them exact" if levels[0] else ""
-    near = f"; {unsure} are misclassified by barely more than rounding" if unsure else ""
+    near = f"; {unsure} are misclassified by barely more than rounding error" if unsure else ""
     _announce(place, f"{sum(levels.values())} adversarial images{exact}", near)
 
 
@@ -250,7 +250,7 @@ def of_corruptions(
     with _written(place, program()) as part:
         (part / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
         _write_rows(part, rows())
-    _announce(place, f"the answers to {len(labels):,} images under {len(images)} corruptions")
+    _announce(place, f"answers for {len(labels):,} images under {len(images)} corruptions")
 
 
 def _write_rows(part: Path, rows: Iterator[ImageRow]) -> None:

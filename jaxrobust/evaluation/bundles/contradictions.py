@@ -59,7 +59,7 @@ _CORRUPTED_TYPES = {"image": int, "label": int, "sha256": str, "right": str}
 # Facts that older bundles lack, worded for people; a missing fact is not compared.
 _LACKING = {
     "split_images": "the number of images in its split",
-    "interval": "the intervals of its accuracies",
+    "interval": "the confidence intervals of its accuracies",
     "accuracy_after": "the accuracy after each attack",
     "costs": "the number of images that each attack fooled",
     "fingerprint": "the fingerprint of its network",
@@ -101,7 +101,7 @@ def _faults(about: BundleFacts, rows: Rows, sizes: dict[str, int]) -> Iterator[s
     yield from _corruptions(about) if is_corrupted else _threat(about["record"])
     shape, side = about["image"], about["record"]["model"].get("image_size")
     if len(shape) != 3 or not all(is_a(length, int) and length > 0 for length in shape):
-        yield f"has images of the invalid shape {shape!r:.40}"
+        yield f"has the invalid image shape {shape!r:.40}"
     if side is not None and list(shape[:2]) != [side, side]:
         yield f"has images of shape {shape}, but its record says {side} pixels"
     yield from _rows(about, rows, is_corrupted)
@@ -135,11 +135,11 @@ def _ids(about: BundleFacts, ids: list[int]) -> Iterator[str]:
     listed, spread = about["record"]["image_ids"], about["record"].get("image_choice") == "hash"
     runs = _runs(listed) if isinstance(listed, str) else []
     if not runs or (not spread and (len(runs) > 1 or runs[0].start)):
-        yield f"covers images {listed!r:.40}, which are not the first ones of a split"
+        yield f"covers images {listed!r:.40}, which are not the first images of a split"
     count, starts = sum(map(len, runs)), [run.start for run in runs]
     foreign = [i for i in ids if i not in runs[bisect.bisect_right(starts, i) - 1]]
     if foreign:
-        yield f"has image {max(foreign)}, but its record covers {count:,}, {listed:.40}"
+        yield f"has image {max(foreign)}, but its record covers {count:,} images, {listed:.40}"
     if count > len(ids):
         present = set(ids)
         missing = next(image for run in runs for image in run if image not in present)
@@ -177,7 +177,7 @@ def _threat(record: RecordJson) -> Iterator[str]:
 def _corruptions(about: BundleFacts) -> Iterator[str]:
     wanted = [name for name, _ in _stated(about["record"])]
     if not wanted or about["corruptions"] != wanted:
-        yield f"covers {about['corruptions']!r:.60}, but its record {', '.join(wanted):.60}"
+        yield f"covers {about['corruptions']!r:.60}, but its record covers {', '.join(wanted):.60}"
     for name in wanted:
         if name != CLEAN and not re.fullmatch("[a-z_]+-[1-5]", name):
             yield f"has the unknown corruption {name!r:.40}"
@@ -206,7 +206,7 @@ def _rows(about: BundleFacts, rows: Rows, is_corrupted: bool) -> Iterator[str]:
         if is_corrupted and place and image < rows[place - 1]["image"]:
             yield f"has image {image} out of order, in line {place + 1}"
         if is_corrupted and not re.fullmatch(f"[01]{{{count}}}", row["right"]):
-            yield f"has {row['right']!r:.40} for image {image}, but needs {count} digits 0 or 1"
+            yield f"has {row['right']!r:.40} for image {image}, but needs {count} digits (0 or 1)"
         if row["label"] < 0 or (classes is not None and row["label"] >= classes):
             yield f"has the label {row['label']} for image {image}, which is not a class"
         if not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
@@ -251,7 +251,7 @@ def _attacks(record: RecordJson, rows: Rows, standing: int) -> Iterator[str]:
         fooled[_FULL if row["verdict"].endswith(f" ({_FULL})") else row["verdict"]] += 1
     if after := record.get("accuracy_after"):
         if list(after) != stages:
-            yield f"gives accuracies after {', '.join(after)}, but has attacks {', '.join(stages)}"
+            yield f"gives accuracies after {', '.join(after)}, not {', '.join(stages)}"
         for name, number in fooled.items():
             standing -= number
             if not is_a(after[name], float) or abs(after[name] - standing / len(rows)) > _OFF:
@@ -292,7 +292,7 @@ def _interval(stated: Any, key: str, share: float, n: int) -> Iterator[str]:
     sound = pair and all(is_a(end, float) for end in stated)
     if not sound or max(abs(a - b) for a, b in zip(stated, ends, strict=True)) > _OFF:
         written = ", ".join(f"{end:.2%}" for end in ends)
-        yield f"gives {stated!r:.60} as 95% interval of {key}, but its rows give {written}"
+        yield f"gives {stated!r:.60} as the 95% interval of {key}, but its rows give {written}"
 
 
 def _stages(record: RecordJson) -> list[str]:

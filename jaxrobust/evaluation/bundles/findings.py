@@ -34,7 +34,7 @@ WHY = {
     "other image": "not the image that was evaluated",
     "other label": "a label that differs from the data set's",
     "outside the range": "an adversarial image outside [0, 1]",
-    "outside the ball": "an adversarial image outside the radius",
+    "outside the ball": "an adversarial image outside the ball",
     "no numbers": "logits that are not finite",
     "at the boundary": "classified correctly here, by a margin within float32 rounding",
     "right": "classified correctly here",

@@ -51,7 +51,7 @@ class StandingSample(NamedTuple):
             return None
         return (
             f"{self.refuted:,} of {self.attacked:,} images that survive in the bundle fell to "
-            "attacks of its record"
+            "attacks in its record"
         )
 
     def bounds(self, at_most: int) -> tuple[float, float]:

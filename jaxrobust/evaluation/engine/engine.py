@@ -112,8 +112,8 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
     ]
     if len({trace.classes for trace in traces}) > 1:
         raise ValueError(
-            f"search_fn gives {traces[1].classes} logits, but logits_fn {traces[0].classes}; pass "
-            "the same network in lower precision"
+            f"search_fn gives {traces[1].classes} logits, but logits_fn gives "
+            f"{traces[0].classes}; pass the same network in lower precision"
         )
     use, programs = (image, engine.operand), " ".join(trace.program for trace in traces)
     compiled = tracing.keep(networks, use, programs, _compiled)

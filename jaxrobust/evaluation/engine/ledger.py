@@ -199,7 +199,7 @@ class Ledger:
         file, start = self._files[row["file"]], 4 * count * int(row["stored"])
         if not file.exists() or file.stat().st_size < start + 4 * count:
             raise ValueError(
-                f"{file} lacks the adversarial image by {attack} for image {self._ids[place]}; "
+                f"{file} lacks the adversarial image from {attack} for image {self._ids[place]}; "
                 f"to evaluate again, remove {file.with_suffix('.jsonl')} too"
             )
         return np.fromfile(file, np.float32, count, offset=start).reshape(shape)

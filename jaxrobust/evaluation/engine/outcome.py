@@ -203,7 +203,7 @@ def refuse_damaged(evaluation: AttackContext, name: str, draw: int, places: np.n
             if stands or not is_inside:
                 why = "does not fool this network" if is_inside else "is outside the ball"
                 raise ValueError(
-                    f"the ledger's adversarial image by {name} for image {image} {why}: its "
+                    f"the ledger's adversarial image from {name} for image {image} {why}: its "
                     ".images file is damaged or from another evaluation; remove it and the ledger"
                 )
         stored = book.rows(name)["reached"][part]

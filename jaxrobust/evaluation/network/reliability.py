@@ -187,8 +187,8 @@ def check_answers(
     hit = ~np.isin(fooled_by, ("", "clean")) & (np.asarray(reached) < 0)
     if silent := int(hit.sum()):
         flags["nan-under-attack"] = (
-            f"{silent} of {finite.size} images have NaN or infinite {of} under an attack, or its "
-            "images are not finite: they count as fooled, although the network predicts no other "
+            f"{silent} of {finite.size} images have NaN or infinite {of} under an attack, or it "
+            "made non-finite images: they count as fooled, although the network predicts no other "
             f"class there; {_BROKEN[of]}, and for undefined gradients, such as that of sqrt at 0"
         )
     return flags

@@ -123,8 +123,8 @@ def _checked(
     if one and len(balls) > 1 and not (threats or ladder or flags.worst_case):
         names = [f"{ball.norm}:{fraction(ball.epsilon)}" for ball in balls]
         raise ValueError(
-            f"{one} only works for one evaluation, but {flags.workdir} trained with {len(balls)} "
-            f"norms; choose one of them: --threat={' or --threat='.join(names)}"
+            f"{one} only works for one evaluation, but {flags.workdir} was trained with "
+            f"{len(balls)} norms; choose one of them: --threat={' or --threat='.join(names)}"
         )
     return flags, balls
 

@@ -122,8 +122,8 @@ def _measured(
     lost = {name: row.get("not_finite", 0) for name, row in done.items()}
     if words := ", ".join(f"{name}: {lost[name]}" for name in rows if lost[name]):
         flags["nan-under-corruption"] = (
-            f"some images have NaN or infinite logits under corruptions ({words}, of {count} each) "
-            "and count as wrong"
+            f"some images have NaN or infinite logits under corruptions ({words}; {count} images "
+            "each) and count as wrong"
         )
     accuracy: dict[str, dict[str, float]] = {}
     for row in rows.values():

@@ -84,9 +84,7 @@ def of_corruptions(flags: GivenFlags) -> GivenFlags:
         return flags
     wished = corruptions_of(flags)
     if flags.attack != "clean":
-        raise ValueError(
-            f"--corruptions is measured without an attack; leave --attack={flags.attack} out"
-        )
+        raise ValueError(f"--corruptions runs without an attack; leave --attack={flags.attack} out")
     if flags.frost is not None and all(corruption.kind != "frost" for corruption in wished):
         raise ValueError(f"--frost={flags.frost} has no effect without the corruption frost")
     if not (flags.dataset or "").startswith("cifar10-c:"):
@@ -255,7 +253,9 @@ def check_network(flags: GivenFlags, *, of_weights: bool) -> None:
         raise ValueError("--model needs --weights PATH")
     extra = written(flags, "weights", "num_classes", "options")
     if flags.workdir and extra:
-        raise ValueError(f"{' and '.join(extra)} would replace the run's own; use --model instead")
+        raise ValueError(
+            f"{' and '.join(extra)} would replace the run's own; use --model instead of --workdir"
+        )
     if flags.weights and flags.phase:
         raise ValueError("--phase needs a --workdir, because --weights has only one phase")
     if (flags.function or flags.torch) and (extra := [*extra, *written(flags, "phase")]):

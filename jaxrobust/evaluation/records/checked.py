@@ -176,7 +176,7 @@ def procedure(record: AccuracyRecord) -> dict[str, Any]:
         "each attack of a union": None if on_all is None else order,
         "version": _version(record),
         "ladder": ", ".join(f"{radius:.4g}" for radius in ladder["radii"]) if ladder else "none",
-        "images met by the first attack alone": record.robust_beyond or 0,
+        "images attacked only by the first attack": record.robust_beyond or 0,
     }
 
 
@@ -228,10 +228,10 @@ def same_images_shown(
     return compared == common or (facts is not None and facts == pictures(other))
 
 
-_ORDER = "order of images, by its seed"
+_ORDER = "seed of the image order"
 # Keys that only some records have; other lists and classes also differ in their labels.
 _OPTIONAL = (
-    *("list of images", "list of classes", "image size", "type of the search"),
+    *("list of images", "list of classes", "image size", "search dtype"),
     *("version", "each attack of a union", _ORDER),
 )
 
@@ -239,7 +239,7 @@ _OPTIONAL = (
 _NO_SETTING = ("name", "norm", "epsilon")
 _FIELDS = {"data set": "dataset", "split": "split", "list of images": "ids_sha256"}
 _FIELDS |= {"list of classes": "classes_sha256", "image size": "image_size"}
-_FIELDS |= {"preprocessing": "preprocessing", "type of the search": "search_dtype"}
+_FIELDS |= {"preprocessing": "preprocessing", "search dtype": "search_dtype"}
 
 
 def balls(record: AccuracyRecord) -> list[tuple[str, str]]:

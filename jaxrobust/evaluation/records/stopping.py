@@ -272,7 +272,7 @@ def fast_line(fast: FastSample) -> str:
     )
     return (
         f"{head}; with {100 * fast['level']:g}% confidence, at most {fast['at_most']:,} of the "
-        f"others would fall too, so its robust accuracy is at least {fast_bound(fast)}; --finish "
+        f"others would fall too, so robust accuracy is at least {fast_bound(fast)}; --finish "
         "computes it"
     )
 

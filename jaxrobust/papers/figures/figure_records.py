@@ -9,7 +9,11 @@ from jaxrobust.evaluation.records.verdicts import HashedImages, Verdicts
 from jaxrobust.results.comparison import evaluations
 from jaxrobust.results.run_records import RunRecord
 
-_RADII = ("radius", "ladder", "images met by the first attack alone")  # may differ between rungs
+_RADII = (
+    "radius",
+    "ladder",
+    "images attacked only by the first attack",
+)  # may differ between rungs
 _RESOLUTIONS = ("image size", "preprocessing", "norm", "radius")  # may differ between resolutions
 _LONGEST = 40  # letters of a name that is taken from a record or a folder
 

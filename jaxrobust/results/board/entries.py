@@ -153,7 +153,7 @@ def _attacked(done: Verification, record: AccuracyRecord, listed: ListedBundle) 
         parts.append(f"a ladder of {len(record.ladder['radii'])} radii")
     ball = ("norm", "epsilon", "step_size")  # a step is a share of the radius
     settings = [{k: v for k, v in attack.items() if k not in ball} for attack in record.attacks]
-    procedure = checked.procedure(record) | {"images met by the first attack alone": None}
+    procedure = checked.procedure(record) | {"images attacked only by the first attack": None}
     fallen = {image: f"{name} of the board" for image, name in done.sample.fallen.items()}
     rows: Rows = [
         {**row, "verdict": fallen.get(row["image"], row["verdict"])} for row in done.bundle.rows

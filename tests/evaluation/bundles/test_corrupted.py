@@ -167,8 +167,8 @@ class ForgedTest(Case):
         ({"clean": 0.99}, "gives the accuracy 0.99 for clean, but its rows give"),
         ({"robust": 0.5}, "gives the robust accuracy 0.5, which it does not measure"),
         ({"image_ids": "0..50"}, "lacks 11 of the 51 images of its record, such as 40"),
-        ({"image_ids": "0..9"}, "has image 39, but its record covers 10, 0..9"),
-        ({"interval": {"clean": [0.1, 0.2]}}, "gives [0.1, 0.2] as 95% interval of clean"),
+        ({"image_ids": "0..9"}, "has image 39, but its record covers 10 images, 0..9"),
+        ({"interval": {"clean": [0.1, 0.2]}}, "gives [0.1, 0.2] as the 95% interval of clean"),
     )
     def test_numbers_of_the_record(self, record, said):
         bundles.changed(self.folder, record=record)
@@ -189,7 +189,7 @@ class ForgedTest(Case):
         self.assertIn(said, self.read())
 
     @parameterized.parameters(
-        ({"right": "01"}, "has '01' for image 3, but needs 4 digits 0 or 1"),
+        ({"right": "01"}, "has '01' for image 3, but needs 4 digits (0 or 1)"),
         ({"right": 11}, "has the invalid right 11 in line 4"),
         ({"label": 10}, "has the label 10 for image 3, which is not a class"),
         ({"image": 4}, "has image 4 twice"),
@@ -206,7 +206,7 @@ class ForgedTest(Case):
 
     @parameterized.parameters(
         ({"split_images": 7}, "covers 40 images of a split with 7"),
-        ({"corruptions": ["fog-1"]}, "covers ['fog-1'], but its record clean, fog-1, fog-4"),
+        ({"corruptions": ["fog-1"]}, "covers ['fog-1'], but its record covers clean, fog-1, fog-4"),
         ({"image": [8, 9, 3]}, "has images of shape [8, 9, 3], but its record says 8 pixels"),
         ({"schema": 2}, "it has the invalid verdict None in line 1"),
     )

@@ -120,10 +120,10 @@ class LedgerTest(parameterized.TestCase):
         images.write_bytes(images.read_bytes()[:-1])
         book = self.opened()
         book.adversarial(0, "a", SHAPE)
-        with self.assertRaisesRegex(ValueError, "lacks the adversarial image by a for image 10"):
+        with self.assertRaisesRegex(ValueError, "lacks the adversarial image from a for image 10"):
             book.adversarial(1, "a", SHAPE)
         images.unlink()
-        with self.assertRaisesRegex(ValueError, "lacks the adversarial image by a for image 30"):
+        with self.assertRaisesRegex(ValueError, "lacks the adversarial image from a for image 30"):
             book.adversarial(0, "a", SHAPE)
 
     def test_every_process_reads_all_files_and_writes_its_own(self):
@@ -274,14 +274,14 @@ class RefusedPointsTest(parameterized.TestCase):
     def test_rounding_is_forgiven(self):
         spread = 100.0
         self.refuse([0.5 * outcome.hosts.ROUNDING * spread])
-        with self.assertRaisesRegex(ValueError, "by a for image 10 does not fool this network"):
+        with self.assertRaisesRegex(ValueError, "from a for image 10 does not fool this network"):
             self.refuse([2 * outcome.hosts.ROUNDING * spread])
-        with self.assertRaisesRegex(ValueError, "by a for image 11 does not fool this network"):
+        with self.assertRaisesRegex(ValueError, "from a for image 11 does not fool this network"):
             self.refuse([-1.0, 5.0])
 
     def test_a_masked_class_forgives_nothing(self):
         """Behind a mask of -1e9 a margin of a million was rounding."""
-        with self.assertRaisesRegex(ValueError, "by a for image 11 does not fool this network"):
+        with self.assertRaisesRegex(ValueError, "from a for image 11 does not fool this network"):
             self.refuse([-1.0, 5.0], lowest=-1e9)
 
     def test_draws_of_a_network_that_is_random(self):

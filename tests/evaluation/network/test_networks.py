@@ -387,7 +387,9 @@ class FormsTest(parameterized.TestCase):
     def test_search_fn_is_named(self):
         with self.assertRaisesRegex(ValueError, "^search_fn gives int32; return floating"):
             evaluate(partial(FIRST), search_fn=lambda x: jnp.ones((x.shape[0], 10), jnp.int32))
-        with self.assertRaisesRegex(ValueError, "search_fn gives 9 logits, but logits_fn 10; pass"):
+        with self.assertRaisesRegex(
+            ValueError, "search_fn gives 9 logits, but logits_fn gives 10; pass"
+        ):
             evaluate(partial(FIRST), search_fn=partial(FIRST[:, :9]))
 
     @sweeps.rows(False, True)

@@ -159,7 +159,7 @@ class CommandTest(parameterized.TestCase):
                     ("strong", "weak")[seed > 0], out=f"seed{seed}", until_width="20", seed=seed
                 )
             )
-        with self.assertRaisesRegex(ValueError, "order of images, by its seed is 0 there, 7 here"):
+        with self.assertRaisesRegex(ValueError, "seed of the image order is 0 there, 7 here"):
             evaluations.load(["seed0", "seed7"])
 
     def test_report(self):
