@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust.commands.flags.shared import shared
-from jaxrobust.runtime.commandline import fields
+from jaxrobust.runtime.commandline import fields, threats
 from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience, terminal
@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _compared(flags: CompareFlags) -> dict[str, Any]:
+    if flags.threat not in (None, "clean"):
+        threats.parse(flags.threat)  # raises before JAX is imported
     with patience.of(patience.LOADING):
         from jaxrobust.results.comparison import (
             comparison_findings,

@@ -23,6 +23,7 @@ from jaxrobust.doctor.findings import RED, Finding, line
 from jaxrobust.runtime.commandline import arguments, fields
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience, terminal
+from jaxrobust.threats import NORMS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class DoctorFlags(SubjectFlags):
     n: int = flag("Number of images, drawn from the whole split; 32 to 1000.", 200)
     seed: int = shared("seed", 0)
     devices: int | None = flag(
-        "Number of devices to train a config on; default: those of this machine."
+        "Number of devices to train a config on; default: those of this machine.", least=1
     )
     json: bool = flag("Whether to print one JSON object instead.", False)
 
@@ -55,6 +56,9 @@ def main(argv: list[str]) -> None:
         devices, as_json = values.pop("devices"), values.pop("json")
         if not 32 <= values["n"] <= 1000:
             raise ValueError(f"--n={values['n']} is outside of 32 to 1000; leave it out for 200")
+        if values["norm"] not in (None, *NORMS):
+            names = ", ".join(NORMS)
+            raise ValueError(f"--norm={values['norm']} is unknown; choose one of {names}")
         name = None
         if _CONFIG.value is not None:
             name = arguments.config_name(config_flags.get_config_filename(flags.FLAGS["config"]))

@@ -32,7 +32,7 @@ class ReportFlags:
     watch: bool = flag("Serve the page and keep it up to date.", False)
     host: str = flag("Address of --watch; default: only this machine reaches it.", "127.0.0.1")
     port: int = flag("Port of --watch; default: 8017.", 8017)
-    every: float = flag("Seconds between two pages of --watch; default: 10.", 10.0)
+    every: float = flag("Seconds between two pages of --watch; default: 10.", 10.0, least=1)
     json: bool = flag("Print the outcome as JSON on the last line.", False)
 
 

@@ -12,7 +12,6 @@ or another process of the pod is gone; 143 SIGTERM before or after training; 130
 (Ctrl-C).
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -115,6 +114,5 @@ def _use(cores: int | None) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] and not sys.argv[1].startswith("-"):
-        sys.argv[1] = f"--config={sys.argv[1]}"
+    arguments.config_first()
     arguments.run(main, __doc__, usual="config workdir then estimate multihost")

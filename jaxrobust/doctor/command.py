@@ -44,8 +44,6 @@ class Examination(NamedTuple):
 def given_of(place: str | None, **values: Any) -> GivenFlags:
     """Fill evaluate's flags; `place` is a run, weights, or a function given without a flag."""
     values["norm"] = values.get("norm") and spelled(values["norm"])
-    if values["norm"] not in (None, *_RADII):
-        raise ValueError(f"--norm={values['norm']} is unknown; choose one of {', '.join(_RADII)}")
     defaults: dict[str, Any] = {"attack": "clean", "version": "standard", "n": None}
     defaults |= {"search_dtype": "float32", "seed": 0}
     if place is not None:
@@ -142,10 +140,6 @@ def answer(
       config: a config, named `config_name`.
       devices: number of devices; None: those present, where a CPU counts as one.
     """
-    if devices is not None and devices < 1:
-        raise ValueError(
-            f"--devices={devices} must be at least 1; leave it out to use those of this machine"
-        )
     devices = devices or (1 if jax.default_backend() == "cpu" else jax.device_count())
     named_by = {key: value for key, value in values.items() if key not in ("n", "seed")}
     names_network = place is not None or any(value is not None for value in named_by.values())

@@ -23,6 +23,7 @@ from jaxrobust.runtime.text.spelling import counted
 from jaxrobust.training import build
 from jaxrobust.training.run import splits, warnings
 from jaxrobust.training.update import inner, objectives
+from jaxrobust.training.update.value_checks import must_be
 from jaxrobust.types import Classifier, Threat
 from jaxrobust.weights.naming.compose import NORMALIZATIONS
 
@@ -237,11 +238,12 @@ def _warmup(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
 def _batch(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
     changed, fitted = warnings.fitted_batches(plan.config, plan.devices)
     planned = of_phase(changed, name)
-    size, fsdp = planned[name].batch_size, plan.config.mesh.fsdp
+    size, fsdp, parts = planned[name].batch_size, plan.config.mesh.fsdp, planned[name].microbatches
     try:
+        must_be(f"{name}.microbatches", parts, parts >= 1, "at least 1; set it to 1")
         build.divides(size, plan.devices, f"{name}.batch_size")
         build.divides(plan.devices, fsdp or plan.devices, "the number of devices")
-        build.divides(size // plan.devices, planned[name].microbatches, "a device's images")
+        build.divides(size // plan.devices, parts, "a device's images")
         build.batch_augmentation(planned, name, devices=plan.devices)
     except ValueError as error:
         wrong, _, remedy = str(error).partition("; ")

@@ -22,8 +22,6 @@ def serve(
         raise ValueError(
             f"{missing[0]} does not exist; name a run that has begun, or a folder of runs"
         )
-    if every < 1:
-        raise ValueError(f"--every={every:g} is too often; give 1 second or more")
     with server(places, host=host, port=port, every=every) as serving:
         address = f"http://{host}:{serving.server_address[1]}/"
         if not _is_loopback(host):

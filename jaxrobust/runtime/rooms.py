@@ -18,7 +18,7 @@ def entries(registry: str) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for room in ROOMS:
-        rows = getattr(importlib.import_module(f"jaxrobust.{room}.names"), registry, {})
+        rows = getattr(optional(f"jaxrobust.{room}.names"), registry, {})
         if twice := sorted(merged.keys() & rows.keys()):
             raise ValueError(f"{registry}: jaxrobust/{room}/names.py repeats {', '.join(twice)}")
         merged |= rows

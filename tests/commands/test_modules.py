@@ -64,6 +64,13 @@ class ModulesTest(parameterized.TestCase):
         self.assertEqual((done.returncode, done.stdout), (1, ""))
         self.assertIn("start a command as `python -m jaxrobust COMMAND`", done.stderr)
 
+    def test_a_full_disk_is_one_sentence(self):
+        words = [sys.executable, "-m", "jaxrobust"]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        said = "jaxrobust: cannot write the output: no space left on the device\n"
+        self.assertEqual((done.returncode, done.stderr), (3, said))
+
     def test_these_are_all_old_names(self):
         package = ROOT / "jaxrobust"
         text = {str(f.relative_to(package)): f.read_text() for f in Path(package).rglob("*.py")}

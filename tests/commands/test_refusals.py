@@ -7,6 +7,8 @@ import sys
 
 from absl.testing import absltest
 
+from jaxrobust.attacks import ensembles, registry
+from jaxrobust.evaluation.questions import stated
 from tests.support import paths
 
 # Each case in a fork: absl defines flags once per process.
@@ -37,6 +39,7 @@ CASES = {
     "train": "name one config",
     "train configs/quickstrat.py": "did you mean",
     f"train {RECIPE} extra": "one word too many",
+    f"train {RECIPE} --config quickstart": f"{RECIPE} and --config both name the config; leave",
     f"train {RECIPE} --config.atack.steps=3": "did you mean 'attack'",
     f"train {RECIPE} --config.attack.steps=abc": "is not a whole number",
     f"train {RECIPE} --workdri x": "did you mean --workdir",
@@ -62,17 +65,25 @@ CASES = {
     "evaluate quickstart --image_size 8 --image_size 8": "repeats a size",
     "evaluate quickstart --version fast --attack apgd-ce": "leave --attack=apgd-ce out",
     "evaluate quickstart --finsh": "did you mean --finish",
+    "evaluate quickstart --attack autoatack": "did you mean autoattack",
+    "evaluate quickstart --attack pgd-0": "choose one of clean, fgsm, pgd-K",
+    "evaluate quickstart --version quick": "choose one of standard, plus, rand, fast, custom",
     "evaluate --workdir a --function b.py:c": "--workdir and --function",
     "doctor a b": "one word too many",
     "doctor quickstart --n 3": "outside of 32 to 1000",
+    "doctor quickstart --norm l3": "--norm=l3 is unknown; choose one of linf, l2, l1",
+    f"doctor --config {RECIPE} --devices 0": "--devices=0 must be at least 1",
+    f"doctor --config {RECIPE} --devices -1": "--devices=-1 must be at least 1",
     "estimate": "required: config",
     "why": "config",
     "why configs/quickstrat.py": "did you mean",
     "report": "PATH",
     "report quickstart --watch --out x.html": "leave --out, --json out",
+    "report quickstart --watch --every 0": "--every=0.0 must be at least 1",
     "select runs/x --attack foo": "choose from",
     "select runs/x --attack autoattack --steps 3": "leave it out with --attack autoattack",
     "compare": "evaluations",
+    "compare a b --threat l3:1": "the norm 'l3' is unknown; choose one of linf",
     "verify": "BUNDLE",
     "models --jsno": "did you mean --json",
     "import a": "out",
@@ -84,6 +95,7 @@ CASES = {
     "check configs/quickstrat.py": "did you mean",
     f"check {RECIPE} --devices 0": "must be at least 1",
     "figure a --knid x": "did you mean --kind",
+    "figure a --threat linf": "has no radius; write linf:RADIUS",
 }
 
 
@@ -106,6 +118,11 @@ class RefusalsTest(absltest.TestCase):
                 self.assertEqual(code, 2, error)
                 self.assertIn(words, " ".join(error.split()))
                 self.assertEmpty(loaded)
+
+    def test_names_of_attacks_are_those_of_the_registry(self):
+        self.assertCountEqual(stated.SEARCHES, registry.searching())
+        self.assertSequenceEqual(stated.FIXED, [row.written for row in registry.fixed().values()])
+        self.assertSequenceEqual(stated.VERSIONS, [*ensembles.VERSIONS, ensembles.CUSTOM])
 
 
 if __name__ == "__main__":

@@ -240,8 +240,6 @@ class GivenTest(parameterized.TestCase):
         given = command.given_of(None, norm=None, workdir="run", seed=7)
         self.assertEqual((given.workdir, given.weights, given.seed), ("run", None, 7))
         self.assertIsNone(given.norm)
-        with self.assertRaisesRegex(ValueError, "--norm=l3 is unknown; choose one of linf, l2, l1"):
-            command.given_of(None, norm="l3")
 
 
 class AnswerTest(parameterized.TestCase):
@@ -295,9 +293,6 @@ class AnswerTest(parameterized.TestCase):
         with mock.patch.object(command.jax, "default_backend", return_value="tpu"):
             self.answer(config="config", devices=None)
         self.assertEqual(self.asked[0][2]["devices"], command.jax.device_count())
-        for devices in (0, -1):
-            with self.assertRaisesRegex(ValueError, f"--devices={devices} must be at least 1"):
-                self.answer(config="config", devices=devices)
 
 
 class CommandTest(parameterized.TestCase):

@@ -118,6 +118,11 @@ class FigureTest(Folders):
         ):
             self.assertIn(said, table)
 
+    def test_a_network_is_named_after_its_folder(self):
+        for folder, name in (("runs/a/evaluation", "a"), ("runs/evaluation-b", "b"), ("c", "c")):
+            made, _ = self.made("attacks", self.write(folder, 1))
+            self.assertEqual([one["name"] for one in made["series"]], [name])
+
     def test_resolutions_of_one_network(self):
         """Each radius is a curve where sizes share it; sizes that have none are gaps."""
         linf = [(192, 4, 0.3), (256, 4, 0.45), (224, 4, 0.4), (224, 8, 0.2), (256, 8, 0.25)]

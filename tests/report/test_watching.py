@@ -151,7 +151,7 @@ class WatchingTest(absltest.TestCase):
                 (["--port", port], 3, f"cannot listen on 127.0.0.1:{port}"),
                 (["--port", 65536], 2, "--port=65536 is not a port; give one from 1 to 65535"),
                 (["--port=-1"], 2, "--port=-1 is not a port"),
-                (["--every", 0.99], 2, "--every=0.99 is too often; give 1 second or more"),
+                (["--every", 0.99], 2, "--every=0.99 must be at least 1"),
                 (["--json"], 2, "--watch serves the page and writes no file; leave --out"),
             ):
                 said = io.StringIO()

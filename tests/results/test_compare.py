@@ -254,6 +254,11 @@ class FilesTest(Folders):
 
 
 class RefusedTest(Folders):
+    def test_a_file_that_is_not_text(self):
+        np.savez(self.folder / "images.npz", images=np.arange(9))
+        error = self.refused(self.write("a", found(1)), self.folder / "images.npz")
+        self.assertIn("images.npz is not a text file; give a results.jsonl", error)
+
     def test_without_matplotlib(self):
         places = [self.write(k, found(at)) for at, k in enumerate("ab")]
         with mock.patch.dict(sys.modules, {"matplotlib": None}):
@@ -364,13 +369,14 @@ class RefusedTest(Folders):
             self.assertEqual([e["evaluation"] for e in plain["evaluations"]], [number] * 2)
         said = "has no evaluation under linf:4/255; name one of them: "
         self.assertIn(said, self.refused(*places, "--threat", "linf:4/255"))
-        for threat in ("linf", "max:1"):
-            said = f"--threat={threat} is not a threat; write NORM:RADIUS, with one of linf, l2,"
-            self.assertIn(
-                f"{said} l1, l0, such as linf:4/255, or clean",
-                self.refused(*places, "--threat", threat),
-            )
-        self.assertIn("--threat=four is not", self.refused(*places, "--threat", "l2:four"))
+        for threat, said in (
+            ("linf", "has no radius; write linf:RADIUS, such as linf:4/255"),
+            ("max:1", "the norm 'max' is unknown; choose one of linf, l2, l1, l0"),
+            ("l2:four", "is not a number"),
+        ):
+            error = self.refused(*places, "--threat", threat)
+            self.assertIn(f"--threat={threat}", error)
+            self.assertIn(said, error)
 
     def test_records_without_verdicts(self):
         a, b = self.write("a", found(1)), self.write("b", found(2), verdicts=None)

@@ -74,6 +74,11 @@ class RoomsTest(absltest.TestCase):
         ):
             rooms.optional("jaxrobust.models")
 
+    def test_a_room_that_is_left_out_adds_nothing(self):
+        every = rooms.entries("COMMANDS")
+        with mock.patch.object(rooms, "ROOMS", (*rooms.ROOMS, "attic")):
+            self.assertEqual(rooms.entries("COMMANDS"), every)
+
     def test_two_rooms_with_one_name_are_refused(self):
         same = ModuleType("names")
         same.THINGS = {"one": "math:pi"}

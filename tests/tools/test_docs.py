@@ -124,6 +124,11 @@ class PagesTest(parameterized.TestCase):
                     target = path.parent / link.partition("#")[0]
                     self.assertTrue(target.is_file(), f"{path.name}: {link}")
 
+    def test_a_room_that_is_left_out(self):
+        text = "```{include} ../../jaxrobust/attic/README.md\n```"
+        expected = "This installation does not include `jaxrobust/attic`."
+        self.assertEqual(pages.expanded(text, "guide/attic.md"), expected)
+
     def test_a_link_is_turned(self):
         for text, expected in (
             ("[a](../data/README.md#b-c)", "[a](data.md#b-c)"),

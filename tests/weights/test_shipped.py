@@ -14,7 +14,7 @@ from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.questions import command, flags, stated
 from jaxrobust.evaluation.questions.flags import GivenFlags
 from jaxrobust.runtime.devices import compilation
-from jaxrobust.types import Weights
+from jaxrobust.types import Threat, Weights
 from jaxrobust.weights import load
 from jaxrobust.weights.fetch import shipped, sources
 from jaxrobust.weights.store import hashes, weights_folder
@@ -78,6 +78,11 @@ class FlagsTest(parameterized.TestCase):
         plain = GivenFlags(weights="a.pt")
         self.assertEqual(stated.of_shipped(plain), plain)
 
+    def test_each_phase_is_attacked_as_the_run_is(self):
+        for phase in shipped.RUNS["quickstart"].phases:
+            given = flags.placed(stated.of_shipped(GivenFlags(shipped="quickstart", phase=phase)))
+            self.assertEqual(flags.settled(given)[1].threat, Threat("linf", 0.1))
+
     def test_what_is_given_stays(self):
         found = stated.of_shipped(GivenFlags(shipped="quickstart", dataset="npz:a", out="b"))
         self.assertEqual((found.dataset, found.out), ("npz:a", "b"))
@@ -104,6 +109,9 @@ class FlagsTest(parameterized.TestCase):
             "AutoAttack"
         )
         self.assertEqual(lines[1:], [follows])
+        with measured, absltest.mock.patch.object(command, "say") as said:
+            command._first_figure(given._replace(attack="clean"), subject, source, None)
+        said.assert_called_once_with(lines[0])
 
     def test_another_network_beside_it(self):
         given = GivenFlags(shipped="quickstart", workdir="runs/1", function="a.py:f")

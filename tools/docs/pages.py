@@ -52,8 +52,11 @@ def expanded(text: str, page: str) -> str:
             from tools.docs import reference  # which imports the package
 
             return reference.PAGES[name]()
-        file = (DOCS / page).parent / name
-        return turned(file.read_text(), file.resolve().relative_to(ROOT).as_posix(), page)
+        file = ((DOCS / page).parent / name).resolve()
+        where = file.relative_to(ROOT).as_posix()
+        if not file.is_file():  # of an optional room
+            return f"This installation does not include `{posixpath.dirname(where)}`."
+        return turned(file.read_text(), where, page)
 
     own = turned(text, f"docs/{page}", page)
     return _BLOCK.sub(filled, own)

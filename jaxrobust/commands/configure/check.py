@@ -1,8 +1,9 @@
 """List everything wrong with a config at once, in seconds: `jaxrobust check CONFIG`.
 
-Training ends with the first mistake; this command lists every one, then the warnings of training,
-the findings of the doctor, and the memory of a step. Images are opened and networks are traced;
-nothing is compiled, trained or written. Data that is missing on this machine is named.
+It lists every mistake, then the warnings of training, the findings of the doctor, the memory of a
+step and, if nothing is refused, an estimate of how long the training takes here. Images are opened
+and networks are traced; no network is compiled, trained or written. Data that is missing on this
+machine is named.
 
 Exit codes: 0 nothing is refused; 1 something is; 2 a mistake in the command or no config, with one
 sentence on stderr; 3 it stopped for another reason, which is printed.
@@ -11,6 +12,7 @@ sentence on stderr; 3 it stopped for another reason, which is printed.
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxrobust.commands.flags.shared import shared
 from jaxrobust.doctor.estimate import changes
@@ -42,9 +44,11 @@ def main() -> None:
         import jax
 
         from jaxrobust.results.configs import refusals
+        from jaxrobust.results.stages import checks
 
     with arguments.ending("the same command starts again"), patience.of("looking at the config"):
         review = refusals.review(config, flags.devices or jax.device_count())
+        costs = [] if review.refused else checks.lines(config, (), Path("runs/check"))
     counts = [counted(len(review.refused), "refusal"), counted(len(review.warned), "warning")]
     print(f"{flags.config}: {', '.join(counts)}")
     for kind, lines in (("refused", review.refused), ("warning", review.warned)):
@@ -52,6 +56,8 @@ def main() -> None:
             print(f"{kind}  {line}")
     for line in review.memory:
         print(f"memory   {line}")
+    for line in costs:
+        print(f"time     {line}")
     if flags.json:
         print(json.dumps(review.plain()))
     sys.exit(1 if review.refused else 0)

@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxrobust.commands.flags.shared import shared
 from jaxrobust.runtime.commandline import fields
-from jaxrobust.runtime.commandline.arguments import answer, number
+from jaxrobust.runtime.commandline.arguments import answer, load_config, number
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience, spelling
 from jaxrobust.weights.fetch.shipped import KINDS
@@ -69,6 +69,7 @@ def _written(flags: NewFlags) -> dict[str, Any]:
         raise ValueError(f"--epsilon={flags.epsilon} must be above 0; leave it out for the usual")
     with patience.of(patience.LOADING):
         from jaxrobust.results.configs import chosen_values, data_facts
+        from jaxrobust.results.stages import checks
 
     with patience.of("looking at the images and the network"):
         data = data_facts.look(place, config=flags.out)
@@ -91,8 +92,10 @@ def _written(flags: NewFlags) -> dict[str, Any]:
     )
     for name, images in data.lists.items():
         print(f"{name}: {len(images):,} images")
+    with patience.of("estimating the time of the training"):
+        costs = checks.lines(load_config(str(flags.out)), (), Path("runs/new"))
     config = shlex.quote(str(flags.out))
-    print(f"next: jaxrobust check {config}; jaxrobust train {config}")
+    print("\n".join([*costs, f"next: jaxrobust check {config}; jaxrobust train {config}"]))
     return {
         "config": str(flags.out),
         "lists": list(data.lists),

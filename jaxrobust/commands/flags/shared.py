@@ -39,7 +39,7 @@ TEXTS: dict[str, tuple[str, str | None]] = {
     ),
     "split": (
         "Split, such as test[:1000]",
-        "the test split of the run, or test, or of imagenet2012 validation@robustbench",
+        "the run's test split; else test, an .npz's only split, or imagenet2012's @robustbench",
     ),
     "classes": (
         "List of classes to keep, imagenet100 or a file of names",

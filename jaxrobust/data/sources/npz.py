@@ -114,6 +114,12 @@ def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     return dataclasses.replace(source, files_sha256=sha256, notes=(*source.notes, *dark))
 
 
+def only_split(name: str) -> str | None:
+    """Return the split of a file that has a single one, else None."""
+    first, *others = _splits_of(opened(name))
+    return None if others else first
+
+
 @contextlib.contextmanager
 def parsing(path: str, ending: str, remedy: str) -> Iterator[None]:
     """Turn NumPy's error about a damaged file, or one in another format, into a DataError."""

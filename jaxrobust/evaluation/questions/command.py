@@ -247,7 +247,7 @@ def _first_figure(
     share = accuracy.clean_share(subject.create("float32"), weights, Prepared(source, **settings))
     name = flags.shipped
     say(f"{name}: clean accuracy {share:.1%} on {number} images of {subject.dataset}")
-    if flags.attack != questions.AUTOATTACK:
+    if flags.attack not in ("clean", questions.AUTOATTACK):
         say(
             f"{name}: next is {flags.attack}, {subject.ball}; add --attack autoattack to run "
             "all of AutoAttack"

@@ -1,6 +1,7 @@
 """Mistakes in the flags of an evaluation that the flags alone show, before JAX is imported."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,12 @@ from jaxrobust.evaluation.questions.stated import (
     ALONE,
     AUTOATTACK,
     FAST,
+    FIXED,
     LENGTHS,
+    SEARCHES,
     SETTINGS,
     STOPS,
+    VERSIONS,
     GivenFlags,
     as_flag,
     of_shipped,
@@ -37,6 +41,9 @@ def check(
     check_network(flags, of_weights=bool(flags.weights))
     several = several_of(sizes, threat, ladder)
     if not has_users(flags):
+        names = "|".join(("clean", AUTOATTACK, *FIXED, *SEARCHES)).replace("K", r"[1-9]\d{0,6}")
+        if not all(re.fullmatch(names, name) for name in flags.attack.split(",")):
+            raise unknown_attack(flags.attack)
         check_fast(flags, several)
         check_stop(flags, several)
     check_certify(of_corruptions(flags))
@@ -107,19 +114,23 @@ def corruptions_of(flags: GivenFlags) -> list[Any]:
         raise ValueError(f"--corruptions={flags.corruptions}: {error}") from error
 
 
+def unknown_attack(attack: str) -> ValueError:
+    """Build the error for an attack, or a list of them, that does not exist."""
+    choices = ("clean", *FIXED[:1], AUTOATTACK, *SEARCHES)
+    wrong = next((name for name in attack.split(",") if name not in choices), AUTOATTACK)
+    return ValueError(
+        f"--attack={attack} is unknown; {near(wrong, choices)}choose one of clean, "
+        f"{', '.join(FIXED)} (K steps), autoattack, or a comma-separated "
+        f"list of its attacks: {', '.join(SEARCHES)}"
+    )
+
+
 def check_attack(question: GivenFlags) -> None:
     """Raise if the attack is unknown, or does not have a setting; imports JAX for the names."""
-    from jaxrobust.attacks import ensembles, fixed_steps, registry
+    from jaxrobust.attacks import ensembles
 
     if not (question.searches or question.attack == "clean" or question.fixed):
-        single = [name for name, row in registry.fixed().items() if row.single]
-        choices = ("clean", *single, AUTOATTACK, *registry.searching())
-        unknown = [name for name in question.attack.split(",") if name not in choices]
-        raise ValueError(
-            f"--attack={question.attack} is unknown; {near(unknown[0], choices) if unknown else ''}"
-            f"choose one of clean, {fixed_steps.written()}, autoattack, or a comma-separated "
-            f"list of its attacks: {', '.join(registry.searching())}"
-        )
+        raise unknown_attack(question.attack)
     attack = question.users[0].file if question.attack == ALONE else question.attack
     _check_version(question, attack)
     if question.users and not question.searches:
@@ -150,16 +161,11 @@ def check_attack(question: GivenFlags) -> None:
 
 
 def _check_version(question: GivenFlags, attack: str) -> None:
-    from jaxrobust.attacks import ensembles
     from jaxrobust.evaluation.network import randomised
 
-    versions = (*ensembles.VERSIONS, ensembles.CUSTOM)
-    for flag, choices in (("version", versions), ("search_dtype", _TYPES)):
-        value = getattr(question, flag)
-        if value not in choices:
-            raise ValueError(f"--{flag}={value} is unknown; choose one of {', '.join(choices)}")
-        if value != choices[0] and (not question.searches or question.attack == ALONE):
-            raise ValueError(f"--{flag}={value} has no effect with --attack={attack}; leave it out")
+    if not question.searches or question.attack == ALONE:
+        for flag in written(question, "version", "search_dtype"):
+            raise ValueError(f"{flag} has no effect with --attack={attack}; leave it out")
     if question.version == "rand":
         if question.search_dtype != "float32":
             raise ValueError("--version=rand searches in float32; leave --search_dtype out")
@@ -228,9 +234,9 @@ def check_values(flags: GivenFlags) -> None:
         value = getattr(flags, flag)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{flag}={value:g} must be above 0")
-    if flags.search_dtype not in _TYPES:
-        types = ", ".join(_TYPES)
-        raise ValueError(f"--search_dtype={flags.search_dtype} is unknown; choose one of {types}")
+    for flag, choices in (("version", VERSIONS), ("search_dtype", _TYPES)):
+        if (name := getattr(flags, flag)) not in choices:
+            raise ValueError(f"--{flag}={name} is unknown; choose one of {', '.join(choices)}")
 
 
 def check_network(flags: GivenFlags, *, of_weights: bool) -> None:

@@ -9,6 +9,13 @@ from jaxrobust.weights.fetch import shipped
 ALONE = "user"  # stands for the attacks of an evaluation with only the user's
 AUTOATTACK = "autoattack"
 FAST = "fast"  # part of "standard"'s jobs, the rest only on a sample: not AutoAttack
+VERSIONS = ("standard", "plus", "rand", FAST, "custom")  # of AutoAttack
+# `registry` knows the attacks, but needs JAX; tests/commands/test_refusals.py compares both.
+FIXED = ("fgsm", "pgd-K", "cw-K", "margin-K", "mim-K")
+SEARCHES = (
+    *("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "mim", "square"),
+    *("sparse-pgd", "sparse-pgd-p", "sparse-rs"),
+)
 SETTINGS = ("steps", "targets", "restarts")  # of a named attack
 LENGTHS = ("relative_step", "step")  # of attacks with fixed steps
 _FIXED = (*LENGTHS, "start", "l1_rule")

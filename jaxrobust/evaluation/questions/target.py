@@ -13,7 +13,7 @@ import numpy as np
 from jaxrobust import models
 from jaxrobust.config import NetworkSpec, decoders
 from jaxrobust.data import resolve, same_preprocessing
-from jaxrobust.data.sources import registry
+from jaxrobust.data.sources import npz, registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import tracing
 from jaxrobust.models.interface.network_inputs import cast
@@ -191,8 +191,9 @@ def settled(
         raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
     if dataset != origin.dataset and "split" not in changes:
         # A part of another data set's split does not apply here.
-        imagenet = _IMAGENET.match(dataset)
-        subject = replace(subject, split="validation@robustbench" if imagenet else "test")
+        split = "validation@robustbench" if _IMAGENET.match(dataset) else "test"
+        only = npz.only_split(dataset) if dataset.startswith(npz.PREFIX) else None
+        subject = replace(subject, split=only or split)
     source = registry.open_source(
         dataset,
         subject.split,

@@ -334,9 +334,10 @@ def names(shown: Sequence[FigureRecord], chosen: Sequence[str]) -> list[str]:
 
 
 def _folder(one: FigureRecord) -> Iterator[str]:
-    """Name the run: for a folder of evaluations, its parent folder."""
+    """Name the run: RUN of RUN/evaluation, NAME of runs/evaluation-NAME."""
     folder = one.ours.file.resolve().parent
-    yield (folder.parent if folder.name.startswith("evaluation") else folder).name
+    is_of_run = folder.name == "evaluation"
+    yield folder.parent.name if is_of_run else folder.name.removeprefix("evaluation-")
 
 
 def _network(one: FigureRecord) -> Iterator[str]:

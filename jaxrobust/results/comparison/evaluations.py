@@ -11,10 +11,8 @@ from jaxrobust.evaluation.records.record import AccuracyRecord, FastSample, chec
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.results import run_records
 from jaxrobust.results.run_records import RunRecord
-from jaxrobust.runtime.commandline.arguments import number
+from jaxrobust.runtime.commandline import threats
 from jaxrobust.runtime.files import buckets
-from jaxrobust.runtime.text.spelling import norm as spelled
-from jaxrobust.types import THREAT_NORMS
 
 _SHOWN = 6  # evaluations listed in a message
 
@@ -96,16 +94,10 @@ def met_by_all(fast: FastSample, verdicts: Verdicts) -> Verdicts:
 
 def ball_of(threat: str) -> set[tuple[str, str]]:
     """Parse --threat into the format of `checked.balls`; empty for "clean"."""
-    written, colon, radius = threat.partition(":")
-    norm = spelled(written)
     if threat == "clean":
         return set()
-    if not colon or norm not in THREAT_NORMS:
-        raise ValueError(
-            f"--threat={threat} is not a threat; write NORM:RADIUS, with one of "
-            f"{', '.join(THREAT_NORMS)}, such as linf:4/255, or clean"
-        )
-    return {(norm, f"{number('threat', radius):.6g}")}
+    ball = threats.parse(threat)
+    return {(ball.norm, f"{ball.epsilon:.6g}")}
 
 
 def _evaluation(place: str, run_record: RunRecord) -> ComparedEvaluation:

@@ -1,6 +1,7 @@
 """A config for a data set and a network: its values, each with a reason, and its text."""
 
 import os
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -234,8 +235,8 @@ def text(data: DataFacts, lines: Sequence[ConfigLine], file: str) -> str:
         [
             f'"""{first}',
             "",
-            f"    jaxrobust check {file}",
-            f"    jaxrobust train --config {file}",
+            f"    jaxrobust check {shlex.quote(file)}",
+            f"    jaxrobust train {shlex.quote(file)}",
             "",
             "jaxrobust new wrote it from what it saw in the data. Change what you know better.",
             '"""',

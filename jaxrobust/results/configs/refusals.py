@@ -16,7 +16,7 @@ from jaxrobust.doctor.findings import RED, YELLOW, examined
 from jaxrobust.runtime import pytorch
 from jaxrobust.training import build
 from jaxrobust.training.run import run, splits, start_runs, warnings
-from jaxrobust.training.update import inner, objectives, optim
+from jaxrobust.training.update import inner, objectives, optim, value_checks
 from jaxrobust.types import threats
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.fetch import sources
@@ -42,13 +42,17 @@ def parts_refused(config: Config) -> list[str]:
 
     Training would end with the first one.
     """
-    refused: dict[str, None] = {}
-    for check in _checks(config):
-        try:
-            check()
-        except (ValueError, OSError) as error:  # DataError too
-            refused[str(error)] = None
-    return list(refused)
+    with value_checks.collected() as refused:
+        for check in _checks(config):
+            before = len(refused)
+            try:
+                check()
+            except (ValueError, OSError) as error:  # DataError too
+                refused.append(str(error))
+            except Exception:
+                if len(refused) == before:  # else it follows from a value that is listed
+                    raise
+    return list(dict.fromkeys(refused))
 
 
 def review(config: Config, devices: int) -> Review:
@@ -91,6 +95,7 @@ def _phase(config: Config, name: str) -> Iterator[Callable[[], Any]]:
     if p.objective in objectives.ROWS and objectives.named(p.objective).attacks:
         yield partial(threats, config.attack)
         yield partial(inner.check, config.attack, epochs=p.epochs, phase=name)
+        yield partial(inner.training_attack, config, p.objective)
     yield partial(optim.of_phase, p, name, decay_mask="all", steps_per_epoch=1000)
     yield partial(build.mesh_of, config)
     yield partial(build.batch_augmentation, config, name, devices=1)

@@ -199,9 +199,11 @@ def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
         f"{name} {'not estimated' if seconds is None else account_lines.duration(seconds)}"
         for name, seconds in rows.items()
     ]
-    total = account_lines.duration(sum(seconds for seconds in rows.values() if seconds))
+    if len(rows) > 1:
+        total = sum(seconds for seconds in rows.values() if seconds)
+        parts.append(f"in all {account_lines.duration(total)}")
     assumed = f"at {UTILISATION:.0%} of the peak, without compilation"
-    sentences = [f"estimated cost ({assumed}): {'; '.join(parts)}; in all {total}"]
+    sentences = [f"estimated cost ({assumed}): {'; '.join(parts)}"]
     if autoattack := result.get("autoattack"):
         most = autoattack["at_most"]["seconds"] / max(autoattack["expected"]["seconds"], 1e-9)
         sentences.append(

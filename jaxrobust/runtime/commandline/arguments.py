@@ -214,6 +214,16 @@ class Arguments(argparse.ArgumentParser):
         stop(message, 2)
 
 
+def config_first() -> None:
+    """Turn a first word that is not a flag into --config."""
+    first, *others = sys.argv[1:] or ["-"]
+    if first.startswith("-"):
+        return
+    for word in {"--config", "-config"} & {other.partition("=")[0] for other in others}:
+        stop(f"{first} and {word} both name the config; leave {word} out", 2)
+    sys.argv[1] = f"--config={first}"
+
+
 def _no_flag(word: str, near: Sequence[str]) -> str:
     meant = f"; did you mean {' or '.join(near)}?" if near else ";"
     return f"{word} is not a flag{meant} --help-all lists all flags"
@@ -347,9 +357,9 @@ def config_file(text: str) -> Path:
             )
         return recipes[name]
     if text and path.is_dir():
+        config = python_file if python_file.is_file() else "a config such as birds.py"
         raise NoConfigError(
-            f"{text} is a folder; name a config such as birds.py, or repeat the command that began "
-            "the run"
+            f"{text} is a folder; name {config}, or repeat the command that began the run"
         )
     if not text:
         raise NoConfigError(f"no config given; {meant(name, recipes, give='give a file, or ')}")

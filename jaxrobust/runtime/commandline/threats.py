@@ -2,8 +2,6 @@
 
 import re
 
-import numpy as np
-
 from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.threats import THREAT_NORMS, Threat
@@ -43,6 +41,8 @@ def grown(threat: Threat, factor: float) -> Threat:
 
 def ladder(text: str) -> list[Threat]:
     """Parse the threats of --ladder, the smallest first; a threat of radius 0 is not an attack."""
+    import numpy as np  # here, so that a mistake in another flag is refused sooner
+
     parts = [part.strip() for part in text.split(":")]
     form = "write NORM:LOW:HIGH:RADII, such as linf:0:16/255:9"
     if len(parts) != 4:

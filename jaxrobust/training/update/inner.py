@@ -240,7 +240,7 @@ def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
     wanted = (
         f"at least 0, and with attack.warmup_epochs={warmup} below {phase}.epochs={epochs}, so "
     )
-    inside = 0 <= delay < epochs - warmup
+    inside = not delay or 0 <= delay < epochs - warmup
     must_be("attack.delay_epochs", delay, inside, wanted + "that the radius reaches attack.epsilon")
     if grows(attack) and not any(ball.epsilon for ball in threats(attack)):
         key, count = ("warmup", warmup) if warmup else ("delay", delay)

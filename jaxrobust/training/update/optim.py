@@ -125,10 +125,11 @@ def of_phase(
         one_of(f"{name}.{key}", value, rows)
     start, steps = p.warmup_lr, p.lr_steps
     peak = f"and {name}.lr={p.lr}"
+    most = p.lr if p.lr > 0 else math.inf  # a wrong rate is one mistake, not three
     ranges = {
         "lr": (0 < p.lr < math.inf, "above 0"),
-        "final_lr": (0 <= p.final_lr <= p.lr, f"between 0 {peak}"),
-        "warmup_lr": (start is None or 0 <= start <= p.lr, f"between 0 {peak}"),
+        "final_lr": (0 <= p.final_lr <= most, f"between 0 {peak}"),
+        "warmup_lr": (start is None or 0 <= start <= most, f"between 0 {peak}"),
         "lr_steps": (
             all(0 < s < p.epochs for s in steps) and bool(steps or p.schedule != "step"),
             f"epochs above 0 and below {name}.epochs={p.epochs}, or fractions of them below 1; "

@@ -138,6 +138,6 @@ def _check_lengths(p: PhaseSection, name: str, steps_per_epoch: int) -> None:
             f"{name}.cooldown_epochs={cooldown} has no final value to stay at with "
             f"schedule={shape!r}; set cooldown_epochs=0"
         )
-    longest = epochs - warmup
-    wanted = f"at least 0 and below epochs - warmup_epochs = {longest}, of which it is a part"
-    must_be(f"{name}.cooldown_epochs", cooldown, 0 <= cooldown < longest, wanted)
+    inside = not cooldown or 0 <= cooldown < epochs - warmup
+    wanted = f"at least 0, and together with warmup_epochs={warmup} below {epochs=}"
+    must_be(f"{name}.cooldown_epochs", cooldown, inside, wanted)

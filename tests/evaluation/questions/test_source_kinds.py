@@ -13,6 +13,7 @@ from absl.testing import parameterized
 from jaxrobust import data
 from jaxrobust.commands.configure import new
 from jaxrobust.doctor import command as doctor
+from jaxrobust.evaluation.questions import target
 from jaxrobust.results.configs import refusals
 from jaxrobust.runtime.commandline.arguments import load_config
 from jaxrobust.training.run import run as training_run
@@ -79,6 +80,15 @@ class SourceKindsTest(parameterized.TestCase):
         right = scope["logits_fn"](images / np.float32(255)).argmax(1) == labels
         self.assertAlmostEqual(record["clean"], right.mean())
         self.assertGreater(record["clean"], 0.8)
+
+    def test_the_only_split_of_a_file_needs_no_flag(self):
+        images, labels = self.splits["test"]
+        np.savez(self.root / "one.npz", images=images, labels=labels)
+        np.savez(self.root / "train.npz", x_train=images, y_train=labels)
+        origin = target.of_function(f"{self.root}/net.py:logits_fn")
+        for name, split in (("one", "all"), ("train", "train")):
+            _, source = target.settled(origin, dataset=f"npz:{self.root}/{name}.npz")
+            self.assertEqual((source.split, len(source)), (split, len(labels)))
 
     @parameterized.parameters(*KINDS)
     def test_doctor(self, kind):

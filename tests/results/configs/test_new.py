@@ -14,6 +14,7 @@ from PIL import Image
 from jaxrobust.commands.configure import new
 from jaxrobust.data.sources import registry
 from jaxrobust.results.configs import chosen_values, data_facts, refusals
+from jaxrobust.results.stages import checks
 from jaxrobust.runtime.commandline.arguments import load_config
 from tests.support import command_calls
 from tests.support.commands import run_command
@@ -68,6 +69,9 @@ class WrittenTest(FolderCase):
         found = refusals.review(config, devices=1)
         self.assertEqual((found.refused, found.warned), ([], []))
         self.assertLen(found.memory, 2)
+        self.assertRegex(
+            out, r"without compilation\): training \d[^;\n]+\nnext: jaxrobust check mine/b"
+        )
 
         said = self.refused("mine/birds.py", "--data", "birds")
         self.assertIn("mine/birds.py already exists", said)
@@ -84,6 +88,16 @@ class WrittenTest(FolderCase):
                 self.assertEqual(data_facts.named(place), name)
                 Path(place).mkdir(parents=True)  # which is there, so it is meant
                 self.assertEqual(data_facts.named(place), f"folder:{place}")
+
+    def test_paths_with_spaces_are_quoted(self):
+        """A user copies the commands from the output and from the config."""
+        photographs(Path("my birds"))
+        with mock.patch.object(checks, "lines", return_value=[]):
+            out = command_calls.words(new.main, "my birds/a b.py", "--data", "my birds").out
+        commands = "jaxrobust check 'my birds/a b.py'", "jaxrobust train 'my birds/a b.py'"
+        for command in commands:
+            self.assertIn(command, out)
+            self.assertIn(command, Path("my birds/a b.py").read_text())
 
     def test_a_data_set_by_its_name_elsewhere(self):
         """What is missing is named as ours, with what brings it."""
@@ -240,6 +254,24 @@ class CheckTest(FolderCase):
         self.assertEqual((no_config[0], no_config[1]), (2, ""))
         self.assertIn("notes.py", no_config[2])
         self.assertIn("notes.py, line 1: invalid syntax", no_config[2])
+
+    def test_several_mistakes_of_one_part(self):
+        """Training listed the next one only after the first was corrected."""
+        config = load_config("quickstart")
+        config.train.update(epochs=1, cooldown_epochs=3, microbatches=0)
+        config.attack.warmup_epochs = 2
+        keys = ("attack.warmup_epochs=2", "train.warmup_epochs=2", "train.cooldown_epochs=3")
+        refused = refusals.review(config, devices=1).refused
+        begins = [sentence.partition(" must be")[0] for sentence in refused]
+        self.assertEqual(begins, [*keys, "train.microbatches=0"])
+        config = load_config("quickstart")
+        config.train.lr = -1.0
+        self.assertEqual(refusals.parts_refused(config), ["train.lr=-1.0 must be above 0"])
+
+    def test_the_end_is_how_long_the_training_takes(self):
+        code, out, error = run_command(["check", "quickstart"], self.folder)
+        self.assertEqual(code, 0, error)
+        self.assertRegex(out.splitlines()[-1], r"^time  .*: training \d+\.\d (s|min)$")
 
     def test_memory_that_is_not_there(self):
         config = load_config("quickstart")

@@ -261,6 +261,13 @@ class CostTest(absltest.TestCase):
             running.stages("clean", **how, estimate=True)  # it has begun
             self.assertEqual(asked.call_count, 1)
 
+    def test_a_refusal_comes_before_it(self):
+        """It was said minutes later, after the costs."""
+        config = tiny(train__batch_size=1_000_000)
+        refused = self.assertRaisesRegex(ValueError, "train.batch_size=1000000")
+        with mock.patch.object(checks, "lines", side_effect=AssertionError), refused:
+            running.stages("clean", config, self.workdir, estimate=True)
+
 
 class NotesTest(absltest.TestCase):
     def test_a_stage_is_done_if_what_it_made_is_there(self):

@@ -63,6 +63,11 @@ class ValuesTest(parameterized.TestCase):
         self.assertEqual(config.train.changes.attack.norm, "linf")
         self.assertEqual(parsed(QUICKSTART, "--config.attack.norm=l3").config.attack.norm, "l3")
 
+    def test_a_text_key_is_unset(self):
+        words = ["--config.init.weights=convnext_tiny.fb_in1k", "--config.init.weights=None"]
+        values = [parsed(QUICKSTART, word).config.init.weights for word in words]
+        self.assertEqual(values, ["convnext_tiny.fb_in1k", None])
+
     @sweeps.rows("1/0", "8/255/2", "8/", "eight")
     def test_what_is_no_number_is_named(self, value):
         said = refused(lambda: parsed(QUICKSTART, f"--config.attack.epsilon={value}"))
@@ -195,10 +200,11 @@ class RecipeTest(parameterized.TestCase):
         ("birds", "birds: no such file; did you mean birds.py?"),
         ("bidrs.py", "bidrs.py: no such file; did you mean birds.py?"),
         ("runs", "runs is a folder; name a config such as birds.py"),
+        ("owls", "owls is a folder; name owls.py, or repeat the command that began the run"),
     )
     def test_what_is_here_too(self, given, words):
         folder = self.create_tempdir()
-        for name in ("quickstart.py", "birds.py", "runs/1/config.json"):
+        for name in ("quickstart.py", "birds.py", "runs/1/config.json", "owls.py", "owls/a"):
             folder.create_file(name)
         with contextlib.chdir(folder.full_path):
             self.assertIn(words, refused(lambda: parsed("--config", given)))
