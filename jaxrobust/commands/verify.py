@@ -3,11 +3,11 @@
 `jaxrobust evaluate --bundle BUNDLE` wrote it. W is as for --weights of an evaluation: a run, an
 imported folder, a file, an id. The images come from the data set of the record. One forward pass
 per image, and one more per adversarial image, confirm the clean accuracy, and that the robust
-accuracy is at most what the record says; unconfirmed images are listed. Then APGD-CE and APGD-T
-attack a sample of the images that are said to survive, drawn with your seed; the number that falls
-bounds how many of all would. A network other than the record's is judged too, but then the claim is
-not confirmed. If the record names images or a list of them by a path, which the author of the
-bundle may have made, --dataset or --split has to name your own.
+accuracy is at most what the record says; unconfirmed images are listed. Then APGD-CE and APGD-T,
+or Sparse-PGD in l0, attack a sample of the images that are said to survive, drawn with your seed;
+the number that falls bounds how many of all would. A network other than the record's is judged too,
+but then the claim is not confirmed. If the record names images or a list of them by a path, which
+the author of the bundle may have made, --dataset or --split has to name your own.
 
 Exit codes: 0 everything is confirmed; 1 something is not, or standing images fell to attacks that
 the record says they withstand; 2 a mistake, with one sentence on stderr;

@@ -1,6 +1,7 @@
 """A bundle of a linear network on made-up images, and how somebody changes one."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,11 @@ def attacked(images, labels, norm, epsilon, slack=1.0):
     scores[np.arange(len(images)), labels] = -np.inf
     way = (_WEIGHTS[:, scores.argmax(1)] - _WEIGHTS[:, labels]).T.reshape(images.shape)
     way = way * np.random.default_rng(1).uniform(0.5, 1, way.shape)
+    if norm == "l0":  # the pixels that matter most
+        size = np.abs(way).sum(axis=3).reshape(len(images), -1)
+        chosen = size.argsort(axis=1).argsort(axis=1) >= size.shape[1] - int(slack * epsilon)
+        way = np.where(chosen.reshape(*way.shape[:3], 1), way, 0)
+        return np.clip(images + way, 0, 1).astype(np.float32)
     if norm == "linf":
         way = np.clip(way, -0.5, 0.5)
     order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
@@ -66,17 +72,17 @@ class Honest(NamedTuple):
         return self.found.labels
 
 
-def honest(root: Path) -> Honest:
+def honest(root: Path, norm: str = NORM, epsilon: float = EPSILON) -> Honest:
     """Evaluate N images of a split of SPLIT with two attacks, and write the bundle."""
     images = photographs(N)
     right = logits(images).argmax(1)
     labels = np.where(np.arange(N) % 5 == 0, (right + 1) % 10, right).astype(np.int32)
-    points = attacked(images, labels, NORM, EPSILON, 0.6)
+    points = attacked(images, labels, norm, epsilon, 0.6)
     clean = right == labels
     robust = clean & (logits(points).argmax(1) == labels)
     by = np.where(np.arange(N) % 3 == 1, "square", "apgd-ce")
     fooled_by = np.where(clean, np.where(robust, "", by), "clean")
-    norms = np.where(clean & ~robust, EPSILON, 0.0)
+    norms = np.where(clean & ~robust, epsilon, 0.0)
     reached = np.where(clean & ~robust, logits(points).argmax(1), -1)
     found = Verdicts(np.arange(N, dtype=np.uint32), labels, clean, fooled_by, norms, reached)
     out = root / "out"
@@ -97,7 +103,7 @@ def honest(root: Path) -> Honest:
         "method": "apgd-ce + square",
         "model": {"name": "linear", "num_classes": 10, "image_size": 8, "options": {}},
         "attacks": [
-            {"name": name, "norm": NORM, "epsilon": EPSILON} for name in ("apgd-ce", "square")
+            {"name": name, "norm": norm, "epsilon": epsilon} for name in ("apgd-ce", "square")
         ],
         "fingerprint": {"images": "0" * 64},
         "verdicts": "verdicts-a1.json",
@@ -158,3 +164,17 @@ def row_changed(folder: Path, place: int, **changes: Any) -> None:
     rows[place] |= changes
     (folder / claims.ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     resigned(folder)
+
+
+def repainted(folder: Path, place: int, images: np.ndarray, count: int) -> None:
+    """Change other pixels of a stored point by a little, until `count` pixels are changed."""
+    row, path, image = rows_of(folder)[place], folder / "differences-0.bin", images[place]
+    stored = path.read_bytes()
+    code = stored[row["offset"] : row["offset"] + row["bytes"]]
+    steps = np.frombuffer(zlib.decompress(code), np.int8).reshape(image.shape).copy()
+    unchanged = np.argwhere((steps == 0).all(-1))
+    for y, x in unchanged[: len(unchanged) - image[..., 0].size + count]:
+        steps[y, x, 0] = 1 if image[y, x, 0] < 0.5 else -1
+    code = zlib.compress(steps.tobytes())
+    path.write_bytes(stored + code)
+    row_changed(folder, place, offset=len(stored), bytes=len(code))

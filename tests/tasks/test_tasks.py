@@ -15,7 +15,7 @@ from jaxrobust import attacks, tasks
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.bundles import claims, of_task
 from jaxrobust.evaluation.network import user_attacks
-from tests.support import sweeps
+from tests.support import bundles, sweeps
 from tests.support.golden import norm_in_float64
 from tests.support.processes import start, wait
 
@@ -146,8 +146,14 @@ class SegmentationTest(parameterized.TestCase):
             self.assertEqual(changed[result.robust].max(), 0)
         self.assertGreater(more.about["replayed"][0]["fooled"], 0)
         self.assertLess(more.robust.sum(), few.robust.sum())
-        with self.assertRaisesRegex(ValueError, "bundles do not support l0; keep the ledger"):
-            of_task.write(f"{folder}/bundle", few, segment, IMAGES, MASKS, TASK)
+        place, fooled = Path(folder) / "bundle", int(np.flatnonzero(few.clean & ~few.robust)[0])
+        of_task.write(place, few, segment, IMAGES, MASKS, TASK)
+        found = of_task.check(place, segment, IMAGES, MASKS, TASK)
+        self.assertTrue(found.whole, found)
+        self.assertEqual(found.standing, few.robust.sum())
+        bundles.repainted(place, fooled, IMAGES, 11)
+        found = of_task.check(place, segment, IMAGES, MASKS, TASK)
+        self.assertEqual(found.unconfirmed["outside the ball"], [fooled])
 
     def test_a_bundle(self):
         folder = Path(self.create_tempdir())

@@ -3,8 +3,8 @@
 A bundle stores each adversarial image as its difference from the clean image, which is not stored.
 The perturbation is rounded to a few levels on either side of 0 and scaled to the radius; `claims`
 restores and checks this rounded image. If the network no longer misclassifies it, more levels are
-used. Corrupted images are not stored at all: the verifier has the data set's files, or computes
-the images from the record's seed.
+used. In l0 the values are rounded away from 0, so the same pixels change. Corrupted images are not
+stored at all: the verifier has the data set's files, or computes the images from the record's seed.
 """
 
 import ast
@@ -370,11 +370,14 @@ def _coded(
         planes = (bits[0] - bits[1]).ravel().view(np.uint8).reshape(-1, 4).T
         return 0.0, zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)
     delta = adversarial.astype(np.float64) - image.astype(np.float64)
-    largest = float(np.abs(delta).max()) or 1.0
-    steps = np.rint(delta * (levels / largest))
-    length = float(np.linalg.norm(steps.ravel(), checks.ORDER[threat.norm])) or 1.0
+    if threat.norm == "l0":
+        steps, step = np.sign(delta) * np.ceil(np.abs(delta) * levels), 1 / levels
+    else:
+        largest = float(np.abs(delta).max()) or 1.0
+        steps = np.rint(delta * (levels / largest))
+        step = threat.epsilon / (checks.length(steps, threat.norm) or 1.0)
     code = zlib.compress(np.ascontiguousarray(steps.astype(np.int8)).tobytes(), 6)
-    return float(np.float32(threat.epsilon / length)), code
+    return float(np.float32(step)), code
 
 
 def _coded_points(

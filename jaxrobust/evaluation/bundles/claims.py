@@ -179,7 +179,8 @@ def _moved(code: bytes, image: np.ndarray, levels: int, step: float) -> tuple[np
 def point_of(bundle: Bundle, row: ImageRow, image: np.ndarray) -> tuple[np.ndarray, float]:
     """Restore the adversarial image f32[H,W,C] of a row, and measure its share of the radius.
 
-    The length is taken before clipping to [0, 1], because no point can go further there.
+    The length is taken before clipping to [0, 1], because no point can go further there. In l0 the
+    share is 1: an attack may choose pixels that already have their best value.
     """
     with (bundle.folder / row["file"]).open("rb") as file:
         file.seek(row["offset"])
@@ -188,9 +189,15 @@ def point_of(bundle: Bundle, row: ImageRow, image: np.ndarray) -> tuple[np.ndarr
         point, delta = _moved(code, image, row["levels"], row["step"])
     except ValueError as error:
         raise ValueError(f"image {row['image']}: {error}; download the bundle again") from error
+    norm, epsilon = bundle.threat.values()
     edge = not row["levels"] and (np.isin(point, (0, 1)) & (point != image)).any()
-    length = float(np.linalg.norm(delta.ravel(), ORDER[bundle.threat["norm"]]))
-    return point, 1.0 if edge else length / bundle.threat["epsilon"]
+    return point, 1.0 if edge or norm == "l0" else length(delta, norm) / epsilon
+
+
+def length(delta: np.ndarray, norm: str) -> float:
+    """Compute the norm of a difference f[H,W,C]; l0 counts pixels, not entries."""
+    values = np.abs(delta).max(axis=-1) if norm == "l0" else delta
+    return float(np.linalg.norm(values.ravel(), ORDER[norm]))
 
 
 def outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float) -> str | None:
@@ -201,8 +208,7 @@ def outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float) 
     if not ((point >= 0) & (point <= 1)).all():  # also True for NaN
         return "outside the range"
     delta = point.astype(np.float64) - image.astype(np.float64)
-    length = np.linalg.norm(delta.ravel(), ORDER[norm])
-    return None if length <= epsilon * (1 + 1e-5) + 1e-6 else "outside the ball"
+    return None if length(delta, norm) <= epsilon * (1 + 1e-5) + 1e-6 else "outside the ball"
 
 
 def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

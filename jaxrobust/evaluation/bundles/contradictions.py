@@ -49,7 +49,7 @@ Rows = list[ImageRow]
 CORRUPTED_SCHEMA = 3  # of a bundle of common corruptions, which older programs cannot read
 TASK_SCHEMA = 4  # of a bundle of a task, which no program without JAX can check
 CLEAN = "clean"  # in place of a corruption's name: the clean images
-ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1, "l0": 0}
 LEVELS = 127  # of a difference, at most
 _REPLAY, _FULL = "replay", "full"  # stages before the attacks and after them
 _OFF = 1e-6  # tolerance of shares and their intervals
@@ -168,7 +168,7 @@ def _threat(record: RecordJson) -> Iterator[str]:
     norm, epsilon = balls[0]
     if not isinstance(norm, str) or norm not in ORDER:
         yield f"has the norm {norm!r:.20}, which is not one of {', '.join(ORDER)}"
-    if not is_a(epsilon, float) or epsilon <= 0:
+    if not is_a(epsilon, float) or epsilon <= 0 or (norm == "l0" and epsilon % 1):
         yield f"has the invalid radius {epsilon!r:.20}"
     if any(ball != balls[0] for ball in balls):
         yield "has attacks with several norms or radii, which one ball cannot confirm"

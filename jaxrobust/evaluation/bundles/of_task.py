@@ -37,8 +37,6 @@ def write(
     record, n, place = result.typed_record(**facts), len(images), Path(folder)
     if record.task != task.name:
         raise ValueError(f"result is for task {record.task}, not {task.name}; pass its task")
-    if record.threats[0].norm == "l0":
-        raise ValueError("bundles do not support l0; keep the ledger instead")
     if not np.array_equal(result.verdicts.image_ids, np.arange(n)):
         raise ValueError(
             f"result covers the images {record.image_ids}, but there are {n}; bundles need all of "

@@ -19,6 +19,7 @@ from jaxrobust.runtime.text.progress import say
 
 IMAGES = 60  # if none of them falls, at most 5% of all survivors would
 ATTACKS = ("apgd-ce", "apgd-t")
+L0_ATTACKS = {name: {"steps": 1000} for name in ("sparse-pgd", "sparse-pgd-p")}  # of 10,000
 _CHANCE = 0.01  # probability that the same attacks with another seed fool a surviving image
 
 
@@ -32,6 +33,7 @@ class StandingSample(NamedTuple):
     refuted: int  # of these, fooled by an attack that the record says they withstand
     seed: int
     flags: dict[str, str]  # reasons found here to doubt the network's numbers
+    attacks: tuple[str, ...] = ATTACKS
 
     @property
     def most(self) -> int:
@@ -72,9 +74,10 @@ class StandingSample(NamedTuple):
         would = f"{fell / max(self.standing, 1):.2%}" if of else f"{least:.2%} to {most:.2%}"
         sure = "" if of else "with 95% confidence in each bound, "
         shown = [
-            f"  of {of}{self.attacked:,} standing images, {fell:,} fell to {', '.join(ATTACKS)} "
-            f"(repeat with --seed {self.seed}): {sure}{would} of the {self.standing:,} standing "
-            f"images would fall, and robust accuracy under these attacks is {low:.2%} to {high:.2%}"
+            f"  of {of}{self.attacked:,} standing images, {fell:,} fell to "
+            f"{', '.join(self.attacks)} (repeat with --seed {self.seed}): {sure}{would} of the "
+            f"{self.standing:,} standing images would fall, and robust accuracy under these "
+            f"attacks is {low:.2%} to {high:.2%}"
         ]
         if fell:
             names = [f"{image} ({name})" for image, name in self.fallen.items()]
@@ -100,10 +103,13 @@ def attacked(
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(len(rows), min(count, len(rows)), replace=False))
     chosen = [rows[place] for place in drawn.tolist()]
-    about = {"images": findings.images, "standing": len(rows), "attacked": len(chosen)}
+    shorter = L0_ATTACKS if bundle.threat["norm"] == "l0" else {}
+    attacks = (*shorter,) or ATTACKS
+    about: Any = {"images": findings.images, "standing": len(rows), "attacked": len(chosen)}
+    about |= {"seed": seed, "attacks": attacks}
     if not chosen:
-        return StandingSample(**about, fallen={}, refuted=0, seed=seed, flags={})
-    say(f"attacking {len(chosen)} of {len(rows)} standing images: {', '.join(ATTACKS)}")
+        return StandingSample(**about, fallen={}, refuted=0, flags={})
+    say(f"attacking {len(chosen)} of {len(rows)} standing images: {', '.join(attacks)}")
     ids = [row["image"] for row in chosen]
     with patience.of("attacking standing images"):
         result = autoattack(
@@ -111,7 +117,8 @@ def attacked(
             images[np.array(ids)],
             np.array([row["label"] for row in chosen]),
             **bundle.threat,
-            attacks=ATTACKS,
+            attacks=attacks,
+            overrides=shorter,
             seed=seed,
             batch_size=batch,
             image_ids=ids,
@@ -131,4 +138,4 @@ def attacked(
         )
     }
     refuted = sum(name in claimed for name in fallen.values())
-    return StandingSample(**about, fallen=fallen, refuted=refuted, seed=seed, flags=result.flags)
+    return StandingSample(**about, fallen=fallen, refuted=refuted, flags=result.flags)

@@ -115,8 +115,6 @@ def _checked(
         balls = _three_norms().balls(threats)
     else:
         balls = _rungs(flags, ladder) if ladder else _balls(flags, threats)
-    if flags.bundle and "l0" in (flags.norm, *(ball.norm for ball in balls)):
-        raise ValueError("--bundle does not support l0; leave it out, or use linf, l2 or l1")
     bundle.check(flags, max(len(sizes), 1) * max(len(balls), 1))
     fast = "--finish" if flags.finish else "--version=fast" * (flags.version == "fast")
     one = fast or stated.stop_of(flags)

@@ -285,7 +285,7 @@ def _other_attacks(record: dict[str, Any]) -> str | None:
 
     def is_of(version: str) -> bool:
         """Tell whether the attacks are exactly those of this version of AutoAttack."""
-        plan = ensembles.plan(searched[0]["norm"], version, None, None) if searched else ()
+        plan = ensembles.plan(norm, version, None, None) if searched else ()
         return len(plan) == len(searched) > 0 and all(
             attack.get(key, value) == value
             for attack, setting in zip(searched, plan, strict=True)
@@ -293,7 +293,10 @@ def _other_attacks(record: dict[str, Any]) -> str | None:
             if key in ("name", "steps", "restarts")
         )
 
-    versions = [version for version in ensembles.VERSIONS if is_of(version)]
+    norm = attacks[0]["norm"]
+    versions = [
+        name for name in ensembles.versions(norm) if name != ensembles.CUSTOM and is_of(name)
+    ]
     heads = [names, *([f"{questions.AUTOATTACK} {version}", *users] for version in versions)]
     for head in (" + ".join(words) for words in heads):
         if method in (None, stopping.FAST_METHOD, head) or str(method).startswith(f"{head}, "):

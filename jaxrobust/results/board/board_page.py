@@ -25,11 +25,12 @@ _HEAD = (
 _LEAD = (
     "Every number here is from a bundle that was verified before this page was made. The network "
     "itself was run on each image, clean and attacked, so clean accuracy is exact, and robust "
-    "accuracy is at most the value shown. Then APGD-CE and APGD-T attacked a random sample "
-    "of the surviving images: with 95% confidence, accuracy under these two is at least the bound "
-    "below. Under common corruptions the network was run on every corrupted image, so accuracies "
-    "are exact. Anyone with the bundle and the network can check it with the command in its row. "
-    "The attack, its cost and its flags are as stated by the bundle."
+    "accuracy is at most the value shown. Then APGD-CE and APGD-T (in L0, two variants of "
+    "Sparse-PGD) attacked a random sample of the surviving images: with 95% confidence, accuracy "
+    "under these two is at least the bound below. Under common corruptions the network was run on "
+    "every corrupted image, so accuracies are exact. Anyone with the bundle and the network can "
+    "check it with the command in its row. The attack, its cost and its flags are as stated by the "
+    "bundle."
 )
 _RANKS = (
     "Sorted by the lower bound on robust accuracy. A network shares the rank of the first of its "

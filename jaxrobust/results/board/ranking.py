@@ -15,6 +15,7 @@ from jaxrobust.evaluation.records import comparisons
 from jaxrobust.report.parts import sentences
 from jaxrobust.results.board import entries
 from jaxrobust.results.board.entries import BoardEntry
+from jaxrobust.types import NORMS
 
 ALPHA = 0.05  # level of the tests that tell networks apart
 
@@ -92,7 +93,7 @@ def _unions(rows: Sequence[BoardEntry]) -> list[BoardEntry]:
     for group in _grouped(rows, lambda one: (one.network, one.images, one.data, one.attack)):
         by_norm: dict[str, list[BoardEntry]] = {}
         for one in group:
-            if len(one.threats) == 1:
+            if len(one.threats) == 1 and one.threats[0][0] in NORMS:
                 by_norm.setdefault(one.threats[0][0], []).append(one)
         if len(by_norm) == 3:
             several = itertools.product(*(by_norm[norm] for norm in sorted(by_norm)))

@@ -3,8 +3,10 @@
 import ast
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,19 +14,27 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 
 from jaxrobust import data
 from jaxrobust.evaluation.bundles import bundle, claims, contradictions, findings
 from jaxrobust.evaluation.network import checks
 from jaxrobust.types import Threat
-from tests.support import bundles, sweeps
-from tests.support.bundles import SHAPE, attacked, changed, logits, photographs, row_changed
+from tests.support import bundles, paths, sweeps
+from tests.support.bundles import (
+    SHAPE,
+    attacked,
+    changed,
+    logits,
+    photographs,
+    repainted,
+    row_changed,
+)
 from tests.support.evaluations import call, run_for
 from tests.support.outcomes import ended
 
 LONE = (np.array([0]), np.array([0]))  # label and id of an image
-BALLS = (("linf", 8 / 255), ("l2", 0.7), ("l1", 6.0))
+BALLS = (("linf", 8 / 255), ("l2", 0.7), ("l1", 6.0), ("l0", 10.0))
 
 
 class DifferenceTest(parameterized.TestCase):
@@ -332,6 +342,66 @@ class WrittenTest(parameterized.TestCase):
         names = {name.partition(".")[0] for name in whole + parts}
         self.assertEqual(names - sys.stdlib_module_names, {"numpy", "torch"})
         self.assertLess(max(map(len, text.splitlines())), 101)
+
+
+class PixelsTest(absltest.TestCase):
+    """L0: the pixels that an attack changed, and no others, change in its bundle."""
+
+    def setUp(self):
+        super().setUp()
+        self.honest = bundles.honest(Path(self.create_tempdir()), "l0", 10)
+        self.folder = self.honest.folder
+        self.place = int(np.flatnonzero(self.honest.found.fooled_by == "apgd-ce")[0])
+
+    def judged(self):
+        images = self.honest.images
+        opened, labels = claims.read(self.folder), self.honest.labels
+        return findings.judge(
+            opened, lambda _, ids: images[list(ids)], logits, count=len(images), labels=labels
+        )
+
+    def test_the_same_pixels_change(self):
+        found, honest = self.judged(), self.honest
+        self.assertTrue(found.whole, found)
+        self.assertGreater(found.claimed["fooled"], 5)
+        stored = np.fromfile(honest.out / "ledger-a1.images", np.float32).reshape(-1, *SHAPE)
+        opened, levels = claims.read(self.folder), set()
+        fooled = [row for row in opened.rows if row["verdict"] not in ("", "clean")]
+        for row, theirs in zip(fooled, stored, strict=True):
+            image = honest.images[row["image"]]
+            ours, _ = claims.point_of(opened, row, image)
+            np.testing.assert_array_equal((ours != image).any(-1), (theirs != image).any(-1))
+            levels.add(row["levels"])
+        self.assertLess(min(levels), 127)
+
+    def test_one_pixel_more(self):
+        repainted(self.folder, self.place, self.honest.images, 10)
+        self.assertNotIn("outside the ball", self.judged().unconfirmed)
+        repainted(self.folder, self.place, self.honest.images, 11)
+        self.assertEqual(self.judged().unconfirmed["outside the ball"], [self.place])
+
+    def test_in_pytorch(self):
+        if not importlib.util.find_spec("torch"):
+            self.skipTest(paths.PARITY)
+        root = self.folder.parent
+        for name, array in (
+            ("images", self.honest.images),
+            ("labels", self.honest.labels),
+            ("net", bundles._WEIGHTS),
+        ):
+            np.save(root / f"{name}.npy", array)
+        (root / "net.py").write_text(bundles.LINEAR_MODULE)
+        words = [sys.executable, "-I", self.folder / "verify.py", "--device=cpu"]
+        words += ["--images=images.npy", "--labels=labels.npy", "--module=net.py:load"]
+        for more, code, line in (
+            (0, 0, "Confirmed: robust accuracy on these images is at most"),
+            (11, 1, "1 image not confirmed: an adversarial image outside the radius"),
+        ):
+            if more:
+                repainted(self.folder, self.place, self.honest.images, more)
+            done = subprocess.run(words, capture_output=True, text=True, cwd=root)
+            self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+            self.assertIn(line, done.stdout)
 
 
 @pytest.mark.slow

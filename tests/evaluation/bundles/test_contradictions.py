@@ -75,8 +75,9 @@ class FaultTest(parameterized.TestCase):
         (
             "about/record/attacks/0/norm",
             "l3",
-            "has the norm 'l3', which is not one of linf, l2, l1",
+            "has the norm 'l3', which is not one of linf, l2, l1, l0",
         ),
+        ("about/record/attacks/0", {"norm": "l0", "epsilon": 2.5}, "has the invalid radius 2.5"),
         ("about/record/attacks/0/epsilon", 0, "has the invalid radius 0"),
         ("about/image", [2, 2], r"has the invalid image shape \[2, 2\]"),
         ("about/image", [2, 2, 0], r"has the invalid image shape \[2, 2, 0\]"),

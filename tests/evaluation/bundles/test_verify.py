@@ -16,9 +16,11 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
+from jaxrobust.attacks import ensembles
 from jaxrobust.commands import verify
 from jaxrobust.evaluation.bundles import claims, claims_torch
 from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.questions import verification
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.weights.store import files, weights_folder
 from jaxrobust.weights.trained import runs
@@ -252,6 +254,36 @@ class FunctionTest(Case):
         )
         self.assertEqual(code, 1, said)
         self.assertIn("This network or its weights differ from the record's", printed)
+
+    @pytest.mark.slow
+    def test_pixels(self):
+        place, function = self.root / "pixels", f"{self.root}/nets.py:logits_fn"
+        code, _, said = call(
+            function=function, dataset="digits", norm="l0", epsilon="2", attack="sparse-pgd",
+            n=8, out=str(self.root / "pixels_out"), bundle=str(place),
+        )  # fmt: skip
+        self.assertEqual(code, 0, said)
+        words = ("--function", function, "--seed=1", "--json")
+        printed, _ = ended(called(verify, place, *words))
+        self.assertIn("sparse-pgd, l0 2, on digits test", printed)
+        self.assertIn(
+            "standing images, 0 fell to sparse-pgd, sparse-pgd-p (repeat with --seed 1", printed
+        )
+        rows = bundles.rows_of(place)
+        for row in rows:  # claim that the fooled ones stand
+            row["verdict"] = "" if "file" in row else row["verdict"]
+        bundles.rows_changed(place, rows)
+        code, printed, _ = called(verify, place, *words)
+        self.assertEqual(code, 1)
+        self.assertRegex(printed, "Contradicted: .* survive fell to attacks that its record says")
+
+    @sweeps.rows("linf", "l0")
+    def test_the_attacks_of_a_method(self, norm):
+        attacks = [row._asdict() for row in ensembles.plan(norm, "standard", None, None)]
+        record = {"method": "autoattack standard", "attacks": attacks}
+        self.assertIsNone(verification._other_attacks(record))
+        said = verification._other_attacks(record | {"attacks": attacks[1:]})
+        self.assertIn("names the method 'autoattack standard', but its attacks differ", said)
 
     def test_a_program_that_somebody_changed(self):
         other = Path(self.create_tempdir()) / "changed"

@@ -265,10 +265,6 @@ class RunTest(OfRun):
         ),
         ({"norm": "l0", "epsilon": "65"}, "an l0 ball of radius 65 contains all 8x8 images"),
         (
-            {"norm": "l0", "epsilon": "3", "bundle": "b"},
-            "--bundle does not support l0; leave it out, or use linf, l2 or l1",
-        ),
-        (
             {"attack": "cw-0"},
             "--attack=cw-0 is unknown; choose one of clean, fgsm, pgd-K, cw-K, margin-K",
         ),

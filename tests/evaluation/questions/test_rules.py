@@ -101,7 +101,6 @@ class ContradictionTest(parameterized.TestCase):
         ({"corruptions": "fog", "attack": "clean", "sizes": (32, 64)}, "--corruptions takes one"),
         ({"bundle": "new", "sizes": (32, 64)}, "--bundle takes one threat at one image size"),
         ({"bundle": "new", "version": "rand"}, "not --version=rand"),
-        ({"bundle": "new", "threats": ["l0:3"]}, "--bundle does not support l0; leave it out"),
         ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not keep"),
         (
             {"radius_at": 224, "sizes": (192,)},

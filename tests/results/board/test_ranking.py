@@ -134,6 +134,9 @@ class BoardsTest(parameterized.TestCase):
         self.assertLen(ranking.boards(three[:2]), 2)
         other = made("b", [], threats=(("l1", 1.0),))
         self.assertLen(ranking.boards([*three[:2], other]), 3)  # of another network
+        pixels = made("a", [3], threats=(("l0", 9.0),))
+        self.assertLen(ranking.boards([*three[:2], pixels]), 3)
+        self.assertLen(ranking.boards([*three, pixels]), 5)
         *_, board = ranking.boards(three)
         self.assertEqual(board.threat, "union of L1 1, L2 1, L∞ 1")
         (row,) = board.tables[0].rows
