@@ -94,6 +94,19 @@ class PackageTest(absltest.TestCase):
                 self.assertEqual(done.returncode, 141, done.stderr)
                 self.assertNotIn("pipe", done.stderr.lower())
 
+    @pytest.mark.slow
+    @jax.numpy_dtype_promotion("standard")
+    @jax.numpy_rank_promotion("allow")
+    def test_pages_of_attacks_run(self):
+        """Each task of a newcomer is one cell of at most 12 lines."""
+        for page in ("attacks_in_jax", "any_task"):
+            text, names = (paths.ROOT / f"docs/howto/{page}.md").read_text(), {}
+            for cell in re.findall(r"```\{code-cell\} ipython3\n(.*?)```", text, re.DOTALL):
+                self.assertLessEqual(len([*filter(None, cell.splitlines())]), 12, cell)
+                with contextlib.redirect_stdout(io.StringIO()) as out:
+                    exec(cell, names)
+                self.assertEqual(bool(out.getvalue()), "print(" in cell, cell)
+
     def test_the_gallery_text_runs(self):
         """The cells of the pull request for optax, with a small network in place of the page's."""
         text = (paths.ROOT / "examples/optax_gallery.md").read_text()
