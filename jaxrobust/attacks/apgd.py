@@ -209,7 +209,7 @@ def apgd_machine(
         return ApgdState(
             images=images,
             labels=labels,
-            targets=integers(0) if targets is None else targets,
+            targets=inputs.target_classes(targets, len(images)) if goal.aims else integers(0),
             epsilon=floats(epsilon),
             steps=integers(steps),
             period_floor=integers(period_floor),

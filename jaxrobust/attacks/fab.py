@@ -117,17 +117,13 @@ def fab_machine(
             )
         if targeted and targets is None:
             raise ValueError("targeted FAB needs targets i32[B]; pass targets=...")
-        targets = jnp.zeros_like(labels) if targets is None else jnp.asarray(targets)
-        if targets.shape != labels.shape or not jnp.issubdtype(targets.dtype, jnp.integer):
-            raise ValueError(
-                f"targets are {targets.dtype} of shape {targets.shape}; pass one class per image"
-            )
+        targets = jnp.zeros_like(labels) if targets is None else targets
         images = jnp.clip(images, 0, 1)
         floats, integers = inputs.fillers(images)
         return FabState(
             images=images,
             labels=labels,
-            targets=targets,
+            targets=inputs.target_classes(targets, len(images)),
             epsilon=floats(epsilon),
             steps=integers(steps),
             points=jnp.clip(inputs.start_points(ball, start, images, floats(epsilon), keys), 0, 1),
@@ -227,11 +223,12 @@ def fab(
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
+    loss: None = None,
 ) -> t.Attack:
     """Make untargeted FAB an attack: it returns the nearest misclassified point inside the ball.
 
     Without such a point, the image is returned unchanged, clipped to [0, 1]. Arguments as in
-    `fab_run`; `key` may be None without a random start.
+    `fab_run`; `key` may be None without a random start. FAB follows logits and refuses a `loss`.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda x: x.mean((1, 2)) @ jnp.array([[1.0, 0.0]]) + jnp.array([0, 0.4])
@@ -241,6 +238,11 @@ def fab(
     >>> int(logits_fn(images_adv).argmax())
     1
     """
+    if loss is not None:
+        raise ValueError(
+            "FAB takes no loss, because it follows the boundaries between classes; for another "
+            "loss or task, use attacks.apgd(loss=...)"
+        )
     ranges = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
     machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=False, **ranges)
 

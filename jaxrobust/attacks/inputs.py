@@ -64,6 +64,16 @@ def check_no_targets(goal: Goal) -> None:
         )
 
 
+def target_classes(targets: Any, count: int) -> t.Labels:
+    """Convert target classes to an array i[count]; raise if they are not."""
+    classes: t.Labels = jnp.asarray(targets)
+    if classes.shape != (count,) or not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise ValueError(
+            f"targets are {classes.dtype} of shape {classes.shape}; pass one class per image"
+        )
+    return classes
+
+
 def check_array(name: str, value: Any) -> None:
     """Raise `ValueError` for anything but an array or a list that could become one."""
     if isinstance(value, jax.Array):

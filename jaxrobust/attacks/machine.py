@@ -199,7 +199,7 @@ def checked(machine: t.Machine, network: Any, state: Any) -> Callable[[t.Array, 
             container = f" in a {type(outputs).__name__}" if is_tree else ""
             raise ValueError(
                 f"logits_fn returns {listed}{container}, but this attack needs logits "
-                "[B, C]; for another task, pass a function (outputs, targets) -> f[B] as loss"
+                "[B, C]; for another task, pass apgd a function (outputs, targets) -> f[B] as loss"
             )
         if not shapes or any(shape[:1] != points.shape[:1] for shape in shapes):
             raise ValueError(

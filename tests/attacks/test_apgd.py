@@ -600,6 +600,9 @@ class ErrorTest(parameterized.TestCase):
         machine = attacks.apgd_machine(norm="linf", epsilon=0.1, steps=2, loss="dlr-targeted")
         with self.assertRaisesRegex(ValueError, "pass targets="):
             machine.init(jnp.zeros((2, 4, 4, 3)), jnp.zeros(2, jnp.int32))
+        masks = jnp.ones((2, 4, 4), jnp.int32)
+        with self.assertRaisesRegex(ValueError, r"int32 of shape \(2, 4, 4\); pass one class per"):
+            machine.init(jnp.zeros((2, 4, 4, 3)), jnp.zeros(2, jnp.int32), targets=masks)
 
 
 @pytest.mark.computes

@@ -299,8 +299,9 @@ class WrongCallsTest(parameterized.TestCase):
     def test_fab_needs_logits(self):
         with self.assertRaisesRegex(ValueError, r"but this attack needs logits \[B, C\]"):
             self.call("fab", targets=np.zeros(3, int))
-        with self.assertRaisesRegex(TypeError, "loss"):
-            attacks.fab(epsilon=EPSILON, loss=pixel_loss)
+        for loss in (pixel_loss, "ce"):
+            with self.assertRaisesRegex(ValueError, "FAB takes no loss, .* use attacks.apgd.loss="):
+                attacks.fab(epsilon=EPSILON, loss=loss)
 
 
 SETTINGS = {

@@ -354,6 +354,8 @@ class BadInputTest(parameterized.TestCase):
             dict(norm="l0", epsilon=3, overrides=None, attacks=("apgd-task",)),
         ),
         ("is not in version 'task'; choose from apgd-task", dict(attacks=("apgd-ce",))),
+        ("attack 'fab' is not in version 'task'; choose from apgd-task", dict(attacks=("fab",))),
+        ("attack 'apgd-t' is not in version 'task'; choose", dict(attacks=("apgd-t", "fab-t"))),
         ("overrides contains ['apgd-t']", dict(overrides={"apgd-t": {"steps": 2}})),
         (
             "for 8 images",
