@@ -395,7 +395,7 @@ class PixelsTest(absltest.TestCase):
         words += ["--images=images.npy", "--labels=labels.npy", "--module=net.py:load"]
         for more, code, line in (
             (0, 0, "Confirmed: robust accuracy on these images is at most"),
-            (11, 1, "1 image not confirmed: an adversarial image outside the radius"),
+            (11, 1, "1 image not confirmed: an adversarial image outside the ball"),
         ):
             if more:
                 repainted(self.folder, self.place, self.honest.images, more)
