@@ -47,16 +47,17 @@ _NETWORKS = {
 SOURCES = cifar_aligned.SOURCES | {
     "model.options": "ours: small networks for two cores",
     "seed": "ours: two seeds",
-    "data.*_split": "ours: 5,000 images train, 500 choose, the test split is reported",
-    "attack.steps": "ours: five, which two cores can pay",
-    "train.batch_size": "ours: more updates of few images",
-    "train.epochs": "ours: equal minutes of a core",
-    "evaluation.*": "ours: at the end alone",
-    "test.*": "ours: before AutoAttack, a glance",
-    "attack.relative_step": "ours: longer, because there are fewer",
-    "train.lr": "ours: of fewer updates",
-    "train.schedule": "ours: a cosine of all epochs, which are few",
-    "train.warmup_epochs": "ours: one of few epochs",
+    "data.*_split": "ours: 5,000 images for training, 500 for selection, the test split is "
+    "reported",
+    "attack.steps": "ours: five, which two cores can afford",
+    "train.batch_size": "ours: more updates on few images",
+    "train.epochs": "ours: equal minutes on a core",
+    "evaluation.*": "ours: only at the end",
+    "test.*": "ours: a quick look before AutoAttack",
+    "attack.relative_step": "ours: longer steps, because there are fewer",
+    "train.lr": "ours: for fewer updates",
+    "train.schedule": "ours: a cosine over the few epochs",
+    "train.warmup_epochs": "ours: one of the few epochs",
 }
 
 

@@ -59,7 +59,7 @@ ROWS = ("cutmix,seed=1", "heavy-few", "heavy-radius", "base-random", "heavy-warm
 SOURCES = cifar_study.SHARED_SOURCES | {
     "label_smoothing": "Table 1: heavy augmentation",
     "attack.epsilon": "ours: that of CIFAR-10 on RobustBench; 4/255: the paper's",
-    "attack.warmup_epochs": "ours: as the light recipe, in few epochs",
+    "attack.warmup_epochs": "ours: as in the light recipe, over few epochs",
     "*.lr": "ours: 1e-3, or a third of it",
 }
 

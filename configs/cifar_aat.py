@@ -14,52 +14,52 @@ The arguments are a network, as in `configs/cifar_bat.py`, and then, with their 
 Keys that are not defaults, by `jaxrobust why configs/cifar_aat.py:robustresnet_a1,extra=500k`:
 
     model.name                "robustresnet_a1": Table 2
-    model.num_classes         10: ours: as the data set has them
+    model.num_classes         10: ours: as in the data set
     model.image_size          32: Table 2; authors' code for Tiny-ImageNet
-    model.options.activation  "silu": authors' code: SiLU; ours: ResNets of other data take the stem
-          of 32 px
+    model.options.activation  "silu": authors' code: SiLU; ours: ResNets for other data use the stem
+          for 32 px
     init.normalize            "cifar10": authors' code: the data set's mean and std
     data.name                 "cifar10": Table 2; authors' code for Tiny-ImageNet
     data.train_split          "train[1024:]": authors' code: 1,024 training images choose the epoch;
-          ours: which
+          ours: which ones
     data.selection_split      "train[:1024]": authors' code: 1,024 training images choose the epoch;
-          ours: which
+          ours: which ones
     data.test_split           "test": authors' code: 1,024 training images choose the epoch; ours:
-          which
-    data.augmentation         "crop|flip": authors' code: crops and flips, of CIFAR-100 rotations
-          too
+          which ones
+    data.augmentation         "crop|flip": authors' code: crops and flips, and rotations for
+          CIFAR-100
     data.extra                "npz:ti_500K_pseudo_labeled.npz": the paper: 500,000 images with
           pseudo-labels of Carmon et al. 2019
     data.extra_share          0.7: authors' code: 0.7 of a batch
-    data.epoch_images         50176: authors' code: 49 steps an epoch
+    data.epoch_images         50176: authors' code: 49 steps per epoch
     label_smoothing           0.1: authors' code
     train.objective           "trades": Table 2: TRADES; authors' code: the others
     train.epochs              400: authors' code: 400
     train.lr                  0.4: authors' code: 0.4
-    train.schedule            "one-cycle": authors' code: PyTorch's OneCycleLR, by epochs: to the
-          peak and along a cosine down
+    train.schedule            "one-cycle": authors' code: PyTorch's OneCycleLR, per epoch: up to the
+          peak, then down along a cosine
     train.warmup_lr           0.016: authors' code: a 25th of the peak
-    train.final_lr            1.6e-06: authors' code: the first rate over 1e4
+    train.final_lr            1.6e-06: authors' code: the first rate divided by 1e4
     train.optimizer           "sgd": authors' code: SGD with momentum 0.9
     train.weight_decay        0.0005: authors' code: 5e-4
-    train.decay_mask          "not-bn-named": authors' code: not of what is called bn
+    train.decay_mask          "not-bn-named": authors' code: not on parameters named bn
     train.nesterov            true: authors' code
     train.cycle_momentum      true: authors' code: OneCycleLR's default, from 0.95 to 0.85 and back
-    train.ema_decay           0.995: authors' code: 0.995, to which it grows
-    train.ema_warmup_epochs   10: authors' code: 10 epochs of copies
-    train.ema_statistics      "copied": authors' code: those of the network
-    train.bn_statistics       "adversarial": authors' code: the running ones are of attacked images
-          alone
-    train.bn_momentum         [1.0, 0.01]: authors' code: all in the first update, then 1%
+    train.ema_decay           0.995: authors' code: grows to 0.995
+    train.ema_warmup_epochs   10: authors' code: copies for 10 epochs
+    train.ema_statistics      "copied": authors' code: copied from the network
+    train.bn_statistics       "adversarial": authors' code: running statistics of adversarial images
+          only
+    train.bn_momentum         [1.0, 0.01]: authors' code: 100% in the first update, then 1%
     attack.name               "pgd": authors' code: PGD
     attack.epsilon            0.03137254901960784: authors' code: 8/255
     attack.steps              10: authors' code: 10
     attack.relative_step      0.25: authors' code: 2/255
-    attack.start              "uniform-boxed": authors' code: uniform in the ball and the box
-    attack.statistics         "batch": authors' code: the attack sees the batch's
+    attack.start              "uniform-boxed": authors' code: uniform in the ball, clipped to [0, 1]
+    attack.statistics         "batch": authors' code: the attack uses batch statistics
     evaluation.attack         "cw-40": authors' code: the CW margin with a lower limit, 40 steps
     evaluation.step_size      0.00784313725490196: authors' code: 2/255
-    evaluation.start          "uniform-boxed": authors' code: uniform in the ball and the box
+    evaluation.start          "uniform-boxed": authors' code: uniform in the ball, clipped to [0, 1]
 
 The beta of TRADES, 6, the batch, 1,024, and the 10 epochs in which the rate rises are defaults.
 
@@ -85,34 +85,34 @@ from jaxrobust.config import ArgumentError, base, read_arguments
 
 ROWS = ("resnet18,data=cifar100,activation=relu", "resnet18,extra=500k,activation=relu")
 SOURCES = cifar_bat.SOURCES | {
-    "model.options": "authors' code: SiLU; ours: ResNets of other data take the stem of 32 px",
+    "model.options": "authors' code: SiLU; ours: ResNets for other data use the stem for 32 px",
     "init.normalize": "authors' code: the data set's mean and std",
-    "data.*_split": "authors' code: 1,024 training images choose the epoch; ours: which",
+    "data.*_split": "authors' code: 1,024 training images choose the epoch; ours: which ones",
     "data.extra": "the paper: 500,000 images with pseudo-labels of Carmon et al. 2019",
     "data.extra_share": "authors' code: 0.7 of a batch",
-    "data.epoch_images": "authors' code: 49 steps an epoch",
+    "data.epoch_images": "authors' code: 49 steps per epoch",
     "label_smoothing": "authors' code",
     "train.epochs": "authors' code: 400",
     "train.batch_size": "authors' code: 1024",
     "train.lr": "authors' code: 0.4",
-    "train.schedule": "authors' code: PyTorch's OneCycleLR, by epochs: to the peak and along a "
-    "cosine down",
+    "train.schedule": "authors' code: PyTorch's OneCycleLR, per epoch: up to the peak, then down "
+    "along a cosine",
     "train.warmup_lr": "authors' code: a 25th of the peak",
-    "train.final_lr": "authors' code: the first rate over 1e4",
+    "train.final_lr": "authors' code: the first rate divided by 1e4",
     "train.weight_decay": "authors' code: 5e-4",
-    "train.decay_mask": "authors' code: not of what is called bn",
+    "train.decay_mask": "authors' code: not on parameters named bn",
     "train.nesterov": "authors' code",
     "train.cycle_momentum": "authors' code: OneCycleLR's default, from 0.95 to 0.85 and back",
-    "train.ema_decay": "authors' code: 0.995, to which it grows",
-    "train.ema_warmup_epochs": "authors' code: 10 epochs of copies",
-    "train.ema_statistics": "authors' code: those of the network",
-    "train.bn_statistics": "authors' code: the running ones are of attacked images alone",
-    "train.bn_momentum": "authors' code: all in the first update, then 1%",
-    "attack.start": "authors' code: uniform in the ball and the box",
-    "attack.statistics": "authors' code: the attack sees the batch's",
+    "train.ema_decay": "authors' code: grows to 0.995",
+    "train.ema_warmup_epochs": "authors' code: copies for 10 epochs",
+    "train.ema_statistics": "authors' code: copied from the network",
+    "train.bn_statistics": "authors' code: running statistics of adversarial images only",
+    "train.bn_momentum": "authors' code: 100% in the first update, then 1%",
+    "attack.start": "authors' code: uniform in the ball, clipped to [0, 1]",
+    "attack.statistics": "authors' code: the attack uses batch statistics",
     "evaluation.attack": "authors' code: the CW margin with a lower limit, 40 steps",
     "evaluation.step_size": "authors' code: 2/255",
-    "evaluation.start": "authors' code: uniform in the ball and the box",
+    "evaluation.start": "authors' code: uniform in the ball, clipped to [0, 1]",
 }
 
 

@@ -25,17 +25,17 @@ Keys that are not defaults, by `jaxrobust why configs/cifar_aligned.py:cifar_vit
 
     seed                  34257: authors' code
     model.name            "cifar_vit": Table 1
-    model.num_classes     10: Table 1: CIFAR-10; ImageNette has as many
+    model.num_classes     10: Table 1: CIFAR-10; ImageNette has the same number
     model.image_size      32: Table 1: 32; Table 4: 224
-    init.normalize        "cifar10-robustart": authors' code: their mean and std of CIFAR-10,
+    init.normalize        "cifar10-robustart": authors' code: their mean and std for CIFAR-10,
           ImageNet's for ImageNette
     data.name             "cifar10": Tables 1 and 4
     data.train_split      "train[:49000]": ours: the last 1,000 training images choose the epoch;
-          authors' code, with selection=test: the reported ones
+          authors' code, with selection=test: the reported images
     data.selection_split  "train[49000:]": ours: the last 1,000 training images choose the epoch;
-          authors' code, with selection=test: the reported ones
+          authors' code, with selection=test: the reported images
     data.test_split       "test": ours: the last 1,000 training images choose the epoch; authors'
-          code, with selection=test: the reported ones
+          code, with selection=test: the reported images
     data.augmentation     "robustart": authors' code: AutoAugment before crop and flip
     train.epochs          100: authors' code: 100
     train.batch_size      128: authors' code: 128
@@ -44,18 +44,18 @@ Keys that are not defaults, by `jaxrobust why configs/cifar_aligned.py:cifar_vit
           ninth epoch on, a cosine from the eleventh to 1.1e-5 in the last
     train.warmup_epochs   8: authors' code: 8
     train.warmup_lr       0.0: authors' code: the first epoch has a rate of 0
-    train.decay_mask      "all": authors' code: of all parameters
+    train.decay_mask      "all": authors' code: on all parameters
     train.b2              0.999: authors' code: AdamW's default
-    train.ema_decay       0.0: authors' code: no average
+    train.ema_decay       0.0: authors' code: no averaging
     attack.name           "pgd": authors' code: PGD
     attack.epsilon        0.03137254901960784: Table 1: 8/255
     attack.steps          15: authors' code: 15; the paper says 10
     attack.relative_step  0.1: authors' code: 0.8/255
-    attack.start          "uniform-boxed": authors' code: uniform, cut to the box
+    attack.start          "uniform-boxed": authors' code: uniform, clipped to [0, 1]
     evaluation.attack     "pgd-20": authors' code: PGD-20
     evaluation.step_size  0.002352941176470588: authors' code
-    evaluation.start      "uniform-boxed": authors' code: uniform, cut to the box
-    evaluation.weights    "raw": authors' code: no average
+    evaluation.start      "uniform-boxed": authors' code: uniform, clipped to [0, 1]
+    evaluation.weights    "raw": authors' code: no averaging
     evaluation.metric     "clean": authors' code: clean accuracy chooses the epoch
 
 AdamW with a weight decay of 0.05 is the default, as are the running statistics that the attack
@@ -113,16 +113,16 @@ SOURCES = {
     "seed": "authors' code",
     "model.name": "Table 1",
     "model.options": "Tables 2 and 3: orders of stages, patches; the paper: activations",
-    "model.num_classes": "Table 1: CIFAR-10; ImageNette has as many",
+    "model.num_classes": "Table 1: CIFAR-10; ImageNette has the same number",
     "model.image_size": "Table 1: 32; Table 4: 224",
-    "init.normalize": "authors' code: their mean and std of CIFAR-10, ImageNet's for ImageNette",
+    "init.normalize": "authors' code: their mean and std for CIFAR-10, ImageNet's for ImageNette",
     "data.name": "Tables 1 and 4",
     "data.*_split": "ours: the last 1,000 training images choose the epoch; authors' code, with "
-    "selection=test: the reported ones",
+    "selection=test: the reported images",
     "data.augmentation": "authors' code: AutoAugment before crop and flip",
-    "data.preprocessing": "authors' code: 256, cut to 224",
+    "data.preprocessing": "authors' code: resized to 256, cropped to 224",
     "train.objective": "Tables 1 and 4; the paper: TRADES",
-    "train.l1": "the paper, which prints no value: ours",
+    "train.l1": "the paper gives no value; ours",
     "train.epochs": "authors' code: 100",
     "train.batch_size": "authors' code: 128",
     "train.lr": "authors' code: 2.5e-4, released for ViT",
@@ -130,18 +130,18 @@ SOURCES = {
     "cosine from the eleventh to 1.1e-5 in the last",
     "train.warmup_epochs": "authors' code: 8",
     "train.warmup_lr": "authors' code: the first epoch has a rate of 0",
-    "train.decay_mask": "authors' code: of all parameters",
+    "train.decay_mask": "authors' code: on all parameters",
     "train.b2": "authors' code: AdamW's default",
-    "train.ema_decay": "authors' code: no average",
+    "train.ema_decay": "authors' code: no averaging",
     "attack.name": "authors' code: PGD",
     "attack.epsilon": "Table 1: 8/255",
     "attack.steps": "authors' code: 15; the paper says 10",
     "attack.relative_step": "authors' code: 0.8/255",
-    "attack.start": "authors' code: uniform, cut to the box",
+    "attack.start": "authors' code: uniform, clipped to [0, 1]",
     "evaluation.attack": "authors' code: PGD-20",
     "evaluation.step_size": "authors' code",
-    "evaluation.start": "authors' code: uniform, cut to the box",
-    "evaluation.weights": "authors' code: no average",
+    "evaluation.start": "authors' code: uniform, clipped to [0, 1]",
+    "evaluation.weights": "authors' code: no averaging",
     "evaluation.metric": "authors' code: clean accuracy chooses the epoch",
 }
 
@@ -162,8 +162,8 @@ def get_config(arguments: str = ""):
     large = a["model"].endswith("_224") or a["model"] in AT_224
     if large and a["selection"] == "held-out":
         raise ArgumentError(
-            "selection=held-out is of 32 px: a part of class folders holds whole classes; leave it "
-            "out"
+            "selection=held-out is only for 32 px, as a part of class folders holds whole classes; "
+            "leave it out"
         )
     config = base()
     config.seed = 34257

@@ -34,41 +34,42 @@ images reported.
 Keys that are not defaults, by `jaxrobust why configs/cifar_bat.py:robustresnet_a1`:
 
     model.name            "robustresnet_a1": Table 2
-    model.num_classes     10: ours: as the data set has them
+    model.num_classes     10: ours: as in the data set
     model.image_size      32: Table 2; authors' code for Tiny-ImageNet
-    init.normalize        "none": authors' code: pixels as they are
+    init.normalize        "none": authors' code: raw pixels
     data.name             "cifar10": Table 2; authors' code for Tiny-ImageNet
     data.train_split      "train[:49000]": ours: the last 1,000 training images choose the epoch;
-          authors' code, with selection=test: the reported ones
+          authors' code, with selection=test: the reported images
     data.selection_split  "train[49000:]": ours: the last 1,000 training images choose the epoch;
-          authors' code, with selection=test: the reported ones
+          authors' code, with selection=test: the reported images
     data.test_split       "test": ours: the last 1,000 training images choose the epoch; authors'
-          code, with selection=test: the reported ones
-    data.augmentation     "crop|flip": authors' code: crops and flips, of CIFAR-100 rotations too
+          code, with selection=test: the reported images
+    data.augmentation     "crop|flip": authors' code: crops and flips, and rotations for CIFAR-100
     train.objective       "trades": Table 2: TRADES; authors' code: the others
     train.epochs          100: authors' code: 100
     train.batch_size      128: authors' code: 128
     train.lr              0.1: authors' code: 0.1
-    train.schedule        "step": authors' code: a tenth at two epochs
+    train.schedule        "step": authors' code: divided by ten at two epochs
     train.warmup_epochs   0: authors' code: none
     train.lr_steps        [75, 90]: authors' code: 75 and 90
     train.optimizer       "sgd": authors' code: SGD with momentum 0.9
     train.weight_decay    0.0002: authors' code: 2e-4; the paper's study of activations: 1e-4 to
           5e-4
-    train.decay_mask      "all": authors' code: of all parameters; the paper, of smooth activations:
-          not of batch norms
+    train.decay_mask      "all": authors' code: on all parameters; the paper, for smooth
+          activations: not on batch norms
     train.clip_norm       5.0: authors' code: 5
-    train.ema_decay       0.0: authors' code: no average
+    train.ema_decay       0.0: authors' code: no averaging
     attack.name           "pgd": authors' code: PGD
     attack.epsilon        0.03137254901960784: authors' code: 8/255
     attack.steps          10: authors' code: 10
     attack.relative_step  0.25: authors' code: 2/255
     attack.start          "gauss": authors' code: normal noise on the image
-    attack.start_std      0.001: authors' code: 0.001 for TRADES, a step for the others
-    evaluation.attack     "pgd-20": authors' code: PGD-20 chooses the epoch; theirs from the 50th on
+    attack.start_std      0.001: authors' code: 0.001 for TRADES, one step for the others
+    evaluation.attack     "pgd-20": authors' code: PGD-20 chooses the epoch; theirs only from the
+          50th on
     evaluation.step_size  0.0031372549019607846: authors' code: 0.8/255
     evaluation.start      "uniform": authors' code: uniform noise
-    evaluation.weights    "raw": authors' code: no average
+    evaluation.weights    "raw": authors' code: no averaging
 
 Published with TRADES and selection=test, in % (clean, PGD-20, CW-40, AutoAttack; three runs):
 
@@ -136,37 +137,37 @@ ROWS = (
 # Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
 SOURCES = {
     "model.name": "Table 2",
-    "model.num_classes": "ours: as the data set has them",
+    "model.num_classes": "ours: as in the data set",
     "model.image_size": "Table 2; authors' code for Tiny-ImageNet",
-    "model.options": "ours: ResNets of other data take the stem of 32 px",
-    "init.normalize": "authors' code: pixels as they are",
+    "model.options": "ours: ResNets for other data use the stem for 32 px",
+    "init.normalize": "authors' code: raw pixels",
     "data.name": "Table 2; authors' code for Tiny-ImageNet",
     "data.*_split": "ours: the last 1,000 training images choose the epoch; authors' code, with "
-    "selection=test: the reported ones",
-    "data.augmentation": "authors' code: crops and flips, of CIFAR-100 rotations too",
+    "selection=test: the reported images",
+    "data.augmentation": "authors' code: crops and flips, and rotations for CIFAR-100",
     "train.objective": "Table 2: TRADES; authors' code: the others",
     "train.epochs": "authors' code: 100",
     "train.batch_size": "authors' code: 128",
     "train.lr": "authors' code: 0.1",
-    "train.schedule": "authors' code: a tenth at two epochs",
+    "train.schedule": "authors' code: divided by ten at two epochs",
     "train.lr_steps": "authors' code: 75 and 90",
     "train.warmup_epochs": "authors' code: none",
     "train.optimizer": "authors' code: SGD with momentum 0.9",
     "train.weight_decay": "authors' code: 2e-4; the paper's study of activations: 1e-4 to 5e-4",
-    "train.decay_mask": "authors' code: of all parameters; the paper, of smooth activations: not "
-    "of batch norms",
+    "train.decay_mask": "authors' code: on all parameters; the paper, for smooth activations: not "
+    "on batch norms",
     "train.clip_norm": "authors' code: 5",
-    "train.ema_decay": "authors' code: no average",
+    "train.ema_decay": "authors' code: no averaging",
     "attack.name": "authors' code: PGD",
     "attack.epsilon": "authors' code: 8/255",
     "attack.steps": "authors' code: 10",
     "attack.relative_step": "authors' code: 2/255",
     "attack.start": "authors' code: normal noise on the image",
-    "attack.start_std": "authors' code: 0.001 for TRADES, a step for the others",
-    "evaluation.attack": "authors' code: PGD-20 chooses the epoch; theirs from the 50th on",
+    "attack.start_std": "authors' code: 0.001 for TRADES, one step for the others",
+    "evaluation.attack": "authors' code: PGD-20 chooses the epoch; theirs only from the 50th on",
     "evaluation.step_size": "authors' code: 0.8/255",
     "evaluation.start": "authors' code: uniform noise",
-    "evaluation.weights": "authors' code: no average",
+    "evaluation.weights": "authors' code: no averaging",
 }
 
 
@@ -192,8 +193,8 @@ def get_config(arguments: str = ""):
     name, classes, size, test, augmentation = _DATA[a["data"]]
     if a["data"] == "tiny" and a["selection"] == "held-out":
         raise ArgumentError(
-            "selection=held-out is of cifar10 and cifar100: a part of class folders holds whole "
-            "classes; leave it out"
+            "selection=held-out is only for cifar10 and cifar100, as a part of class folders holds "
+            "whole classes; leave it out"
         )
     config = base()
     config.model.update(name=a["model"], num_classes=classes, image_size=size)
@@ -224,9 +225,9 @@ def _options(a) -> dict:
     given |= {key: _number(key, a[key]) for key in _COUNTS if a[key] is not None}
     given |= {key: a[key] == "yes" for key in ("preact", "residual") if a[key] is not None}
     if given.keys() - {"activation"} and not a["model"].startswith("wrn_"):
-        raise ArgumentError(f"{min(given)} is of a wrn_*, not of {a['model']}; leave it out")
+        raise ArgumentError(f"{min(given)} is for wrn_*, not for {a['model']}; leave it out")
     if "activation" in given and not a["model"].startswith(SMOOTH):
-        raise ArgumentError(f"activation is not of {a['model']}; leave it out")
+        raise ArgumentError(f"activation is not for {a['model']}; leave it out")
     if given.get("block", "basic") != "basic" and given.get("preact", True):
         given["first_conv"] = "raw"  # as the released code, from which the paper's numbers came
     return given

@@ -41,22 +41,22 @@ ROWS = ("base", "low-first,seed=1", "clean")
 SHARED_SOURCES = {
     "seed": "ours: two seeds",
     "model.*": "ours: a small ConvNeXt for two cores",
-    "data.*": "ours: 20,000 images of CIFAR-10 train, 500 choose, 1,000 are reported",
+    "data.*": "ours: CIFAR-10, 20,000 images for training, 500 for selection, 1,000 reported",
     "data.augmentation": "ours: crop and flip are basic at 32 px; Table 1: heavy",
     "mixup.*": "Table 1: heavy augmentation",
     "erase.probability": "Table 1: heavy augmentation",
     "label_smoothing": "Table 1: heavy augmentation",
     "phases": "ours: low-first is not a run of the paper",
     "*.epochs": "ours: runs of equal cost",
-    "*.batch_size": "ours: more updates of few images",
-    "*.warmup_epochs": "ours: one of few epochs",
-    "*.ema_decay": "ours: of few updates",
+    "*.batch_size": "ours: more updates on few images",
+    "*.warmup_epochs": "ours: one of the few epochs",
+    "*.ema_decay": "ours: for few updates",
     "train.from_random": "Table 1: from random weights",
     "train.objective": "ours: the control",
     "attack.epsilon": "ours: that of CIFAR-10 on RobustBench",
     "attack.steps": "Table 11: one step or two",
-    "evaluation.*": "ours: at the end alone",
-    "test.*": "ours: before AutoAttack, a glance",
+    "evaluation.*": "ours: only at the end",
+    "test.*": "ours: a quick look before AutoAttack",
 }
 SOURCES = SHARED_SOURCES | {"low.*": "ours: low-first is not a run of the paper"}
 

@@ -9,7 +9,7 @@ as `--config.init.weights`. Hardware, wall time, accuracies: not yet measured.
 Keys that are not defaults, by `jaxrobust why configs/convnext_b_cvst.py`:
 
     model.name             "convnext_b_cvst": Tables 2 and 13
-    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code uses float16
           autocast
     init.weights           "convnext_base.fb_in1k": Table 18, of timm
     init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
@@ -22,9 +22,9 @@ Keys that are not defaults, by `jaxrobust why configs/convnext_b_cvst.py`:
     train.epochs           250: Tables 1 and 2: 50, 250 and 300
     train.batch_size       768: appendix A.3: 756, on 8 x A100; ours: 768, which 8 to 128 devices
           divide
-    train.warmup_epochs    20: appendix A.2: the peak is at epoch 10, of 250 and 300 at 20
-    evaluation.batch_size  512: ours: what fits, which changes no result
-    test.batch_size        512: ours: what fits, which changes no result
+    train.warmup_epochs    20: appendix A.2: the peak is at epoch 10, or 20 for 250 and 300 epochs
+    evaluation.batch_size  512: ours: what fits in memory, which changes no result
+    test.batch_size        512: ours: what fits in memory, which changes no result
 """
 
 from configs import revisiting_at

@@ -8,7 +8,7 @@ as `--config.init.weights`. Hardware, wall time, accuracies: not yet measured.
 
 Keys that are not defaults, by `jaxrobust why configs/convnext_t_cvst.py`:
 
-    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code uses float16
           autocast
     init.weights           "convnext_tiny.fb_in1k": Table 18, of timm
     init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
@@ -18,10 +18,10 @@ Keys that are not defaults, by `jaxrobust why configs/convnext_t_cvst.py`:
           C.3: 50 for InternImage with a PatchStem
     pretrain.batch_size    1408: appendix A.3: 1392; ours: 1408, which 64 devices divide
     train.batch_size       1408: appendix A.3: 1392; ours: 1408, which 64 devices divide
-    evaluation.batch_size  512: ours: what fits, which changes no result
-    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
-          others
-    test.batch_size        512: ours: what fits, which changes no result
+    evaluation.batch_size  512: ours: what fits in memory, which changes no result
+    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten steps
+          that of others
+    test.batch_size        512: ours: what fits in memory, which changes no result
 """
 
 from configs import revisiting_at

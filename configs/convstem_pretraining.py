@@ -7,24 +7,24 @@ those of the new ConvStem (of internimage_t_ps: PatchStem) alone.
 
 Keys that are not defaults, by `jaxrobust why configs/convstem_pretraining.py:convnext_t_cvst`:
 
-    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code uses float16
           autocast
-    init.weights           "convnext_tiny.fb_in1k": Table 18, also where the authors' code has
-          others (ViT-S, ViT-B); of InternImage appendix C.3: its authors' weights of ImageNet-1k
+    init.weights           "convnext_tiny.fb_in1k": Table 18, even where the authors' code has
+          others (ViT-S, ViT-B); for InternImage appendix C.3: its authors' ImageNet-1k weights
     init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
     data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
           A.2
-    phases                 ["pretrain"]: Table 10: clean training alone
+    phases                 ["pretrain"]: Table 10: clean training only
     pretrain.epochs        100: appendix A.1: 100 clean epochs for small networks, 50 for others;
           C.3: 50 for InternImage with a PatchStem
     pretrain.batch_size    1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
-          devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
+          devices divide, and 4096 for batch=4096; for InternImage ConvNeXt-T's
     train.batch_size       1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
-          devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
-    evaluation.batch_size  512: ours: what fits, which changes no result
-    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
-          others
-    test.batch_size        512: ours: what fits, which changes no result
+          devices divide, and 4096 for batch=4096; for InternImage ConvNeXt-T's
+    evaluation.batch_size  512: ours: what fits in memory, which changes no result
+    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten steps
+          that of others
+    test.batch_size        512: ours: what fits in memory, which changes no result
     test.steps             1: ours: clean networks withstand no step
 
 Published clean accuracies, in %: convnext_t_cvst 80.9, iso_convnext_s_cvst 79.2, vit_s_cvst 79.3,
@@ -44,9 +44,9 @@ from jaxrobust.config import read_arguments
 
 ROWS = ("convnext_t_cvst", "vit_b_cvst", "internimage_t_ps")
 SOURCES = revisiting_at.SOURCES | {
-    "init.weights": "Table 18, also where the authors' code has others (ViT-S, ViT-B); of "
-    "InternImage appendix C.3: its authors' weights of ImageNet-1k",
-    "phases": "Table 10: clean training alone",
+    "init.weights": "Table 18, even where the authors' code has others (ViT-S, ViT-B); for "
+    "InternImage appendix C.3: its authors' ImageNet-1k weights",
+    "phases": "Table 10: clean training only",
     "*.steps": "ours: clean networks withstand no step",
 }
 

@@ -35,12 +35,12 @@ PAPER = {
 }
 ROWS = ("real", "extra,seed=1", "extra-few")
 SOURCES = cifar_study.SHARED_SOURCES | {
-    "data.*": "ours: 4,000 or 1,000 images of CIFAR-10 train, 500 choose, 500 are reported",
+    "data.*": "ours: CIFAR-10, 4,000 or 1,000 images for training, 500 for selection, 500 reported",
     "data.extra": "ours: real images in place of generated ones",
     "data.extra_split": "ours: 20,000 images that are in no other split",
     "data.extra_share": "authors' code: 0.7 for 1m",
     "data.epoch_images": "ours: as many updates as without",
-    "attack.start": "ours: as AutoAttack's APGD starts; at the image TRADES has no gradient",
+    "attack.start": "ours: as in AutoAttack's APGD; TRADES has no gradient at the image",
     "train.objective": "the paper: TRADES",
     "train.trades_beta": "authors' code: 5",
 }

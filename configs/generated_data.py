@@ -16,17 +16,18 @@ defaults first,
 Keys that are not defaults, by `jaxrobust why configs/generated_data.py:wrn_28_10,images=1m`:
 
     model.name                 "dm_wrn_28_10": authors' code: WRN-28-10 and WRN-70-16 with Swish
-    model.num_classes          10: ours: as the data set has them
+    model.num_classes          10: ours: as in the data set
     model.image_size           32: the paper: CIFAR
-    model.options.bn_momentum  0.01: authors' code: 1%, after all of it in the first update
+    model.options.bn_momentum  0.01: authors' code: 1%, after 100% in the first update
     data.name                  "cifar10": the paper: CIFAR
     data.train_split           "train[1024:]": authors' code: 1,024 training images choose the
-          epoch; ours: which
+          epoch; ours: which ones
     data.selection_split       "train[:1024]": authors' code: 1,024 training images choose the
-          epoch; ours: which
+          epoch; ours: which ones
     data.test_split            "test": authors' code: 1,024 training images choose the epoch; ours:
-          which
-    data.augmentation          "crop|flip": authors' code: crops and flips, of generated images too
+          which ones
+    data.augmentation          "crop|flip": authors' code: crops and flips, also for generated
+          images
     data.extra                 "generated:edm_cifar10_1m": the paper: images of a diffusion model
           (EDM); ours: in shards
     data.extra_share           0.7: authors' code: 0.7 for 1m; code of Bartoldson et al. 2024: 0.8
@@ -36,32 +37,34 @@ Keys that are not defaults, by `jaxrobust why configs/generated_data.py:wrn_28_1
     label_smoothing            0.1: authors' code: 0.1
     train.objective            "trades": the paper: TRADES
     train.trades_beta          5.0: authors' code: 5
-    train.epochs               400: authors' code: 400 for 1m; ours: the others, of which their page
-          has none
-    train.batch_size           512: authors' code: 512 for 1m; ours: the others, of which their page
-          has none
+    train.epochs               400: authors' code: 400 for 1m; ours: the others, which their page
+          does not give
+    train.batch_size           512: authors' code: 512 for 1m; ours: the others, which their page
+          does not give
     train.lr                   0.2: authors' code: 0.2
-    train.schedule             "one-cycle": authors' code: PyTorch's OneCycleLR, by epochs: to the
-          peak in 2.5% of them and along a cosine down
+    train.schedule             "one-cycle": authors' code: PyTorch's OneCycleLR, per epoch: up to
+          the peak over 2.5% of them, then down along a cosine
     train.warmup_lr            0.008: authors' code: a 25th of the peak
-    train.final_lr             8e-07: authors' code: the first rate over 1e4
+    train.final_lr             8e-07: authors' code: the first rate divided by 1e4
     train.optimizer            "sgd": authors' code: SGD with momentum 0.9
     train.weight_decay         0.0005: authors' code: 5e-4
-    train.decay_mask           "not-bn-named": authors' code: not of batch norms
+    train.decay_mask           "not-bn-named": authors' code: not on batch norms
     train.nesterov             true: authors' code
     train.cycle_momentum       true: authors' code: OneCycleLR's default
     train.ema_decay            0.995: authors' code: 0.995
-    train.ema_warmup_epochs    10: authors' code: 2.5% of the epochs are copies
-    train.ema_statistics       "copied": authors' code: those of the network
+    train.ema_warmup_epochs    10: authors' code: copies for 2.5% of the epochs
+    train.ema_statistics       "copied": authors' code: copied from the network
     attack.name                "pgd": authors' code: PGD
     attack.epsilon             0.03137254901960784: the paper: 8/255
     attack.steps               10: authors' code: 10
     attack.relative_step       0.25: authors' code: 2/255
-    attack.start               "uniform-boxed": authors' code: uniform in the ball and the box
-    attack.statistics          "batch": authors' code: the attack sees the batch's
+    attack.start               "uniform-boxed": authors' code: uniform in the ball, clipped to [0,
+          1]
+    attack.statistics          "batch": authors' code: the attack uses batch statistics
     evaluation.attack          "cw-40": authors' code: the CW margin, 40 steps
     evaluation.step_size       0.00784313725490196: authors' code: 2/255
-    evaluation.start           "uniform-boxed": authors' code: uniform in the ball and the box
+    evaluation.start           "uniform-boxed": authors' code: uniform in the ball, clipped to [0,
+          1]
 
 Published on cifar10, in % (clean, AutoAttack):
 
@@ -98,12 +101,12 @@ SETS = {
 REAL = 50_000
 SOURCES = {
     "model.name": "authors' code: WRN-28-10 and WRN-70-16 with Swish",
-    "model.options.bn_momentum": "authors' code: 1%, after all of it in the first update",
-    "model.num_classes": "ours: as the data set has them",
+    "model.options.bn_momentum": "authors' code: 1%, after 100% in the first update",
+    "model.num_classes": "ours: as in the data set",
     "model.image_size": "the paper: CIFAR",
     "data.name": "the paper: CIFAR",
-    "data.*_split": "authors' code: 1,024 training images choose the epoch; ours: which",
-    "data.augmentation": "authors' code: crops and flips, of generated images too",
+    "data.*_split": "authors' code: 1,024 training images choose the epoch; ours: which ones",
+    "data.augmentation": "authors' code: crops and flips, also for generated images",
     "data.extra": "the paper: images of a diffusion model (EDM); ours: in shards",
     "data.extra_share": "authors' code: 0.7 for 1m; code of Bartoldson et al. 2024: 0.8 for more",
     "data.epoch_images": "authors' code: an epoch is 50,000 rows, as many as real images, in "
@@ -111,31 +114,32 @@ SOURCES = {
     "label_smoothing": "authors' code: 0.1",
     "train.objective": "the paper: TRADES",
     "train.trades_beta": "authors' code: 5",
-    "train.epochs": "authors' code: 400 for 1m; ours: the others, of which their page has none",
-    "train.batch_size": "authors' code: 512 for 1m; ours: the others, of which their page has none",
+    "train.epochs": "authors' code: 400 for 1m; ours: the others, which their page does not give",
+    "train.batch_size": "authors' code: 512 for 1m; ours: the others, which their page does not "
+    "give",
     "train.lr": "authors' code: 0.2",
-    "train.schedule": "authors' code: PyTorch's OneCycleLR, by epochs: to the peak in 2.5% of "
-    "them and along a cosine down",
+    "train.schedule": "authors' code: PyTorch's OneCycleLR, per epoch: up to the peak over 2.5% "
+    "of them, then down along a cosine",
     "train.warmup_epochs": "authors' code: 2.5% of the epochs",
     "train.warmup_lr": "authors' code: a 25th of the peak",
-    "train.final_lr": "authors' code: the first rate over 1e4",
+    "train.final_lr": "authors' code: the first rate divided by 1e4",
     "train.optimizer": "authors' code: SGD with momentum 0.9",
     "train.weight_decay": "authors' code: 5e-4",
-    "train.decay_mask": "authors' code: not of batch norms",
+    "train.decay_mask": "authors' code: not on batch norms",
     "train.nesterov": "authors' code",
     "train.cycle_momentum": "authors' code: OneCycleLR's default",
     "train.ema_decay": "authors' code: 0.995",
-    "train.ema_warmup_epochs": "authors' code: 2.5% of the epochs are copies",
-    "train.ema_statistics": "authors' code: those of the network",
+    "train.ema_warmup_epochs": "authors' code: copies for 2.5% of the epochs",
+    "train.ema_statistics": "authors' code: copied from the network",
     "attack.name": "authors' code: PGD",
     "attack.epsilon": "the paper: 8/255",
     "attack.steps": "authors' code: 10",
     "attack.relative_step": "authors' code: 2/255",
-    "attack.start": "authors' code: uniform in the ball and the box",
-    "attack.statistics": "authors' code: the attack sees the batch's",
+    "attack.start": "authors' code: uniform in the ball, clipped to [0, 1]",
+    "attack.statistics": "authors' code: the attack uses batch statistics",
     "evaluation.attack": "authors' code: the CW margin, 40 steps",
     "evaluation.step_size": "authors' code: 2/255",
-    "evaluation.start": "authors' code: uniform in the ball and the box",
+    "evaluation.start": "authors' code: uniform in the ball, clipped to [0, 1]",
 }
 
 

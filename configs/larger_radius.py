@@ -8,7 +8,7 @@ one's workdir is used, or made first where it is not finished.
 
 Keys that are not defaults, by `jaxrobust why configs/larger_radius.py:convnext_t_cvst`:
 
-    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code uses float16
           autocast
     init.weights           "Singh2023Revisiting_ConvNeXt-T-ConvStem": Table 4: the networks at
           4/255; their names are RobustBench's
@@ -16,14 +16,14 @@ Keys that are not defaults, by `jaxrobust why configs/larger_radius.py:convnext_
           A.2
     train.epochs           25: appendix A.5
     train.batch_size       1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
-          devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
+          devices divide, and 4096 for batch=4096; for InternImage ConvNeXt-T's
     train.lr               0.0001: appendix A.5
     train.warmup_epochs    5: appendix A.5: the peak is at epoch 5
     attack.epsilon         0.03137254901960784: Table 4
-    evaluation.batch_size  512: ours: what fits, which changes no result
-    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
-          others
-    test.batch_size        512: ours: what fits, which changes no result
+    evaluation.batch_size  512: ours: what fits in memory, which changes no result
+    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten steps
+          that of others
+    test.batch_size        512: ours: what fits in memory, which changes no result
 
 Published in %, clean and under AutoAttack at 8/255: vit_s_cvst 67.5, 28.2; convnext_t_cvst 68.6,
 29.6; convnext_b_cvst 71.7, 33.2. The paper's ConvNeXt-B had 50 epochs at 4/255 (start=trained), and

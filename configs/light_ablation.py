@@ -19,42 +19,42 @@ Keys that are not defaults, by `jaxrobust why configs/light_ablation.py:xcit_n12
     model.name              "xcit_n12": thesis, Tables 1 to 6
     model.num_classes       100: ours: one for each class of ImageNet-100; the authors' heads had
           1,000
-    model.dtype             "bfloat16": ours: bfloat16 as TPUs multiply by default; theirs had
-          float32 in name
+    model.dtype             "bfloat16": ours: bfloat16, in which TPUs multiply by default; theirs
+          was nominally float32
     model.options.bn_group  64: authors' code: batch norms see the 64 images of a core
     data.classes            "imagenet100": thesis, Table 1; authors' code: which 100 classes, with
           the labels 0 to 99
-    data.augmentation       "resized-crop|flip|jitter(0.4)": thesis, Table 3; of the ResNets
-          authors' code
+    data.augmentation       "resized-crop|flip|jitter(0.4)": thesis, Table 3; authors' code for the
+          ResNets
     data.preprocessing      "bicubic-1.0": authors' code: timm's settings of XCiT
     mixup.mixup             0.0: thesis, Table 3: DeiT's strengths
     mixup.cutmix            0.0: thesis, Table 3: DeiT's strengths
     erase.probability       0.0: thesis, Table 3: DeiT's
-    erase.noise             "truncated": authors' code: normal noise, cut to [0, 1]
+    erase.noise             "truncated": authors' code: normal noise, clipped to [0, 1]
     label_smoothing         0.1: authors' code: 0.1, which stays on without mixing
     train.epochs            110: thesis, section 4.1.9; authors' code
-    train.batch_size        512: thesis: 512, which cuts through an image's three views; ours: 576
-          with three views, which they divide
-    train.lr                0.0005: thesis: 5e-4 for each 512 images; of the ResNets authors' code
+    train.batch_size        512: thesis: 512, which separates an image's three views; ours: 576 with
+          three views, a multiple of three
+    train.lr                0.0005: thesis: 5e-4 per 512 images; authors' code for the ResNets
     train.schedule          "epoch-cosine": authors' code: a cosine that is constant within an epoch
     train.warmup_lr         1e-06: authors' code: 1e-6; the thesis has 5e-6
     train.final_lr          1e-05: authors' code: 1e-5; the thesis has 5e-5
-    train.cooldown_epochs   10: authors' code: they stay at the last rate
+    train.cooldown_epochs   10: authors' code: at the last rate
     train.b2                0.999: authors' code: AdamW's default
-    train.ema_decay         0.0: authors' code: no average
-    train.from_random       true: authors' code: all of these runs begin with random weights
+    train.ema_decay         0.0: authors' code: no averaging
+    train.from_random       true: authors' code: all of these runs start from random weights
     attack.name             "fgsm": authors' code: one step from a random start is FGSM, two are PGD
-    attack.steps            1: thesis: one at 4/255; its section 4.2: two at 8/255
+    attack.steps            1: thesis: one at 4/255; thesis, section 4.2: two at 8/255
     attack.warmup_epochs    20: thesis, Table 2
-    attack.relative_step    1.5: authors' code: 1.5 epsilon over the steps; the thesis' runs were
-          probably made with 1.1
+    attack.relative_step    1.5: authors' code: 1.5 epsilon divided by the steps; the thesis
+          probably used 1.1
     attack.start            "random": authors' code: uniform in the ball
-    attack.labels           "hard": authors' code: the class, without smoothing
+    attack.labels           "hard": authors' code: the class, without label smoothing
     attack.statistics       "batch": authors' code: on TPUs batch norms are in training mode under
           attack
-    evaluation.batch_size   512: ours: what fits, which changes no result
-    evaluation.weights      "raw": authors' code: no average
-    test.batch_size         512: ours: what fits, which changes no result
+    evaluation.batch_size   512: ours: what fits in memory, which changes no result
+    evaluation.weights      "raw": authors' code: no averaging
+    test.batch_size         512: ours: what fits in memory, which changes no result
 
 Published, in % (clean and APGD-CE with 5 restarts at 4/255):
 
@@ -109,19 +109,19 @@ SOURCES = light_recipe.SOURCES | {
     "model.name": "thesis, Tables 1 to 6",
     "model.num_classes": "ours: one for each class of ImageNet-100; the authors' heads had 1,000",
     "data.classes": "thesis, Table 1; authors' code: which 100 classes, with the labels 0 to 99",
-    "data.augmentation": "thesis, Table 3; of the ResNets authors' code",
+    "data.augmentation": "thesis, Table 3; authors' code for the ResNets",
     "mixup.*": "thesis, Table 3: DeiT's strengths",
     "erase.probability": "thesis, Table 3: DeiT's",
     "data.views": "thesis, section 4.1.1: an image appears three times in a batch",
     "data.first_view": "authors' code: the first view without RandAugment",
-    "train.batch_size": "thesis: 512, which cuts through an image's three views; ours: 576 with "
-    "three views, which they divide",
+    "train.batch_size": "thesis: 512, which separates an image's three views; ours: 576 with "
+    "three views, a multiple of three",
     "train.warmup_epochs": "authors' code: the ResNets have none",
-    "train.lr": "thesis: 5e-4 for each 512 images; of the ResNets authors' code",
+    "train.lr": "thesis: 5e-4 per 512 images; authors' code for the ResNets",
     "train.objective": "thesis, section 4.1.9: the clean networks",
     "train.epochs": "thesis, section 4.1.9; authors' code",
-    "train.from_random": "authors' code: all of these runs begin with random weights",
-    "train.weight_decay": "thesis, Table 4; of the ResNets authors' code",
+    "train.from_random": "authors' code: all of these runs start from random weights",
+    "train.weight_decay": "thesis, Table 4; authors' code for the ResNets",
     "attack.warmup_epochs": "thesis, Table 2",
     "init.normalize": "authors' code: the ResNets' mean and std are 0.5",
     "train.optimizer": "authors' code: the ResNets'",

@@ -9,39 +9,39 @@ learning rate grows, but not the rates of warm-up and of the end.
 Keys that are not defaults, by `jaxrobust why configs/light_recipe.py:xcit_s12`:
 
     model.name               "xcit_s12": thesis, section 4.1.9
-    model.dtype              "bfloat16": ours: bfloat16 as TPUs multiply by default; theirs had
-          float32 in name
-    model.options.drop_path  0.05: authors' code: constant in depth
+    model.dtype              "bfloat16": ours: bfloat16, in which TPUs multiply by default; theirs
+          was nominally float32
+    model.options.drop_path  0.05: authors' code: the same at all depths
     model.options.bn_group   64: authors' code: batch norms see the 64 images of a core
     data.augmentation        "light": thesis, Table 5: crop, flip and colour jitter of 0.4
     data.preprocessing       "bicubic-1.0": authors' code: timm's settings of XCiT
-    erase.noise              "truncated": authors' code: normal noise, cut to [0, 1]
+    erase.noise              "truncated": authors' code: normal noise, clipped to [0, 1]
     label_smoothing          0.1: authors' code: 0.1, which stays on without mixing
-    train.epochs             110: authors' code: 100 and 10 of cool-down
+    train.epochs             110: authors' code: 100 plus 10 of cool-down
     train.batch_size         512: authors' code: 64 images for each of 8 cores; thesis, section
           4.1.9: 16,384 (xcit_m12) and 8,192 (xcit_l12) on large pods
-    train.lr                 0.0005: thesis: 5e-4 for each 512 images
+    train.lr                 0.0005: thesis: 5e-4 per 512 images
     train.schedule           "epoch-cosine": authors' code: a cosine that is constant within an
           epoch
     train.warmup_lr          1e-06: authors' code: 1e-6; the thesis has 5e-6
     train.final_lr           1e-05: authors' code: 1e-5; the thesis has 5e-5
-    train.cooldown_epochs    10: authors' code: they stay at the last rate
+    train.cooldown_epochs    10: authors' code: at the last rate
     train.weight_decay       0.5: thesis, Table 4
     train.b2                 0.999: authors' code: AdamW's default
-    train.ema_decay          0.0: authors' code: no average
+    train.ema_decay          0.0: authors' code: no averaging
     attack.name              "fgsm": authors' code: one step from a random start is FGSM, two are
           PGD
-    attack.steps             1: thesis: one at 4/255; its section 4.2: two at 8/255
+    attack.steps             1: thesis: one at 4/255; thesis, section 4.2: two at 8/255
     attack.warmup_epochs     10: thesis, Table 2 and section 4.1.9: the radius grows
-    attack.relative_step     1.5: authors' code: 1.5 epsilon over the steps; the thesis' runs were
-          probably made with 1.1
+    attack.relative_step     1.5: authors' code: 1.5 epsilon divided by the steps; the thesis
+          probably used 1.1
     attack.start             "random": authors' code: uniform in the ball
-    attack.labels            "hard": authors' code: the class, without smoothing
+    attack.labels            "hard": authors' code: the class, without label smoothing
     attack.statistics        "batch": authors' code: on TPUs batch norms are in training mode under
           attack
-    evaluation.batch_size    512: ours: what fits, which changes no result
-    evaluation.weights       "raw": authors' code: no average
-    test.batch_size          512: ours: what fits, which changes no result
+    evaluation.batch_size    512: ours: what fits in memory, which changes no result
+    evaluation.weights       "raw": authors' code: no averaging
+    test.batch_size          512: ours: what fits in memory, which changes no result
 
 Published, in % (clean, AutoAttack at that radius): xcit_s12 72.34, 41.78; xcit_m12 74.04, 45.24;
 xcit_l12 74.60, 43.78, and with steps=2 73.76, 47.60+. At 8/255: xcit_s12 63.46, 25.00; xcit_m12
@@ -64,36 +64,37 @@ ROWS = ("xcit_s12", "xcit_l12,steps=2", "xcit_m12,epsilon=8", "xcit_m12,batch=16
 # Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
 SOURCES = {
     "model.name": "thesis, section 4.1.9",
-    "model.dtype": "ours: bfloat16 as TPUs multiply by default; theirs had float32 in name",
-    "model.options.drop_path": "authors' code: constant in depth",
+    "model.dtype": "ours: bfloat16, in which TPUs multiply by default; theirs was nominally "
+    "float32",
+    "model.options.drop_path": "authors' code: the same at all depths",
     "model.options.bn_group": "authors' code: batch norms see the 64 images of a core",
     "data.augmentation": "thesis, Table 5: crop, flip and colour jitter of 0.4",
     "data.preprocessing": "authors' code: timm's settings of XCiT",
-    "erase.noise": "authors' code: normal noise, cut to [0, 1]",
+    "erase.noise": "authors' code: normal noise, clipped to [0, 1]",
     "label_smoothing": "authors' code: 0.1, which stays on without mixing",
-    "train.epochs": "authors' code: 100 and 10 of cool-down",
-    "train.cooldown_epochs": "authors' code: they stay at the last rate",
+    "train.epochs": "authors' code: 100 plus 10 of cool-down",
+    "train.cooldown_epochs": "authors' code: at the last rate",
     "train.batch_size": "authors' code: 64 images for each of 8 cores; thesis, section 4.1.9: "
     "16,384 (xcit_m12) and 8,192 (xcit_l12) on large pods",
-    "train.lr": "thesis: 5e-4 for each 512 images",
+    "train.lr": "thesis: 5e-4 per 512 images",
     "train.schedule": "authors' code: a cosine that is constant within an epoch",
     "train.warmup_epochs": "authors' code: 10; the thesis has 5",
     "train.warmup_lr": "authors' code: 1e-6; the thesis has 5e-6",
     "train.final_lr": "authors' code: 1e-5; the thesis has 5e-5",
     "train.weight_decay": "thesis, Table 4",
     "train.b2": "authors' code: AdamW's default",
-    "train.ema_decay": "authors' code: no average",
+    "train.ema_decay": "authors' code: no averaging",
     "attack.name": "authors' code: one step from a random start is FGSM, two are PGD",
-    "attack.steps": "thesis: one at 4/255; its section 4.2: two at 8/255",
+    "attack.steps": "thesis: one at 4/255; thesis, section 4.2: two at 8/255",
     "attack.epsilon": "thesis, section 4.2",
     "attack.warmup_epochs": "thesis, Table 2 and section 4.1.9: the radius grows",
-    "attack.relative_step": "authors' code: 1.5 epsilon over the steps; the thesis' runs were "
-    "probably made with 1.1",
+    "attack.relative_step": "authors' code: 1.5 epsilon divided by the steps; the thesis probably "
+    "used 1.1",
     "attack.start": "authors' code: uniform in the ball",
-    "attack.labels": "authors' code: the class, without smoothing",
+    "attack.labels": "authors' code: the class, without label smoothing",
     "attack.statistics": "authors' code: on TPUs batch norms are in training mode under attack",
-    "evaluation.weights": "authors' code: no average",
-    "*.batch_size": "ours: what fits, which changes no result",
+    "evaluation.weights": "authors' code: no averaging",
+    "*.batch_size": "ours: what fits in memory, which changes no result",
 }
 
 

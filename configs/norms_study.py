@@ -37,8 +37,10 @@ SOURCES = cifar_study.SHARED_SOURCES | {
     key: several_norms.SOURCES[key]
     for key in ("init.weights", "train.epochs", "attack.norm", "attack.epsilon", "attack.mix")
 }
-SOURCES["data.train_split"] = "the paper: all images fine-tune; ours: but those that choose weights"
-SOURCES["attack.steps"] = "ours: five, of E-AT; two of the network that it starts from"
+SOURCES["data.train_split"] = (
+    "the paper: fine-tuning on all images; ours: except those that choose weights"
+)
+SOURCES["attack.steps"] = "ours: five, for E-AT; two for the network that it starts from"
 
 
 def get_config(arguments: str = ""):

@@ -29,8 +29,8 @@ ASKED = "APGD-CE and APGD-T as in AutoAttack, Linf 8/255"
 PAPER = {"dkl": "57.09 instead of 53.08", "awp": "56.17 instead of 53.08"}
 ROWS = ("trades", "dkl", "awp,seed=1")
 SOURCES = cifar_study.SHARED_SOURCES | {
-    "data.*": "ours: 8,000 images of CIFAR-10 train, 500 choose, 500 are reported",
-    "attack.start": "ours: as AutoAttack's APGD starts; at the image TRADES has no gradient",
+    "data.*": "ours: CIFAR-10, 8,000 images for training, 500 for selection, 500 reported",
+    "attack.start": "ours: as in AutoAttack's APGD; TRADES has no gradient at the image",
     "train.objective": "ours: the question of the study",
 }
 _OBJECTIVES = {"trades": ("trades", 6), "dkl": ("dkl", 6), "awp": ("trades-awp", 4)}

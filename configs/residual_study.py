@@ -34,13 +34,14 @@ _NETWORKS = {
 }
 SOURCES = cifar_bat.SOURCES | {
     "model.options": "ours: small networks for two cores",
-    "data.*_split": "ours: 20,000 images train, 500 choose, the test split is reported",
-    "attack.steps": "ours: two, which two cores can pay",
-    "attack.relative_step": "ours: two steps of 3/4 of epsilon, as Table 12 of `revisiting_at` has",
-    "attack.start": "ours: uniform noise, since two steps do not leave the image behind",
-    "train.epochs": "ours: 25, which two cores can pay",
-    "evaluation.*": "ours: at the end alone",
-    "test.*": "ours: before the attack, a glance",
+    "data.*_split": "ours: 20,000 images for training, 500 for selection, the test split is "
+    "reported",
+    "attack.steps": "ours: two, which two cores can afford",
+    "attack.relative_step": "ours: two steps of 3/4 of epsilon, as in Table 12 of `revisiting_at`",
+    "attack.start": "ours: uniform noise, because two steps do not move far from the image",
+    "train.epochs": "ours: 25, which two cores can afford",
+    "evaluation.*": "ours: only at the end",
+    "test.*": "ours: a quick look before the attack",
     "train.lr_steps": "authors' code: 75 and 90 of 100 epochs, as shares",
 }
 

@@ -82,25 +82,25 @@ for ConvNeXt-T + ConvStem, 0.005 44.0 and 47.2; label_smoothing=0.0 44.0, 47.4, 
 Keys that are not defaults, by `jaxrobust why configs/revisiting_at.py:vit_s_cvst`:
 
     model.name             "vit_s_cvst": Tables 2 and 13
-    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code uses float16
           autocast
     init.weights           "run:convstem_pretraining:vit_s_cvst": appendix A.1: a run with the new
-          stem's clean epochs; without these Table 18, also where the authors' code has
-          ImageNet-21k's (ViT-S, ViT-B); of ImageNet-21k Table 15, which does not say which weights
-          ConvNeXt-T had: timm's are ours; of InternImage appendix C.3: its authors' weights of
-          ImageNet-1k
-    init.normalize         "imagenet": RobustBench: its ViT-S + ConvStem alone normalises; the
-          authors' code does not, and of the runs of other rows it is not known
+          stem's clean epochs; without these Table 18, even where the authors' code uses
+          ImageNet-21k's (ViT-S, ViT-B); for ImageNet-21k Table 15, which does not name ConvNeXt-T's
+          weights: timm's are our choice; for InternImage appendix C.3: its authors' ImageNet-1k
+          weights
+    init.normalize         "imagenet": RobustBench: only its ViT-S + ConvStem normalises; the
+          authors' code does not, and for the runs of other rows it is unknown
     data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
           A.2
     pretrain.batch_size    1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
-          devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
+          devices divide, and 4096 for batch=4096; for InternImage ConvNeXt-T's
     train.batch_size       1408: appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64
-          devices divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's
-    evaluation.batch_size  512: ours: what fits, which changes no result
-    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
-          others
-    test.batch_size        512: ours: what fits, which changes no result
+          devices divide, and 4096 for batch=4096; for InternImage ConvNeXt-T's
+    evaluation.batch_size  512: ours: what fits in memory, which changes no result
+    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten steps
+          that of others
+    test.batch_size        512: ours: what fits in memory, which changes no result
 
 Where paper and code differ we follow the paper for the clean weights, and the code for label
 smoothing, which belongs to mixing and so is off with basic and light augmentation, and for the
@@ -184,32 +184,33 @@ ROWS = (
 # Where the value of each key comes from that is not a default: `jaxrobust why` prints it.
 SOURCES = {
     "model.name": "Tables 2 and 13",
-    "model.dtype": "ours: what TPUs multiply; the authors' code has float16 by autocast",
+    "model.dtype": "ours: what TPUs multiply; the authors' code uses float16 autocast",
     "model.options": "Tables 7 to 9; widths and kernels that they leave out are ours",
-    "init.weights": "appendix A.1: a run with the new stem's clean epochs; without these Table 18, "
-    "also where the authors' code has ImageNet-21k's (ViT-S, ViT-B); of "
-    "ImageNet-21k Table 15, which does not say which weights ConvNeXt-T had: timm's are ours; of "
-    "InternImage appendix C.3: its authors' weights of ImageNet-1k",
+    "init.weights": "appendix A.1: a run with the new stem's clean epochs; without these Table "
+    "18, even where the authors' code uses ImageNet-21k's (ViT-S, ViT-B); for ImageNet-21k Table "
+    "15, which does not name ConvNeXt-T's weights: timm's are our choice; for InternImage "
+    "appendix C.3: its authors' ImageNet-1k weights",
     "init.stem": "appendix A.1: a random stem on a body with clean weights",
-    "init.normalize": "RobustBench: its ViT-S + ConvStem alone normalises; the authors' code does "
-    "not, and of the runs of other rows it is not known",
+    "init.normalize": "RobustBench: only its ViT-S + ConvStem normalises; the authors' code does "
+    "not, and for the runs of other rows it is unknown",
     "data.augmentation": "Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix A.2",
     "label_smoothing": "Table 17; authors' code: it belongs to mixing",
     "pretrain.epochs": "appendix A.1: 100 clean epochs for small networks, 50 for others; C.3: 50 "
     "for InternImage with a PatchStem",
     "*.batch_size": "appendix A.3: 1392, 1024, 864 and 756; ours: 1408 and 768, which 64 devices "
-    "divide, and 4096 for batch=4096; of InternImage ConvNeXt-T's",
-    "evaluation.batch_size": "ours: what fits, which changes no result",
-    "test.batch_size": "ours: what fits, which changes no result",
+    "divide, and 4096 for batch=4096; for InternImage ConvNeXt-T's",
+    "evaluation.batch_size": "ours: what fits in memory, which changes no result",
+    "test.batch_size": "ours: what fits in memory, which changes no result",
     "*.lr": "ours: batch=4096 has the paper's rate times the square root of the ratio",
     "train.epochs": "Tables 1 and 2: 50, 250 and 300",
-    "train.warmup_epochs": "appendix A.2: the peak is at epoch 10, of 250 and 300 at 20",
+    "train.warmup_epochs": "appendix A.2: the peak is at epoch 10, or 20 for 250 and 300 epochs",
     "train.weight_decay": "Table 17",
-    "train.from_random": "Table 1: an attack on random weights is meant",
-    "attack.name": "Table 12, which does not tell PGD's step and start; ours: the attack's own "
+    "train.from_random": "Table 1: an attack on random weights is intended",
+    "attack.name": "Table 12, which does not state PGD's step and start; ours: the attack's own "
     "step, from the image",
     "attack.steps": "Tables 2, 11 and 12",
-    "evaluation.steps": "appendix A.3: one step chooses the epoch of small networks, ten of others",
+    "evaluation.steps": "appendix A.3: one step chooses the epoch of small networks, ten steps "
+    "that of others",
 }
 
 
@@ -234,7 +235,7 @@ def get_config(arguments: str = ""):
         _set_stem(config, a["stem"], a["start"])
     if a["label_smoothing"] is not None:
         if a["augmentation"] != "heavy":
-            raise ArgumentError("label_smoothing belongs to mixing; take augmentation=heavy for it")
+            raise ArgumentError("label_smoothing belongs to mixing; use augmentation=heavy for it")
         config.label_smoothing = a["label_smoothing"]
     config.attack.update(name=a["attack"], steps=a["steps"])
     config.train.update(epochs=a["epochs"], weight_decay=a["weight_decay"])
@@ -260,7 +261,7 @@ def _set_stem(config: Any, stem: str, start: str | None) -> None:
     model = config.model.name
     own = [known for name, known in STEMS if name == model]
     if stem not in own:
-        meant = f"one of {', '.join(own)}" if own else "leave it out"
+        meant = f"choose one of {', '.join(own)}" if own else "leave it out"
         raise ArgumentError(f"stem={stem} is not a stem of {model}; {meant}")
     if start != "clean":
         raise ArgumentError(f"stem={stem} was trained without clean epochs; add start=clean")
@@ -287,7 +288,7 @@ def start_from(model: str, start: str) -> Any:
         raise ArgumentError(f"start=stem needs a {stem}; take {model}{other}, or start=clean")
     if start == "21k" and (has_stem or not network.large):
         names = ", ".join(name for name, row in NETWORKS.items() if row.large)
-        raise ArgumentError(f"start=21k is of networks with weights of ImageNet-21k: {names}")
+        raise ArgumentError(f"start=21k is only for networks with ImageNet-21k weights: {names}")
     config.model.update(name=model, dtype="bfloat16")
     shared = f"run:convstem_pretraining:{model}"
     weights = {"random": None, "21k": network.large, "stem": shared}

@@ -28,11 +28,12 @@ does the test, whose record has the accuracy after each norm.
 Keys that are not defaults, by `jaxrobust why configs/several_norms.py:wrn_28_10`:
 
     model.name            "wrn_28_10": the paper: WRN-28-10; ours: the others
-    model.num_classes     10: ours: as the data set has them
-    model.image_size      32: ours: as the data set has them
+    model.num_classes     10: ours: as in the data set
+    model.image_size      32: ours: as in the data set
     init.weights          "run:cifar_bat:wrn_28_10,objective=adversarial": the paper: a network that
-          is robust to one norm; which, is ours
-    init.normalize        "none": ours: as the network that is fine-tuned, or as revisiting_at.py
+          is robust to one norm; ours: which one
+    init.normalize        "none": ours: as for the network that is fine-tuned, or as in
+          revisiting_at.py
     data.name             "cifar10": the paper: CIFAR-10 and ImageNet
     data.train_split      "train[:49000]": ours: the last 1,000 training images choose the epoch;
           with selection=test the reported ones
@@ -40,28 +41,28 @@ Keys that are not defaults, by `jaxrobust why configs/several_norms.py:wrn_28_10
           with selection=test the reported ones
     data.test_split       "test": ours: the last 1,000 training images choose the epoch; with
           selection=test the reported ones
-    data.augmentation     "crop|flip": ours: crops and flips; of ImageNet heavy, as its networks had
-          it
-    train.epochs          3: the paper: three of fine-tuning on CIFAR-10; ours: the others
-    train.batch_size      128: authors' code: 128; ours: of ImageNet as revisiting_at.py
-    train.lr              0.01: authors' code: 0.01 of fine-tuning; ours: 0.05 of scratch, 1e-4 on
-          ImageNet
-    train.schedule        "step": authors' code: a tenth at two epochs
+    data.augmentation     "crop|flip": ours: crops and flips; heavy for ImageNet, as its networks
+          had it
+    train.epochs          3: the paper: three for fine-tuning on CIFAR-10; ours: the others
+    train.batch_size      128: authors' code: 128; ours: for ImageNet as in revisiting_at.py
+    train.lr              0.01: authors' code: 0.01 for fine-tuning; ours: 0.05 from scratch, 1e-4
+          on ImageNet
+    train.schedule        "step": authors' code: divided by ten at two epochs
     train.warmup_epochs   0: authors' code: none; ours: one on ImageNet
     train.lr_steps        [0.3333333333333333, 0.6666666666666666]: authors' code: a third and two
-          thirds of fine-tuning, else a half and 3/4
+          thirds when fine-tuning, otherwise a half and 3/4
     train.optimizer       "sgd": authors' code: SGD with momentum 0.9
     train.weight_decay    0.0005: authors' code: 5e-4
-    train.decay_mask      "all": authors' code: of all parameters where it fine-tunes
-    train.ema_decay       0.0: authors' code: no average
+    train.decay_mask      "all": authors' code: on all parameters where it fine-tunes
+    train.ema_decay       0.0: authors' code: no averaging
     attack.norm           ["linf", "l2", "l1"]: the paper: linf and l1 are trained; l2 lies between,
           and counts in the union
-    attack.epsilon        [0.03137254901960784, 0.5, 12.0]: authors' code: 8/255, 0.5 and 12 of
-          CIFAR-10; the paper: 4/255, 2 and 255 of ImageNet
-    attack.mix            "extreme": the paper: E-AT; ours: the others, worst and average as Tramèr
-          & Boneh 2019, msd as Maini et al. 2020, pair as Jiang & Singh 2024
+    attack.epsilon        [0.03137254901960784, 0.5, 12.0]: authors' code: 8/255, 0.5 and 12 for
+          CIFAR-10; the paper: 4/255, 2 and 255 for ImageNet
+    attack.mix            "extreme": the paper: E-AT; ours: the others, worst and average as in
+          Tramèr & Boneh 2019, msd as in Maini et al. 2020, pair as in Jiang & Singh 2024
     attack.steps          10: ours: ten steps of APGD at 32 px, two at 224 px
-    evaluation.weights    "raw": authors' code: no average
+    evaluation.weights    "raw": authors' code: no averaging
 
 `jaxrobust evaluate --workdir RUN` attacks each norm by AutoAttack, and counts the union.
 The paper reports that three epochs turn any network robust to one norm into one robust to all, and
@@ -91,39 +92,40 @@ ROWS = (
 SOURCES = {
     "model.name": "the paper: WRN-28-10; ours: the others",
     "model.dtype": "ours: what TPUs multiply",
-    "model.num_classes": "ours: as the data set has them",
-    "model.image_size": "ours: as the data set has them",
-    "model.options": "ours: ResNets of other data take the stem of 32 px",
-    "init.weights": "the paper: a network that is robust to one norm; which, is ours",
-    "init.normalize": "ours: as the network that is fine-tuned, or as revisiting_at.py",
+    "model.num_classes": "ours: as in the data set",
+    "model.image_size": "ours: as in the data set",
+    "model.options": "ours: ResNets for other data use the stem for 32 px",
+    "init.weights": "the paper: a network that is robust to one norm; ours: which one",
+    "init.normalize": "ours: as for the network that is fine-tuned, or as in revisiting_at.py",
     "data.name": "the paper: CIFAR-10 and ImageNet",
     "data.*_split": "ours: the last 1,000 training images choose the epoch; with selection=test "
     "the reported ones",
-    "data.augmentation": "ours: crops and flips; of ImageNet heavy, as its networks had it",
-    "pretrain.batch_size": "ours: as revisiting_at.py",
-    "train.epochs": "the paper: three of fine-tuning on CIFAR-10; ours: the others",
-    "train.batch_size": "authors' code: 128; ours: of ImageNet as revisiting_at.py",
-    "train.lr": "authors' code: 0.01 of fine-tuning; ours: 0.05 of scratch, 1e-4 on ImageNet",
-    "train.schedule": "authors' code: a tenth at two epochs",
-    "train.lr_steps": "authors' code: a third and two thirds of fine-tuning, else a half and 3/4",
+    "data.augmentation": "ours: crops and flips; heavy for ImageNet, as its networks had it",
+    "pretrain.batch_size": "ours: as in revisiting_at.py",
+    "train.epochs": "the paper: three for fine-tuning on CIFAR-10; ours: the others",
+    "train.batch_size": "authors' code: 128; ours: for ImageNet as in revisiting_at.py",
+    "train.lr": "authors' code: 0.01 for fine-tuning; ours: 0.05 from scratch, 1e-4 on ImageNet",
+    "train.schedule": "authors' code: divided by ten at two epochs",
+    "train.lr_steps": "authors' code: a third and two thirds when fine-tuning, otherwise a half "
+    "and 3/4",
     "train.warmup_epochs": "authors' code: none; ours: one on ImageNet",
     "train.optimizer": "authors' code: SGD with momentum 0.9",
     "train.weight_decay": "authors' code: 5e-4",
-    "train.decay_mask": "authors' code: of all parameters where it fine-tunes",
-    "train.ema_decay": "authors' code: no average",
+    "train.decay_mask": "authors' code: on all parameters where it fine-tunes",
+    "train.ema_decay": "authors' code: no averaging",
     "attack.norm": "the paper: linf and l1 are trained; l2 lies between, and counts in the union",
-    "attack.epsilon": "authors' code: 8/255, 0.5 and 12 of CIFAR-10; the paper: 4/255, 2 and 255 "
-    "of ImageNet",
-    "attack.mix": "the paper: E-AT; ours: the others, worst and average as Tramèr & Boneh 2019, "
-    "msd as Maini et al. 2020, pair as Jiang & Singh 2024",
+    "attack.epsilon": "authors' code: 8/255, 0.5 and 12 for CIFAR-10; the paper: 4/255, 2 and 255 "
+    "for ImageNet",
+    "attack.mix": "the paper: E-AT; ours: the others, worst and average as in Tramèr & Boneh "
+    "2019, msd as in Maini et al. 2020, pair as in Jiang & Singh 2024",
     "train.objective": "ours: with mix=ramp that of Jiang & Singh 2024",
-    "train.ramp_lambda": "authors' code of RAMP: 5 of scratch on CIFAR-10, 1.5 of fine-tuning",
-    "attack.name": "ours: apgd; of msd pgd, whose steps the norms choose between",
+    "train.ramp_lambda": "authors' code of RAMP: 5 from scratch on CIFAR-10, 1.5 for fine-tuning",
+    "attack.name": "ours: apgd; for msd pgd, whose every step chooses among the norms",
     "attack.steps": "ours: ten steps of APGD at 32 px, two at 224 px",
-    "evaluation.weights": "authors' code: no average",
-    "evaluation.steps": "ours: as revisiting_at.py",
-    "evaluation.batch_size": "ours: what fits, which changes no result",
-    "test.batch_size": "ours: what fits, which changes no result",
+    "evaluation.weights": "authors' code: no averaging",
+    "evaluation.steps": "ours: as in revisiting_at.py",
+    "evaluation.batch_size": "ours: what fits in memory, which changes no result",
+    "test.batch_size": "ours: what fits in memory, which changes no result",
 }
 
 
@@ -138,7 +140,7 @@ def get_config(arguments: str = ""):
     )
     side = 32 if a["model"] in AT_32 else 224
     if side == 224 and a["selection"]:
-        raise ArgumentError("selection is of 32 px; leave it out")
+        raise ArgumentError("selection is only for 32 px; leave it out")
     config = (_at_32 if side == 32 else _at_224)(a)
     config.train.epochs = a["epochs"] or (3 if a["start"] == "linf" else SCRATCH_EPOCHS[side])
     if config.train.warmup_epochs >= config.train.epochs:

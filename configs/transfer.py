@@ -40,16 +40,16 @@ ResNet-50 of the thesis.
 
 Keys that are not defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvst,cifar10`:
 
-    model.num_classes                 10: ours: as TFDS has the data sets
+    model.num_classes                 10: ours: as in TFDS
     model.image_size                  32: Table 6 and thesis, Table 8
-    model.dtype                       "bfloat16": ours: bfloat16 as TPUs multiply by default; theirs
-          had float32 in name
+    model.dtype                       "bfloat16": ours: bfloat16, in which TPUs multiply by default;
+          theirs was nominally float32
     model.options.stem_strides        [1, 1]: appendix D.6 (a ConvNeXt's); authors' code (XCiT's)
     model.options.downsample_strides  [1, 2, 2]: appendix D.6
     init.weights                      "run:larger_radius:convnext_t_cvst": Table 6: networks that
-          are robust at 8/255, from runs of ours
-    init.head                         "fresh-torch": authors' code: a new linear layer, as PyTorch
-          makes it
+          are robust at 8/255, from our runs
+    init.head                         "fresh-torch": authors' code: a new linear layer, initialised
+          as in PyTorch
     data.name                         "cifar10": Table 6 and thesis, Table 7
     data.train_split                  "train[:98%]": ours: images that choose the epoch are not
           among the reported ones
@@ -60,15 +60,15 @@ Keys that are not defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvs
     data.augmentation                 "crop|flip|randaugment": appendix D.6: RandAugment; thesis,
           section 4.2.1: on CIFAR no colour jitter (later runs of the repository: 0.25, with crops
           and rotations) and no mention of erasing (authors' code: 0.2 at the time, 0 in later
-          runs); otherwise the light recipe's, of clean runs DeiT's
-    train.epochs                      20: appendix D.6 and thesis, section 4.2: 20; authors' code of
-          XCiT: and 2 (CIFAR) or 10 more
-    train.lr                          0.0002: appendix D.6; authors' code of XCiT, with 2.83e-4 on
-          CIFAR later
+          runs); otherwise as in the light recipe, for clean runs as in DeiT
+    train.epochs                      20: appendix D.6 and thesis, section 4.2: 20; authors' code
+          for XCiT: plus 2 (CIFAR) or 10
+    train.lr                          0.0002: appendix D.6; authors' code for XCiT, later with
+          2.83e-4 on CIFAR
     train.warmup_epochs               2: appendix D.6: 2; authors' code: 5
     train.weight_decay                0.0: appendix D.6; authors' code; thesis, Table 4
-    train.ema_decay                   0.99: ours: 0.99 of the ConvNeXts, because of so few steps an
-          average of 0.9999 is the start; authors' code of XCiT: no average
+    train.ema_decay                   0.99: ours: 0.99 for the ConvNeXts, because over so few steps
+          an average with 0.9999 stays at the start; authors' code for XCiT: no averaging
     attack.epsilon                    0.03137254901960784: Table 6 and thesis, section 4.2
     attack.steps                      10: appendix D.6 and thesis, section 4.2: ten on CIFAR, else
           two of APGD or one
@@ -76,18 +76,18 @@ Keys that are not defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvs
 Keys that are not defaults, by `jaxrobust why configs/transfer.py:xcit_s12,cifar10`:
 
     model.name                  "xcit_s12": Table 6 and thesis, Tables 7 and 8
-    model.num_classes           10: ours: as TFDS has the data sets
+    model.num_classes           10: ours: as in TFDS
     model.image_size            32: Table 6 and thesis, Table 8
-    model.dtype                 "bfloat16": ours: bfloat16 as TPUs multiply by default; theirs had
-          float32 in name
+    model.dtype                 "bfloat16": ours: bfloat16, in which TPUs multiply by default;
+          theirs was nominally float32
     model.options.stem_strides  [1, 1, 2, 2]: appendix D.6 (a ConvNeXt's); authors' code (XCiT's)
     model.options.bn_group      64: authors' code: batch norms see the 64 images of a core
-    model.options.drop_path     0.05: authors' code: constant in depth
+    model.options.drop_path     0.05: authors' code: the same at all depths
     init.weights                "run:light_recipe:xcit_s12,epsilon=8": Table 6: networks that are
-          robust at 8/255, from runs of ours
-    init.head                   "fresh-torch": authors' code: a new linear layer, as PyTorch makes
-          it
-    init.normalize              "cifar10": authors' code: of CIFAR its mean and std, else 0.5
+          robust at 8/255, from our runs
+    init.head                   "fresh-torch": authors' code: a new linear layer, initialised as in
+          PyTorch
+    init.normalize              "cifar10": authors' code: for CIFAR its mean and std, otherwise 0.5
     data.name                   "cifar10": Table 6 and thesis, Table 7
     data.train_split            "train[:98%]": ours: images that choose the epoch are not among the
           reported ones
@@ -98,33 +98,33 @@ Keys that are not defaults, by `jaxrobust why configs/transfer.py:xcit_s12,cifar
     data.augmentation           "light-cifar-thesis": appendix D.6: RandAugment; thesis, section
           4.2.1: on CIFAR no colour jitter (later runs of the repository: 0.25, with crops and
           rotations) and no mention of erasing (authors' code: 0.2 at the time, 0 in later runs);
-          otherwise the light recipe's, of clean runs DeiT's
+          otherwise as in the light recipe, for clean runs as in DeiT
     train.objective             "trades": thesis, section 4.2: TRADES on CIFAR; its clean runs
-    train.epochs                22: appendix D.6 and thesis, section 4.2: 20; authors' code of XCiT:
-          and 2 (CIFAR) or 10 more
-    train.batch_size            512: appendix D.6, where ours is 32 in place of 30 (flowers);
-          thesis, section 4.2, where later runs of the repository have 1,024 on CIFAR
-    train.lr                    0.0002: appendix D.6; authors' code of XCiT, with 2.83e-4 on CIFAR
-          later
+    train.epochs                22: appendix D.6 and thesis, section 4.2: 20; authors' code for
+          XCiT: plus 2 (CIFAR) or 10
+    train.batch_size            512: appendix D.6, but ours is 32 instead of 30 (flowers); thesis,
+          section 4.2, where later runs of the repository have 1,024 on CIFAR
+    train.lr                    0.0002: appendix D.6; authors' code for XCiT, later with 2.83e-4 on
+          CIFAR
     train.schedule              "epoch-cosine": authors' code: a cosine that is constant within an
           epoch
     train.warmup_epochs         5: appendix D.6: 2; authors' code: 5
     train.warmup_lr             1e-06: authors' code: 1e-6; the thesis has 5e-6
-    train.cooldown_epochs       2: authors' code: they stay at the last rate
+    train.cooldown_epochs       2: authors' code: at the last rate
     train.weight_decay          0.5: appendix D.6; authors' code; thesis, Table 4
     train.b2                    0.999: authors' code: AdamW's default
-    train.ema_decay             0.0: ours: 0.99 of the ConvNeXts, because of so few steps an average
-          of 0.9999 is the start; authors' code of XCiT: no average
-    attack.name                 "pgd": authors' code; thesis, section 4.2: FGSM, on CIFAR ten steps
-          of PGD
+    train.ema_decay             0.0: ours: 0.99 for the ConvNeXts, because over so few steps an
+          average with 0.9999 stays at the start; authors' code for XCiT: no averaging
+    attack.name                 "pgd": authors' code; thesis, section 4.2: FGSM, but ten steps of
+          PGD on CIFAR
     attack.epsilon              0.03137254901960784: Table 6 and thesis, section 4.2
     attack.steps                10: appendix D.6 and thesis, section 4.2: ten on CIFAR, else two of
           APGD or one
-    attack.relative_step        0.15: authors' code: 1.5 over the steps
+    attack.relative_step        0.15: authors' code: 1.5 divided by the steps
     attack.start                "random": authors' code: uniform in the ball
     attack.statistics           "batch": authors' code: on TPUs batch norms are in training mode
           under attack
-    evaluation.weights          "raw": authors' code: no average
+    evaluation.weights          "raw": authors' code: no averaging
 
 The ConvNeXts are trained with APGD, the default. The number of synthetic images of a run was not
 told (15 million are public). Hardware, wall time, accuracies of ours: not yet measured.
@@ -152,35 +152,35 @@ ROWS = (
 # Of a ConvNeXt appendix D.6 counts, of XCiT and ResNet-50 the thesis and its authors' code.
 SOURCES = light_recipe.SOURCES | {
     "model.name": "Table 6 and thesis, Tables 7 and 8",
-    "model.num_classes": "ours: as TFDS has the data sets",
+    "model.num_classes": "ours: as in TFDS",
     "model.image_size": "Table 6 and thesis, Table 8",
     "model.options.stem_strides": "appendix D.6 (a ConvNeXt's); authors' code (XCiT's)",
     "model.options.downsample_strides": "appendix D.6",
-    "init.weights": "Table 6: networks that are robust at 8/255, from runs of ours",
-    "init.head": "authors' code: a new linear layer, as PyTorch makes it",
-    "init.normalize": "authors' code: of CIFAR its mean and std, else 0.5",
+    "init.weights": "Table 6: networks that are robust at 8/255, from our runs",
+    "init.head": "authors' code: a new linear layer, initialised as in PyTorch",
+    "init.normalize": "authors' code: for CIFAR its mean and std, otherwise 0.5",
     "data.name": "Table 6 and thesis, Table 7",
     "data.*_split": "ours: images that choose the epoch are not among the reported ones",
     "data.augmentation": "appendix D.6: RandAugment; thesis, section 4.2.1: on CIFAR no colour "
     "jitter (later runs of the repository: 0.25, with crops and rotations) and no mention of "
-    "erasing (authors' code: 0.2 at the time, 0 in later runs); otherwise the light recipe's, of "
-    "clean runs DeiT's",
+    "erasing (authors' code: 0.2 at the time, 0 in later runs); otherwise as in the light recipe, "
+    "for clean runs as in DeiT",
     "train.objective": "thesis, section 4.2: TRADES on CIFAR; its clean runs",
-    "train.epochs": "appendix D.6 and thesis, section 4.2: 20; authors' code of XCiT: and 2 "
-    "(CIFAR) or 10 more",
-    "train.lr": "appendix D.6; authors' code of XCiT, with 2.83e-4 on CIFAR later",
-    "train.batch_size": "appendix D.6, where ours is 32 in place of 30 (flowers); thesis, section "
+    "train.epochs": "appendix D.6 and thesis, section 4.2: 20; authors' code for XCiT: plus 2 "
+    "(CIFAR) or 10",
+    "train.lr": "appendix D.6; authors' code for XCiT, later with 2.83e-4 on CIFAR",
+    "train.batch_size": "appendix D.6, but ours is 32 instead of 30 (flowers); thesis, section "
     "4.2, where later runs of the repository have 1,024 on CIFAR",
     "train.weight_decay": "appendix D.6; authors' code; thesis, Table 4",
     "train.warmup_epochs": "appendix D.6: 2; authors' code: 5",
     "train.final_lr": "authors' code: 5e-6",
-    "train.ema_decay": "ours: 0.99 of the ConvNeXts, because of so few steps an average of 0.9999 "
-    "is the start; authors' code of XCiT: no average",
+    "train.ema_decay": "ours: 0.99 for the ConvNeXts, because over so few steps an average with "
+    "0.9999 stays at the start; authors' code for XCiT: no averaging",
     "train.from_random": "thesis, Table 8",
-    "attack.name": "authors' code; thesis, section 4.2: FGSM, on CIFAR ten steps of PGD",
+    "attack.name": "authors' code; thesis, section 4.2: FGSM, but ten steps of PGD on CIFAR",
     "attack.steps": "appendix D.6 and thesis, section 4.2: ten on CIFAR, else two of APGD or one",
     "attack.epsilon": "Table 6 and thesis, section 4.2",
-    "attack.relative_step": "authors' code: 1.5 over the steps",
+    "attack.relative_step": "authors' code: 1.5 divided by the steps",
 }
 
 
@@ -228,19 +228,19 @@ def _check(
 ) -> None:
     """Raise `ArgumentError` where the papers have no such run."""
     if data is None:
-        raise ArgumentError(f"say which data after the model, one of {', '.join(_DATA)}")
+        raise ArgumentError(f"add the data after the model; choose one of {', '.join(_DATA)}")
     if model.startswith("convnext") and data == "caltech":
-        raise ArgumentError("data=caltech is not of the ConvNeXts; take cifar10, cifar100, flowers")
+        raise ArgumentError("data=caltech is not for the ConvNeXts; use cifar10, cifar100, flowers")
     large = data in ("flowers", "caltech")
     if model == "resnet50" and not large:
-        raise ArgumentError(f"data={data} is not of resnet50; take flowers or caltech")
+        raise ArgumentError(f"data={data} is not for resnet50; use flowers or caltech")
     if objective == "clean" and not (large and model in ("xcit_s12", "resnet50")):
         of = "xcit_s12 and resnet50 on flowers and caltech"
-        raise ArgumentError(f"objective=clean is of {of}; leave it out")
+        raise ArgumentError(f"objective=clean is only for {of}; leave it out")
     if start == "random" and (model, data) != ("xcit_s12", "cifar10"):
-        raise ArgumentError("start=random is of xcit_s12 on cifar10; leave it out")
+        raise ArgumentError("start=random is only for xcit_s12 on cifar10; leave it out")
     if augmentation and not (model.startswith("xcit") and data.startswith("cifar")):
-        raise ArgumentError(f"augmentation={augmentation} is of XCiTs on CIFAR; leave it out")
+        raise ArgumentError(f"augmentation={augmentation} is only for XCiTs on CIFAR; leave it out")
 
 
 def _convnext(config, data: str, *, small: bool) -> None:

@@ -9,10 +9,10 @@ as `--config.init.weights`. Hardware, wall time, accuracies: not yet measured.
 Keys that are not defaults, by `jaxrobust why configs/vit_b_cvst.py`:
 
     model.name             "vit_b_cvst": Tables 2 and 13
-    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code uses float16
           autocast
-    init.weights           "vit_base_patch16_224.augreg_in1k": Table 18, of timm; the authors' code
-          has those of ImageNet-21k
+    init.weights           "vit_base_patch16_224.augreg_in1k": Table 18, from timm; the authors'
+          code uses those of ImageNet-21k
     init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
     data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
           A.2
@@ -21,16 +21,16 @@ Keys that are not defaults, by `jaxrobust why configs/vit_b_cvst.py`:
     pretrain.batch_size    864: appendix A.3: 864, which 8 and 16 devices divide
     train.epochs           250: Tables 1 and 2: 50, 250 and 300
     train.batch_size       864: appendix A.3: 864, which 8 and 16 devices divide
-    train.warmup_epochs    20: appendix A.2: the peak is at epoch 10, of 250 and 300 at 20
-    evaluation.batch_size  512: ours: what fits, which changes no result
-    test.batch_size        512: ours: what fits, which changes no result
+    train.warmup_epochs    20: appendix A.2: the peak is at epoch 10, or 20 for 250 and 300 epochs
+    evaluation.batch_size  512: ours: what fits in memory, which changes no result
+    test.batch_size        512: ours: what fits in memory, which changes no result
 """
 
 from configs import revisiting_at
 from jaxrobust.config import base
 
 SOURCES = revisiting_at.SOURCES | {
-    "init.weights": "Table 18, of timm; the authors' code has those of ImageNet-21k",
+    "init.weights": "Table 18, from timm; the authors' code uses those of ImageNet-21k",
     "*.batch_size": "appendix A.3: 864, which 8 and 16 devices divide",
 }
 

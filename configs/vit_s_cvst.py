@@ -9,13 +9,13 @@ as `--config.init.weights`. Hardware, wall time, accuracies: not yet measured.
 Keys that are not defaults, by `jaxrobust why configs/vit_s_cvst.py`:
 
     model.name             "vit_s_cvst": Tables 2 and 13
-    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code has float16 by
+    model.dtype            "bfloat16": ours: what TPUs multiply; the authors' code uses float16
           autocast
-    init.weights           "deit_small_patch16_224.fb_in1k": Table 18, of timm; the authors' code
-          has those of ImageNet-21k
+    init.weights           "deit_small_patch16_224.fb_in1k": Table 18, from timm; the authors' code
+          uses those of ImageNet-21k
     init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
     init.normalize         "imagenet": RobustBench: its weights normalise inside the network, so
-          that an import of these and an export under their id are this network; the authors' code
+          that importing these and exporting under their id gives this network; the authors' code
           does not
     data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
           A.2
@@ -23,19 +23,19 @@ Keys that are not defaults, by `jaxrobust why configs/vit_s_cvst.py`:
           C.3: 50 for InternImage with a PatchStem
     pretrain.batch_size    1408: appendix A.3: 1392; ours: 1408, which 64 devices divide
     train.batch_size       1408: appendix A.3: 1392; ours: 1408, which 64 devices divide
-    evaluation.batch_size  512: ours: what fits, which changes no result
-    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten of
-          others
-    test.batch_size        512: ours: what fits, which changes no result
+    evaluation.batch_size  512: ours: what fits in memory, which changes no result
+    evaluation.steps       1: appendix A.3: one step chooses the epoch of small networks, ten steps
+          that of others
+    test.batch_size        512: ours: what fits in memory, which changes no result
 """
 
 from configs import revisiting_at
 from jaxrobust.config import base
 
 SOURCES = revisiting_at.SOURCES | {
-    "init.weights": "Table 18, of timm; the authors' code has those of ImageNet-21k",
-    "init.normalize": "RobustBench: its weights normalise inside the network, so that an import of "
-    "these and an export under their id are this network; the authors' code does not",
+    "init.weights": "Table 18, from timm; the authors' code uses those of ImageNet-21k",
+    "init.normalize": "RobustBench: its weights normalise inside the network, so that importing "
+    "these and exporting under their id gives this network; the authors' code does not",
     "*.batch_size": "appendix A.3: 1392; ours: 1408, which 64 devices divide",
 }
 

@@ -37,13 +37,13 @@ COMMANDS = {
     "report": Command(".report", "RUN", "shows runs and evaluations as one HTML file"),
     "select": Command(".select", "RUN", "selects a run's weights on held-out images"),
     "compare": Command(".compare", "A B", "tests whether two evaluations really differ"),
-    "runs": Command(".results.runs", "[FOLDER]", "lists trainings and evaluations, newest first"),
+    "runs": Command(".results.runs", "[FOLDER]", "lists training runs and evaluations"),
     "verify": Command(".verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
     "board": Command(".results.board", "BUNDLES --out SITE", "ranks verified bundles on a page"),
     "models": Command(".models", "", "lists architectures and checkpoints that load"),
     "import": Command(
         *(".conversion.import_weights", "SOURCE --out DIR"),
-        "imports weights of files, URLs, Hub or timm",
+        "imports weights from files, URLs, Hub or timm",
     ),
     "export": Command(
         ".conversion.export_weights", "TARGET", "exports weights for PyTorch and RobustBench"

@@ -487,7 +487,7 @@ def phases(config: Config) -> list[str]:
                 f"config.{name} = phase(...)"
             )
         if names.count(name) > 1:
-            raise ValueError(f"phases={names} names {name!r} twice; give the second another name")
+            raise ValueError(f"phases={names} names {name!r} twice; rename the second")
     happen = [name for name in names if config[name].epochs != 0]
     if not happen:
         zeros = " and ".join(f"{name}.epochs=0" for name in names) or "phases=()"

@@ -99,7 +99,7 @@ def check_radius(norm: str, epsilon: float) -> None:
     """Reject a non-finite or negative radius, one above 1 for Linf, or a non-integer for L0."""
     epsilon = check_number("epsilon", epsilon)
     if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
+        raise ValueError(f"epsilon={epsilon} is not a valid radius; pass a finite number >= 0")
     check_length("epsilon", epsilon, norm)
     if norm == "l0" and epsilon % 1:
         raise ValueError(f"epsilon={epsilon} must be a whole number of pixels, such as 24")

@@ -567,7 +567,9 @@ class ChosenTest(parameterized.TestCase):
     def test_a_choice_on_what_was_trained_on_is_said(self):
         workdir = self.run_of(name="imagenet2012", test_split="validation")
         said = self.choosing(workdir, "train[:300]")
-        self.assertRegex(said, "WARNING: train.:300. holds images of train.:256., which train is")
+        self.assertRegex(
+            said, "WARNING: train.:300. shares images with train.:256., which train is"
+        )
 
     def test_records_of_a_choice(self):
         for name, split, evaluated, expected in (
@@ -609,10 +611,13 @@ class ChosenTest(parameterized.TestCase):
 
     def test_a_run_says_it_first(self):
         for more, said in (
-            ({"selection_split": "test[50:]"}, "chosen on what is reported"),
-            ({"train_split": "train+test"}, "reported was trained on"),
-            ({"train_split": "train"}, "chosen on what they were trained on"),
-            ({"extra": "tfds:digits", "extra_split": "test"}, "data.extra_split=test holds images"),
+            ({"selection_split": "test[50:]"}, "chosen on the reported images"),
+            ({"train_split": "train+test"}, "the reported images are also trained on"),
+            ({"train_split": "train"}, "chosen on training images"),
+            (
+                {"extra": "tfds:digits", "extra_split": "test"},
+                "data.extra_split=test shares images",
+            ),
         ):
             with self.subTest(row=(more, said)):
                 config = runs.tiny().unlock()
@@ -726,16 +731,16 @@ class ComparedTest(parameterized.TestCase):
         first = printed.split("\n\n")[1]
         self.assertStartsWith(
             first,
-            "**9 of 60 images are left out, which replayed points decided (A 0, B 9): the attacks "
-            "alone might have left them standing.** On all images",
+            "**9 of 60 images are left out because replayed points decided them (A 0, B 9): the "
+            "attacks alone might not have fooled them.** On all images",
         )
         self.assertIn(f"B {100 * low:.2f} to {100 * high:.2f}%", first)
         self.assertIn("**A and B have the same robust accuracy, image by image.**", printed)
         (found,) = self.differs(*places)
         self.assertEqual((found.n, found.gained, found.lost), (51, 0, 0))
         self.assertIn(
-            "Images that replayed points decided are left out, as the attacks alone might have "
-            "left them standing: 9 with",
+            "Images decided by replayed points are left out, because the attacks alone might not "
+            "have fooled them: 9 with",
             str(comparison.part(gathered.gather(places).evaluations)),
         )
 
@@ -743,7 +748,9 @@ class ComparedTest(parameterized.TestCase):
         source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 0}
         code, printed, _ = self.compared(self.write("a1"), self.write("b2", replayed=[source]))
         self.assertEqual(code, 0)
-        self.assertIn("None of these was decided by a replayed point, which B met.", printed)
+        self.assertIn(
+            "None of these images was decided by the replayed points that B met.", printed
+        )
 
     def test_nothing_but_replayed_points(self):
         every = self.a._replace(fooled_by=np.full(60, "replay"), clean=np.ones(60, bool))

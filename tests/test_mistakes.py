@@ -115,7 +115,7 @@ evaluate --function nets.py:images | dataset
 {TRAIN} --config.data.name=npz:w.pt | w.pt
 {TRAIN} --config.data.name=hf:../nowhere | there is no directory ../nowhere
 prepare | needs a data set; write one of imagenet, cifar10, cifar100, generated
-prepare cifar11 | no data set 'cifar11'
+prepare cifar11 | does not support 'cifar11'
 prepare cifar10 --from none.tar.gz --out new | none.tar.gz
 prepare cifar10 --from page.pt --out new | page.pt
 prepare cifar10 --from truncated.tar.gz --out new | truncated.tar.gz
@@ -139,7 +139,7 @@ prepare imagenet nowhere --out new | nowhere
 {TRAIN} --config.evaluation.attack=pgd | one of 'apgd-ce', fgsm, pgd-K
 prepare pseudo-labelled page.pt | page.pt
 {TRAIN} --config.data.views=7 | data.views=7 does not divide
-{TRAIN} --config.train.optimizer=adam | train.optimizer='adam'; one of 'adamw', 'sgd'
+{TRAIN} --config.train.optimizer=adam | train.optimizer='adam' must be one of 'adamw', 'sgd'
 {TRAIN} --config.train.schedule=cosin | one of 'chord-cosine', 'cosine'
 {TRAIN} --config.train.schedule=step | such as (0.5, 0.75)
 {TRAIN} --config.attack.warmup_epochs=99 | attack.warmup_epochs=99 must be at least 0
@@ -148,7 +148,7 @@ prepare pseudo-labelled page.pt | page.pt
 {AGAIN} --workdir=s3://bucket/run | gs://BUCKET/FOLDER
 {AGAIN} --workdir=empty.py | empty.py
 {AGAIN} --config.attack.epsilon=0.2 | attack.epsilon
-evaluate | name a network, as the first word: a run, imported weights, an id such as
+evaluate | name a network as the first argument: a run, imported weights, an id such as
 evaluate nets.py | is Python code, not weights; name a function in it, such as nets.py:log
 evaluate nowhere.nets:logits --dataset digits | the module nowhere is neither installed nor
 evaluate runs/quickstrat | did you mean runs/quickstart

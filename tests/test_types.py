@@ -69,9 +69,9 @@ class ThreatTest(parameterized.TestCase):
             ("l3", 0.1, "norm='l3' is unknown; choose one of linf, l2, l1"),
             ("Linf", 0.1, "norm='Linf' is unknown"),
             ("linf", 4, r"epsilon=4.0 is larger than the pixel range \[0, 1\]; write 4/255"),
-            ("l2", -1, "epsilon=-1.0 is not a radius; pass a finite number >= 0"),
-            ("l2", float("nan"), "epsilon=nan is not a radius"),
-            ("l1", float("inf"), "epsilon=inf is not a radius"),
+            ("l2", -1, "epsilon=-1.0 is not a valid radius; pass a finite number >= 0"),
+            ("l2", float("nan"), "epsilon=nan is not a valid radius"),
+            ("l1", float("inf"), "epsilon=inf is not a valid radius"),
             ("l2", "1", "epsilon='1' is not a number; pass one without quotes"),
             ("l2", None, "epsilon=None is not a number"),
         ):

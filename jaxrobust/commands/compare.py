@@ -2,13 +2,13 @@
 
 `jaxrobust compare A B [C ...] --out FOLDER`. A, B and the others are folders of evaluations,
 runs, or results.jsonl files, followed by `#NUMBER` if they hold several evaluations. Verdicts on
-the common images are compared, every network with the first: differences with McNemar's exact test
-and 95% intervals, attack by attack and class by class. Evaluations with other images,
-preprocessing, radius or attacks are rejected, and all differences listed; so is comparing a ladder,
-a union or another version of AutoAttack with a plain evaluation. Images that a replayed point
-decided are left out, as the first sentence then says. If an evaluation was stopped by a rule
-(`--against`, `--until_width`), p-values and intervals are those of sequences, which hold at all
-looks.
+the common images are compared, each network with the first: differences with McNemar's exact test
+and 95% intervals, attack by attack and class by class. Evaluations with different images,
+preprocessing, radius or attacks are rejected with a list of all differences; so is comparing a
+ladder, a union or another version of AutoAttack with a plain evaluation. Images decided by a
+replayed point are left out, and the first sentence says so. If an evaluation was stopped by a rule
+(`--against`, `--until_width`), p-values and intervals come from confidence sequences, which hold at
+every look.
 
 `jaxrobust compare A1 A2 against B1 B2 B3` compares two groups, such as seeds of two recipes: mean
 and spread of each, and the difference of the means over the images and over the seeds.
@@ -33,7 +33,7 @@ class CompareFlags:
 
     evaluations: tuple[str, ...] = flag(
         "Two or more: folders of evaluations, runs, or results.jsonl files; FOLDER#NUMBER names "
-        "one of several evaluations that a folder holds; the word against separates two groups.",
+        "one of several evaluations in a folder; the word against separates two groups.",
         word=True,
         required=True,
     )
@@ -46,7 +46,9 @@ class CompareFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, print the comparison and write the files."""
-    answer(_compared, fields.read(CompareFlags, __doc__, argv), "the same command starts again")
+    answer(
+        _compared, fields.read(CompareFlags, __doc__, argv), "run the same command to start again"
+    )
 
 
 def _compared(flags: CompareFlags) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """`jaxrobust doctor (RUN | WEIGHTS | my_net.py:logits_fn | --config FILE) ...`.
 
-Checks for common problems of a network, with the flags of jaxrobust evaluate, or of a config, with
-its --config.key=value. Prints one line per check, green, yellow or red, with cause, remedy and
-paper. For a run it checks both. It takes a minute or two, attacks a hundred images with ten steps
-of PGD, and writes only the compilation cache.
+Checks a network, with the flags of jaxrobust evaluate, or a config, with its --config.key=value,
+for common problems; for a run, it checks both. Prints one line per check: green, yellow or red,
+with cause, remedy and paper. It takes a minute or two, attacks a hundred images with ten steps of
+PGD, and writes only the compilation cache.
 
 Exit codes: 0 nothing is red; 1 something is; 2 a mistake in the command or the data, with one
 sentence on stderr; 3 another reason, which is printed (network, disk); 130 interrupted.
@@ -33,7 +33,7 @@ class DoctorFlags(SubjectFlags):
     epsilon: float | None = shared(
         "epsilon", default="that of the run, or 8/255, 0.5 and 12 by norm"
     )
-    n: int = flag("Number of images, drawn from the whole split; 32 to 1000.", 200)
+    n: int = flag("Number of images, drawn from the whole split; from 32 to 1000.", 200)
     seed: int = shared("seed", 0)
     devices: int | None = flag(
         "Number of devices to train a config on; default: those of this machine.", least=1
@@ -48,14 +48,14 @@ fields.define(DoctorFlags)
 def main(argv: list[str]) -> None:
     """Read the flags, run the checks, and exit with 1 if something is red."""
     if len(argv) > 2:
-        arguments.stop(f"{argv[2]!r} is one word too many; name one run, weights or function", 2)
+        arguments.stop(f"unexpected argument {argv[2]!r}; name one run, weights or function", 2)
     arguments.quiet_libraries()
-    again = "the same command starts again"
-    with arguments.ending(again, ". With that solved, run the same command again"):
+    again = "run the same command to start again"
+    with arguments.ending(again, ". Once this is fixed, run the same command again"):
         values = asdict(fields.given(DoctorFlags))
         devices, as_json = values.pop("devices"), values.pop("json")
         if not 32 <= values["n"] <= 1000:
-            raise ValueError(f"--n={values['n']} is outside of 32 to 1000; leave it out for 200")
+            raise ValueError(f"--n={values['n']} must be between 32 and 1000; omit it to use 200")
         if values["norm"] not in (None, *NORMS):
             names = ", ".join(NORMS)
             raise ValueError(f"--norm={values['norm']} is unknown; choose one of {names}")

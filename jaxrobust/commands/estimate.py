@@ -1,13 +1,14 @@
 """`jaxrobust estimate CONFIG --on cpu|gpu|v5e:8x8|h100:8`: what a run will cost.
 
-Prints hours, chip-hours, images/s and memory of each phase and of the AutoAttack after it, and the
-money if `--price` gives the cost of a chip-hour. On devices that are here the programs are compiled
-and run briefly. For others the model's operations are divided by the chips' peak and an assumed
-utilisation; for TPUs the step is also compiled if libtpu is installed, for H100s and H200s if JAX's
-CUDA plug-in is.
+Prints hours, chip-hours, images/s and memory of each phase and of AutoAttack after it, and the
+price if `--price` gives that of a chip-hour. On devices of this machine the programs are compiled
+and run briefly. For other devices the model's operations are divided by the chips' peak and an
+assumed utilisation; for TPUs the step is also compiled if libtpu is installed, for H100s and
+H200s if JAX's CUDA plug-in is.
 
-`jaxrobust estimate --target 65 --dataset cifar10` asks the reverse: which network and how many
-images, epochs and chip-hours reach this AutoAttack accuracy, by a scaling law of published runs.
+`jaxrobust estimate --target 65 --dataset cifar10` answers the reverse question: which network and
+how many images, epochs and chip-hours reach this AutoAttack accuracy, according to a scaling law of
+published runs.
 
 Set keys of the config as for training: --config.train.epochs=20.
 
@@ -36,7 +37,7 @@ class EstimateFlags(command.EstimateSettings):
 def main() -> None:
     """Read the command line and print the estimated cost of the run."""
     words, changed = changes.divided(sys.argv[1:])
-    again = "nothing is lost; the same command begins again"
+    again = "nothing is lost; run the same command to start again"
     if any(word.partition("=")[0].lstrip("-") == "target" for word in words):
         law = rooms.resolve(rooms.entries("ESTIMATES")["target"])
         asked = fields.read(

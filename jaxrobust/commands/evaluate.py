@@ -1,10 +1,9 @@
 """`jaxrobust evaluate TARGET [--dataset NAME] ...`: attack a network and record the result.
 
 TARGET is a run; an imported folder (jaxrobust import); a RobustBench id or a timm id, which are
-downloaded once; my_net.py:logits_fn or my_package.nets:logits_fn, a function of any library;
+downloaded once; my_net.py:logits_fn or my_package.nets:logits_fn, a function in any library;
 torch:my_net.py:build, a PyTorch network; or quickstart, a trained network that ships with the
-package. A weights file also needs --model NAME. All except runs and quickstart need --dataset
-NAME.
+package. A weights file also needs --model NAME. All except runs and quickstart need --dataset NAME.
 
 Repeating the command resumes an interrupted evaluation, and prints a finished one. On a pod, start
 it with --multihost on every host: they share the images, and any number of hosts can resume.
@@ -36,8 +35,8 @@ define_host_flags()
 def main(argv: list[str]) -> None:
     """Read the flags and evaluate."""
     if len(argv) > 2:
-        remedy = "name one network, and write other values as flags"
-        stop(f"{argv[2]!r} is one word too many; {remedy}", 2)
+        remedy = "name one network, and pass other values as flags"
+        stop(f"unexpected argument {argv[2]!r}; {remedy}", 2)
     quiet_libraries()
     pod = hosts()
     patience.end()  # only the first host prints, and joining has its own messages
@@ -52,7 +51,7 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         end(functions.of_users(error) or error, 2)
     except (OSError, MemoryError) as error:
-        end(f"{unable(error)}. With that solved, run the same command again", 3)
+        end(f"{unable(error)}. Once this is fixed, run the same command again", 3)
     except Exception as error:
         end.fault(error, in_pod=pod is not None)
         raise
@@ -63,8 +62,8 @@ def _again() -> str:
     is_cascade = getattr(sys.modules.get("jaxrobust.attacks.fixed_steps"), "is_cascade", None)
     names = [name for name in flags.FLAGS.attack.split(",") if ":" not in name]  # not the user's
     if is_cascade and names and not is_cascade(",".join(names)):
-        return "the same command starts again, because nothing was saved yet"
-    return "the same command continues with the verdicts so far"
+        return "run the same command to start over, because nothing was saved yet"
+    return "run the same command to continue with the verdicts so far"
 
 
 def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tuple[str, bool]:
@@ -86,7 +85,7 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None, target: str = "") -> tup
         values = targets.with_target(values, target, weights=shipped.RUNS)
     elif all(values[name] is None for name in ("workdir", "model", "weights", "function", "torch")):
         raise ValueError(
-            "name a network, as the first word: a run, imported weights, an id such as "
+            "name a network as the first argument: a run, imported weights, an id such as "
             "Salman2020Do_R18, my_net.py:logits_fn, torch:my_models.py:build, or quickstart"
         )
     asked = stated.GivenFlags(**values)

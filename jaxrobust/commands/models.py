@@ -22,7 +22,7 @@ class ModelsFlags:
         "Networks; default: all.", (), word=True, nargs="*", metavar="NAME"
     )
     json: bool = flag("Print one JSON object instead.", False)
-    parameters: bool = flag("Print the table of their parameters.", False)
+    parameters: bool = flag("Print the parameters of each network as a table.", False)
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         from jaxrobust import models
         from jaxrobust.models import table
 
-    with ending("the same command starts again"):
+    with ending("run the same command to start again"):
         names = [models.known(name) for name in flags.names] or models.available()
     if flags.parameters:
         for name in names:

@@ -2,7 +2,7 @@
 
 NAME is imagenet (from its tar files, or any folder of images), cifar10 or cifar100 (which are
 downloaded). generated makes shards from .npz files with tens of millions of images; pseudo-labelled
-makes .npz from a pickle. `NAME --help` says more.
+makes an .npz file from a pickle. `NAME --help` has the details.
 """
 
 import functools
@@ -31,5 +31,5 @@ def main(argv: list[str] | None = None) -> None:
     elif command := _SPELLED.get(spelling.dataset(name)):
         COMMANDS[command](words)
     else:
-        problem = f"prepare knows no data set {name!r}" if name else "prepare needs a data set"
-        stop(f"{problem}; write one of {', '.join(COMMANDS)}, each of which has a --help", 2)
+        problem = f"prepare does not support {name!r}" if name else "prepare needs a data set"
+        stop(f"{problem}; choose one of {', '.join(COMMANDS)}, each of which has a --help", 2)

@@ -2,7 +2,7 @@
 
 A path is a run, a folder of records (RUN/evaluation), a file of records, or a folder of many of
 them. quickstart, unless a path has that name, is the run shipped with the package. The file opens
-from disk and loads nothing. With --watch a server shows the page instead, and updates it while the
+from disk and loads nothing else. With --watch, the page is served instead, and updated while the
 run continues.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 a file
@@ -26,13 +26,15 @@ class ReportFlags:
     """The content of the page, and its destination."""
 
     paths: tuple[Path, ...] = flag(
-        "Run, records, folder.", word=True, required=True, metavar="PATH"
+        "Run, records, or folder of several.", word=True, required=True, metavar="PATH"
     )
     out: Path | None = flag("File; default: report.html in the first PATH, or here for quickstart.")
     watch: bool = flag("Serve the page and keep it up to date.", False)
-    host: str = flag("Address of --watch; default: only this machine reaches it.", "127.0.0.1")
-    port: int = flag("Port of --watch; default: 8017.", 8017)
-    every: float = flag("Seconds between two pages of --watch; default: 10.", 10.0, least=1)
+    host: str = flag(
+        "Address for --watch; default: 127.0.0.1, which only this machine can reach.", "127.0.0.1"
+    )
+    port: int = flag("Port for --watch; default: 8017.", 8017)
+    every: float = flag("Seconds between updates with --watch; default: 10.", 10.0, least=1)
     json: bool = flag("Print the outcome as JSON on the last line.", False)
 
 
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read the flags and write or serve the page."""
     flags = fields.read(ReportFlags, __doc__, argv)
     patience.end()
-    arguments.answer(run, flags, "the same command makes the page again")
+    arguments.answer(run, flags, "run the same command to make the page")
 
 
 def _kept(path: Path) -> Path:

@@ -1,12 +1,12 @@
 """Choose a run's weights on its selection split: `jaxrobust select RUN`.
 
-Candidates are the weights that the run kept (`checkpoint.keep_every_epochs`), raw and averaged, at
-each --image_size. RUN/selection.json gets the result of each, and the choice with its reason;
-RUN/selection.png the curves. For a run with several norms, robust images withstand all of them.
-With --attack autoattack, adversarial images of earlier candidates are tried first. Only a candidate
-that may be the best after APGD-CE goes through the other attacks; the others get an upper bound.
-The test split is not used: afterwards `jaxrobust evaluate --workdir RUN --selected` tests the
-choice, once. Repeating the command computes only missing results.
+Candidates are the weights that the run saved (`checkpoint.keep_every_epochs`), raw and averaged, at
+each --image_size. RUN/selection.json records the result of each, and the choice with its reason;
+RUN/selection.png shows the curves. For a run with several norms, an image is robust if it
+withstands all of them. With --attack autoattack, adversarial images of earlier candidates are tried
+first. Only candidates that may be the best after APGD-CE go through the other attacks; the rest get
+an upper bound. The test split is not used: afterwards `jaxrobust evaluate --workdir RUN --selected`
+tests the choice, once. Repeating the command computes only missing results.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason, which is printed,
 such as a full disk; 130 interrupted.
@@ -28,9 +28,9 @@ class SelectFlags:
     """The candidates, the images and the attack of a choice."""
 
     run: Path = flag("Workdir of the run.", word=True, required=True, metavar="RUN")
-    phase: str | None = shared("phase", default="the last one that kept weights")
+    phase: str | None = shared("phase", default="the last one with saved weights")
     image_size: tuple[int, ...] = flag(
-        "Sides of the images in pixels, one or several; default: that of the run.",
+        "Image sizes in pixels, one or several; default: that of the run.",
         (),
         least=1,
         metavar="PIXELS",
@@ -40,14 +40,14 @@ class SelectFlags:
     )
     steps: int | None = flag("Number of steps of APGD-CE, such as 1 or 10; default: 10.", least=1)
     split: str | None = flag(
-        "Split to choose on; default: the selection split of the run, never its test."
+        "Split to choose on; default: the selection split of the run, never its test split."
     )
     n: int = flag(
         "Number of images, spread over the classes of the split; default: all.",
         "all",
         reads=how_many,
     )
-    batch: int | None = flag("Images at a time; default: evaluation.batch_size.", least=1)
+    batch: int | None = flag("Batch size; default: evaluation.batch_size.", least=1)
     json: bool = shared("json", False)
 
 
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read the command line and choose the weights."""
     flags = fields.read(SelectFlags, __doc__, argv)
     quiet_libraries()
-    answer(_selected, flags, "the same command continues")
+    answer(_selected, flags, "run the same command to continue")
 
 
 def _selected(flags: SelectFlags) -> dict[str, Any]:

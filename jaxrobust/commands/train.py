@@ -1,8 +1,8 @@
 """`jaxrobust train CONFIG [--workdir DIR] [--config.a.b=v ...]`: train a network.
 
---then select,autoattack:linf:4/255+l2:2+l1:75,export:hub continues with a choice among kept
-weights, attacks (by default with the threat of the training) and exports (export:module:ID with
-RobustBench's entry). The total cost is estimated first; repeating the command resumes where it
+--then select,autoattack:linf:4/255+l2:2+l1:75,export:hub continues with a choice among saved
+weights, then attacks (by default with the threat of the training) and exports (export:module:ID
+adds RobustBench's entry). The total cost is estimated first; repeating the command resumes where it
 stopped.
 
 Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
@@ -26,11 +26,11 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, arguments.CONFIG_HELP,
 _WHERE = "Where checkpoints, metrics and results go; default: runs/<config>."
 _WORKDIR = flags.DEFINE_string("workdir", None, _WHERE)
 _STAGES = (
-    "Stages after the training, with commas: select, an attack such as autoattack:linf:4/255+l2:2, "
-    "export:LAYOUT or export:LAYOUT:ID."
+    "Stages after the training, separated by commas: select, an attack such as "
+    "autoattack:linf:4/255+l2:2, export:LAYOUT or export:LAYOUT:ID."
 )
 _THEN = flags.DEFINE_string("then", None, _STAGES)
-_COST = "Whether to estimate the cost of a run with --then before it begins; or --noestimate."
+_COST = "Whether to first estimate the cost of a run with --then; --noestimate turns it off."
 _ESTIMATE = flags.DEFINE_bool("estimate", True, _COST)
 _TRACED = "traces STEPS steps of each phase for XProf, after the first START of this run."
 _PROFILE = flags.DEFINE_string("profile", None, f"START:STEPS {_TRACED}")
@@ -40,8 +40,8 @@ define_host_flags()
 def main(argv: list[str]) -> None:
     """Read the flags and run the config."""
     if len(argv) > 1 or _CONFIG.value is None:
-        extra = f"{argv[1]!r} is one word too many; " if argv[1:] else ""
-        remedy = "name one config, as the first word; change its keys with --config.key=value"
+        extra = f"unexpected argument {argv[1]!r}; " if argv[1:] else ""
+        remedy = "name one config as the first argument; change its keys with --config.key=value"
         arguments.stop(extra + remedy, 2)
     arguments.quiet_libraries()
     name = arguments.config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     config, workdir, doing = _CONFIG.value, Path(folder), list[str]()  # the stages that have begun
 
     def again() -> str:
-        stage = f"the same command continues with {doing[-1]}" if doing else ""
+        stage = f"run the same command to continue with {doing[-1]}" if doing else ""
         return stage or start_runs.again(config, workdir)
 
     end = Ending(again)
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
         mistakes = refusals.parts_refused(config) if pod is None and not doing else []
         end(functions.of_users(error) or _listed(error, mistakes), 2)
     except OSError as error:
-        end(f"{error}. With that solved, {end.again()}", 3)
+        end(f"{error}. Once this is fixed, {end.again()}", 3)
     except Exception as error:
         end.fault(error, in_pod=pod is not None)
         raise

@@ -1,17 +1,17 @@
 """Check a bundle with your own network: `jaxrobust verify BUNDLE --weights W`.
 
-`jaxrobust evaluate --bundle BUNDLE` wrote it. W is as for --weights of an evaluation: a run, an
-imported folder, a file, an id. The images come from the data set of the record. One forward pass
-per image, and one more per adversarial image, confirm the clean accuracy, and that the robust
-accuracy is at most what the record says; unconfirmed images are listed. Then APGD-CE and APGD-T,
-or Sparse-PGD in l0, attack a sample of the images that are said to survive, drawn with your seed;
-the number that falls bounds how many of all would. A network other than the record's is judged too,
-but then the claim is not confirmed. If the record names images or a list of them by a path, which
-the author of the bundle may have made, --dataset or --split has to name your own.
+`jaxrobust evaluate --bundle BUNDLE` wrote it. W is the same as for `jaxrobust evaluate --weights`:
+a run, an imported folder, a file or an id. The images come from the data set of the record. One
+forward pass per image, and one more per adversarial image, confirm the clean accuracy, and that the
+robust accuracy is at most the recorded one; unconfirmed images are listed. Then APGD-CE and APGD-T,
+or Sparse-PGD in l0, attack a sample of the surviving images, drawn with your seed; the number that
+they fool bounds how many of all surviving images they would fool. A network other than the recorded one is checked too,
+but does not confirm the claim. If the record refers to images or a list of images by a path, the
+author of the bundle may have prepared them; then name your own with --dataset or --split.
 
-Exit codes: 0 everything is confirmed; 1 something is not, or standing images fell to attacks that
-the record says they withstand; 2 a mistake, with one sentence on stderr;
-3 another reason, which is printed, such as a full disk; 130 interrupted.
+Exit codes: 0 everything is confirmed; 1 something is not, or images fell to attacks that they
+withstand according to the record; 2 a mistake, with one sentence on stderr; 3 another reason, which
+is printed, such as a full disk; 130 interrupted.
 """
 
 from dataclasses import asdict, dataclass
@@ -38,24 +38,21 @@ class VerifyFlags:
     split: str | None = shared("split", default=_RECORD)
     classes: str | None = shared("classes", default="all")
     data_dir: str | None = shared("data_dir", default="$TFDS_DATA_DIR")
-    frost: str | None = flag(
-        "Folder of the photographs that frost is made with, for a bundle of common corruptions."
-    )
-    batch: int | None = flag("Images at a time.", least=1)
-    sample: int = flag("Number of standing images to attack.", 60, least=1)
+    frost: str | None = flag("Folder of the frost photographs, for a bundle of common corruptions.")
+    batch: int | None = flag("Batch size.", least=1)
+    sample: int = flag("Number of surviving images to attack.", 60, least=1)
     seed: int | None = flag(
         "Seed of that sample and of its attacks; default: a random one, which is printed.", least=0
     )
     write_images: Path | None = flag(
-        "File .npy for the prepared images, uint8[N,H,W,C], which verify.py of the "
-        "bundle takes; a file .labels.npy next to it gets their labels. For common corruptions, a "
-        "folder in the layout of CIFAR-10-C. Needs no weights."
+        "File (.npy) for the prepared images, uint8[N,H,W,C], which the bundle's verify.py takes; "
+        "their labels go to a .labels.npy file next to it. For common corruptions, a folder in the "
+        "layout of CIFAR-10-C. Needs no weights."
     )
     write_adversarial: Path | None = flag(
-        "File .pt for the images after the attack, a PyTorch tensor f32[N,C,H,W] in [0, 1]. "
-        "Needs no weights; with weights, if everything is confirmed and RobustBench has a "
-        'leaderboard for it, a file .issue.md next to it gets the text of a "New external '
-        'evaluation" issue.'
+        "File (.pt) for the adversarial images, a PyTorch tensor f32[N,C,H,W] in [0, 1]. Needs no "
+        "weights. With weights, if everything is confirmed and RobustBench has a leaderboard for "
+        'it, the text of a "New external evaluation" issue goes to an .issue.md file next to it.'
     )
     json: bool = shared("json", False)
 
@@ -65,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = fields.read(
         VerifyFlags, __doc__, argv, usual="weights function dataset data_dir sample json"
     )
-    result = answer(_verified, flags, "the same command starts again")
+    result = answer(_verified, flags, "run the same command to start again")
     return 0 if result.get("whole", True) else 1
 
 

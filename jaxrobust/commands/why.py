@@ -45,7 +45,7 @@ def main() -> None:
         from jaxrobust.results import key_sources
 
     names = [word.partition("=")[0].lstrip("-").partition(".")[2] for word in changed]
-    with ending("the same command starts again"):
+    with ending("run the same command to start again"):
         sources = key_sources.of_recipe(flags.config)
         keys = key_sources.of_config(config, sources, [name for name in names if name])
         keys = key_sources.chosen(keys, flags.key, flags.all)

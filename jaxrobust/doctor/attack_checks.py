@@ -35,7 +35,7 @@ def _zero(patient: Patient) -> CheckResult:
     types = ("float32", *patient.others)
     zero = {dtype: _share_of_zeros(patient, "ce", dtype) for dtype in types}
     value = {dtype: float(of.mean()) for dtype, of in zero.items()}
-    sentence = "zero at " + ", ".join(f"{v:.1%} in {k}" for k, v in value.items())
+    sentence = "zero for " + ", ".join(f"{v:.1%} ({k})" for k, v in value.items())
     sentence += f" of {len(zero['float32'])} images"
     if reliability.check_gradients(zero["float32"]):
         # Behind a saturated softmax the margin still has a gradient; masking removes that too.
@@ -47,7 +47,7 @@ def _zero(patient: Patient) -> CheckResult:
             remedy = "divide the logits by their range, or attack with DLR (apgd-t, fab-t)"
         value |= {"margin, float32": margin}
         return CheckResult(
-            RED, f"{sentence}; that of the margin at {margin:.1%}", value, cause, remedy
+            RED, f"{sentence}; that of the margin is zero for {margin:.1%}", value, cause, remedy
         )
     for dtype in (dtype for dtype in patient.others if value[dtype] > 0.1):
         cause = f"{dtype} is too coarse for this network's logits"
@@ -65,7 +65,7 @@ def _attacking(look: Callable[[Patient], CheckResult]) -> Callable[[Patient], Ch
             return CheckResult(SKIPPED, "the radius is 0")
         if patient.without_gradient:
             return CheckResult(SKIPPED, "the network cannot be differentiated")
-        few = CheckResult(SKIPPED, f"only {count} clean images are right")
+        few = CheckResult(SKIPPED, f"only {count} clean images are classified correctly")
         return few if count < _FEW else look(patient)
 
     return looks
@@ -77,15 +77,15 @@ def _losses(patient: Patient) -> CheckResult:
         return CheckResult(SKIPPED, "DLR needs three classes")
     ce, dlr = (patient.after_pgd(patient.threat.epsilon, loss) > 0 for loss in ("ce", "dlr"))
     value = {"ce": 1 - float(ce.mean()), "dlr": 1 - float(dlr.mean())}
-    sentence = f"{value['ce']:.1%} withstand PGD with CE, {value['dlr']:.1%} with DLR"
+    sentence = f"{value['ce']:.1%} of images withstand PGD with CE, {value['dlr']:.1%} with DLR"
     only_dlr, only_ce = int((dlr & ~ce).sum()), int((ce & ~dlr).sum())
     apart = (only_dlr - only_ce) / max(only_dlr + only_ce, 1) ** 0.5
     gap = (only_dlr - only_ce) / len(ce)
     if gap > 0.1 and apart > 3.5:
         return CheckResult(RED, sentence, value)
     if gap < -0.3 and apart < -3.5:
-        cause = "DLR divides by a third logit that is far away, or ties"
-        remedy = "report CE and DLR, and attack with CW's margin too"
+        cause = "DLR divides by the distance to the third logit, which is large or zero"
+        remedy = "report CE and DLR, and attack with the CW margin too"
         return CheckResult(YELLOW, sentence, value, cause, remedy)
     return CheckResult(GREEN, sentence, value)
 
@@ -95,8 +95,8 @@ def _noise(patient: Patient) -> CheckResult:
     pgd, noise = patient.after_pgd(patient.threat.epsilon), patient.after_noise
     better = float((noise > pgd).mean())
     sentence = (
-        f"PGD fools {(pgd > 0).mean():.1%}, noise of its size {(noise > 0).mean():.1%}; noise "
-        f"comes closer at {better:.1%} of {len(pgd)} images"
+        f"PGD fools {(pgd > 0).mean():.1%}, noise of the same size {(noise > 0).mean():.1%}; noise "
+        f"comes closer on {better:.1%} of {len(pgd)} images"
     )
     level = RED if better > 0.33 else YELLOW if better > 0.15 else GREEN
     return CheckResult(level, sentence, {"noise is better": better})
@@ -116,22 +116,22 @@ def _radius(patient: Patient) -> CheckResult:
         if up - down > 0.05 * len(small) and up - down > 3 * (up + down) ** 0.5:
             return CheckResult(RED, f"accuracy rises with the radius: {sentence}", value)
     if robust[-1] > 0.3:
-        grey = "images withstand a radius at which all can be the same grey"
+        grey = "images withstand a radius at which all can become the same grey"
         return CheckResult(RED, f"{grey}: {sentence}", value)
     return CheckResult(YELLOW if robust[-1] > 0.15 else GREEN, sentence, value)
 
 
 _SIGNS = "Athalye et al. 2018, arXiv 1802.00420, section 3.1"
 _MASKED = (
-    "attack the network before the operation that masks (Athalye et al. 2018, section 4), and "
-    "trust only Square and transfer attacks"
+    "attack the part of the network before the masking operation (Athalye et al. 2018, section 4), "
+    "and trust only Square and transfer attacks"
 )
 
 ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "zero-gradients",
-        "Images at which the gradient of the cross-entropy is exactly zero or not finite, by "
-        "compute type; red above 1% in float32, yellow above 10% in another type.",
+        "Share of images for which the gradient of the cross-entropy is exactly zero or not "
+        "finite, by compute type; red above 1% in float32, yellow above 10% in another type.",
         "gradients are masked: rounding, quantisation, a threshold or stop_gradient",
         _MASKED,
         "Croce & Hein 2020, arXiv 2003.01690, section 4; " + _SIGNS,
@@ -140,9 +140,9 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         "dlr-against-ce",
-        f"Accuracy under PGD of {STEPS} steps with either loss; red where DLR's is more than 10 "
-        "points lower, yellow where CE's is more than 30 points lower.",
-        "the cross-entropy hides the gradient: logits are large, and only rounding remains",
+        f"Accuracy under PGD with {STEPS} steps for either loss; red if it is more than 10 points "
+        "lower for DLR, yellow if it is more than 30 points lower for CE.",
+        "the cross-entropy hides the gradient: logits are large, and only rounding error remains",
         "attack with DLR and its targeted form (apgd-t), or divide the logits by their range",
         "Croce & Hein 2020, arXiv 2003.01690, section 4",
         _losses,
@@ -150,10 +150,10 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         "pgd-against-noise",
-        f"Margins after PGD of {STEPS} steps and after the best of {STEPS} points of random noise "
-        "as far away; red where noise comes closer at more than 33% of the images, yellow from "
+        f"Margins after PGD with {STEPS} steps and after the best of {STEPS} random noise samples "
+        "of the same size; red if noise comes closer on more than 33% of the images, yellow from "
         "15%.",
-        "the gradient does not point uphill: it is masked, shattered or of another function",
+        "the gradient does not point uphill: it is masked, shattered or of another network",
         _MASKED,
         _SIGNS,
         _noise,
@@ -161,9 +161,8 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         "radius",
-        "Accuracy under PGD at growing radii, up to one at which all images can be the same grey; "
-        "red where it rises by more than 5 points, or stays above 30% at the last, yellow from "
-        "15%.",
+        "Accuracy under PGD at growing radii, up to one at which all images can become the same "
+        "grey; red if it rises by more than 5 points, or ends above 30%, yellow from 15%.",
         "PGD loses its way: gradients are masked, or the step does not scale with the radius",
         _MASKED,
         f"{_SIGNS}; Carlini et al. 2019, arXiv 1902.06705",

@@ -133,8 +133,8 @@ def _worst_norm(
         worst = min(results, key=lambda result: (RED, YELLOW, SKIPPED, GREEN).index(result.level))
         if len(norms) == 1:
             return worst
-        passes = f"{mixes.described(a)} attacks with {mixes.passes(a)} passes a step, where "
-        passes += f"one norm takes {mixes.passes(norms[0])}"
+        passes = f"{mixes.described(a)} attacks with {mixes.passes(a)} passes per step, where "
+        passes += f"one norm alone takes {mixes.passes(norms[0])}"
         return worst._replace(sentence=f"{worst.sentence}; {passes}")
 
     return looks
@@ -150,11 +150,11 @@ def _step(name: str, planned: Config, a: AttackSection) -> CheckResult:
         return CheckResult(YELLOW, doubts[0]) if doubts else CheckResult(GREEN, sentence)
     steps = row.steps(a.steps)
     share = size / epsilon
-    sentence = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={epsilon:.4g}"
+    sentence = f"{name}: {counted(steps, 'step')} of {share:.3g} times attack.epsilon={epsilon:.4g}"
     if share * steps < 1 - 1e-6:
         return CheckResult(RED, f"{sentence}: the radius is never reached", share)
     if share > 2 + 1e-6:
-        return CheckResult(RED, f"{sentence}: each step leaps over the ball", share)
+        return CheckResult(RED, f"{sentence}: each step overshoots the ball", share)
     return CheckResult(YELLOW, doubts[0], share) if doubts else CheckResult(GREEN, sentence, share)
 
 
@@ -185,11 +185,11 @@ def _constants(plan: PlannedRun) -> list[str]:
 def _twice(plan: PlannedRun) -> CheckResult:
     normalize = plan.config.init.normalize
     if not functions.is_name(plan.config.model.name):
-        sentence = "the network is ours, and normalises in its first layer only"
+        sentence = "the network is built in, and normalises only in its first layer"
         return CheckResult(GREEN, f"init.normalize={normalize}: {sentence}", normalize)
     inside = _constants(plan)
     sentence = f"init.normalize={normalize}, and {plan.config.model.name} "
-    sentence += f"holds the mean of {', '.join(inside)}" if inside else "holds no known mean"
+    sentence += f"contains the mean of {', '.join(inside)}" if inside else "contains no known mean"
     return CheckResult(
         RED if inside and normalize not in ("keep", "none") else GREEN, sentence, inside
     )
@@ -212,10 +212,10 @@ def _ema(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
     if planned.evaluation.weights == "raw":
         return CheckResult(GREEN, f"{name}: evaluation.weights=raw, so the average is not used")
     if steps is None:
-        return CheckResult(SKIPPED, f"how many steps there are is not known: {plan.source}")
+        return CheckResult(SKIPPED, f"the number of steps is unknown: {plan.source}")
     horizon, start_share = 1 / (1 - decay), decay**steps
-    sentence = f"{name}: ema_decay={decay:g} averages {horizon:.0f} steps of {steps}"
-    sentence += f", and {start_share:.1%} of the average is the start"
+    sentence = f"{name}: ema_decay={decay:g} averages {horizon:.0f} of {steps} steps"
+    sentence += f", and {start_share:.1%} of the average comes from the start"
     level = RED if horizon > steps else YELLOW if start_share > 0.2 else GREEN
     wanted = f"set {name}.ema_decay={max(1 - 10 / max(steps, 1), 0):.3g} or lower"
     return CheckResult(level, sentence, {"horizon": horizon, "steps": steps}, remedy=wanted)
@@ -261,12 +261,12 @@ def _size(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
     channels, model = plan.source.channels, planned.model
     if channels != model.in_channels:
         sentence = f"images of {plan.config.data.name} have {counted(channels, 'channel')}, the "
-        sentence += f"network {model.in_channels}"
-        cause = "training refuses images of other channels"
+        sentence += f"network takes {model.in_channels}"
+        cause = "training rejects images with a different number of channels"
         remedy = f"set model.in_channels={channels}"
         return CheckResult(RED, sentence, channels, cause, remedy)
     side, size = plan.side, model.image_size
-    sentence = f"{name}: images of {plan.config.data.name} have {side} px, the network {size}"
+    sentence = f"{name}: images of {plan.config.data.name} have {side} px, the network takes {size}"
     level = GREEN if side >= size else RED if side < 0.8 * size else YELLOW
     return CheckResult(level, sentence, {"images": side, "network": size})
 
@@ -275,71 +275,71 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     Check(
         "heavy-augmentation",
         "Whether the first phase attacks random weights under heavy augmentation; red if so.",
-        "from random weights the network does not learn both at once",
-        "give clean weights, clean epochs, or data.augmentation=basic",
+        "random weights do not learn from an attack and heavy augmentation at once",
+        "start from clean weights, add clean epochs, or set data.augmentation=basic",
         "Singh, Croce, Hein 2023, arXiv 2303.01870",
         _heavy,
     ),
     Check(
         "step-rule",
-        "Length of a step relative to the radius; red where all steps together do not "
-        "reach it or one is above twice the radius, yellow where it is written in pixels.",
-        "the step was written for another radius",
+        "Step size relative to the radius; red if all steps together do not reach the radius or "
+        "one step is more than twice the radius, yellow if the step is given in pixels.",
+        "the step size was chosen for a different radius",
         "leave attack.step_size out and set attack.relative_step",
         "Madry et al. 2018, arXiv 1706.06083, section 4",
         _of_phases(_worst_norm(_step), attacked=True),
     ),
     Check(
         "one-step",
-        "Number of attack steps at L-inf 8/255 and more; red for one step from the image, yellow "
+        "Number of attack steps at L-inf 8/255 or more; red for one step from the image, yellow "
         "for one from a random point.",
         "one step leaks the label, and training overfits to it (catastrophic overfitting)",
-        "set attack.steps=2 or more, or attack.start=random and watch the alarms",
+        "set attack.steps to 2 or more, or set attack.start=random and watch the alarms",
         "Kurakin et al. 2017, arXiv 1611.01236; Wong et al. 2020, arXiv 2001.03994",
         _of_phases(_worst_norm(_one_step), attacked=True),
     ),
     Check(
         "normalised-twice",
-        "Whether init.normalize is set and the program of a network of your own holds the mean of "
-        "a known data set; red if both.",
+        "Whether init.normalize is set and the program of your own network contains the mean of a "
+        "known data set; red if both.",
         "the images are normalised in your function and in the first layer",
-        "set init.normalize=keep, or take it out of your function",
+        "set init.normalize=keep, or remove the normalisation from your function",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _twice,
     ),
     Check(
         "batch-statistics",
-        "attack.statistics where the network has batch norms; yellow for batch under TRADES whose "
-        "running statistics move with both kinds of images.",
-        "TRADES' two terms see the statistics of their own images, and an evaluation those of both",
-        "set attack.statistics=running, or bn_statistics=adversarial of the phase, unless a paper "
-        "has it so: robust XCiTs on CIFAR were trained like this",
+        "attack.statistics of a network with batch norms; yellow for batch with TRADES, if clean "
+        "and adversarial images both update the running statistics.",
+        "TRADES' two terms each use the statistics of their own images, but an evaluation uses "
+        "those of both",
+        "set attack.statistics=running, or bn_statistics=adversarial in the phase, unless you "
+        "follow a paper: robust XCiTs on CIFAR were trained like this",
         "Pang et al. 2021, arXiv 2010.00467",
         _of_phases(_statistics, attacked=True),
     ),
     Check(
         "ema-horizon",
-        "1 / (1 - ema_decay) in steps, compared with those of the phase; red above, yellow where "
-        "more "
-        "than 20% of the average is still the start.",
-        "the averaged weights are still close to those of the beginning",
+        "1 / (1 - ema_decay) compared with the number of steps of the phase; red if above, yellow "
+        "if more than 20% of the average still comes from the start.",
+        "the averaged weights are still close to the initial ones",
         "set a lower ema_decay",
         "Rebuffi et al. 2021, arXiv 2103.01946",
         _of_phases(_ema),
     ),
     Check(
         "warm-up",
-        "Epochs of warm-up of the learning rate and of the radius; red if as long as the phase, "
+        "Warm-up epochs of the learning rate and of the radius; red if as long as the phase, "
         "yellow above half.",
-        "the phase ends before the rate or the radius has its value",
+        "the phase ends before the learning rate or the radius reaches its value",
         "set warmup_epochs below epochs",
         "Goyal et al. 2017, arXiv 1706.02677, section 2.2",
         _of_phases(_warmup),
     ),
     Check(
         "batch-and-mesh",
-        "Whether devices, microbatches and mixing groups divide the batch; yellow where training "
-        "takes the nearest batch that they do, red where there is none nearby.",
+        "Whether devices, microbatches and mixing groups divide the batch; yellow if training "
+        "takes the nearest batch that they divide, red if there is none nearby.",
         "the batch was chosen for another number of devices",
         "set a batch size that they divide",
         "Goyal et al. 2017, arXiv 1706.02677, section 2.1",
@@ -347,11 +347,10 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     ),
     Check(
         "image-size",
-        "Shorter side of the images compared with model.image_size; red below 80% of it and for "
-        "other "
-        "channels, yellow below it.",
-        "images are upsampled: they cost more and show nothing more",
-        "set model.image_size to the images' side, or take another data set",
+        "Shorter side of the images compared with model.image_size; red below 80% of it or if the "
+        "channels differ, yellow below it.",
+        "images are upsampled, which costs more and adds no detail",
+        "set model.image_size to the size of the images, or use another data set",
         "Touvron et al. 2019, arXiv 1906.06423",
         _of_phases(_size),
     ),

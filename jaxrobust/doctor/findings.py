@@ -71,13 +71,13 @@ def examined(
     """
     findings: list[Finding] = []
     for check in checks:
-        with patience.of(f"looking at {check.name}", here=tell is not None):
+        with patience.of(f"checking {check.name}", here=tell is not None):
             result = check.look(patient)
         reds = [f.check.name for f in findings if f.result.level == RED]
         after = next((name for name in reds if name in check.follows), None)
         cause, remedy = result.cause or check.cause, result.remedy or check.remedy
         if after and result.level in (YELLOW, RED):
-            cause, remedy = f"it follows from {after}, see there", f"fix {after} first"
+            cause, remedy = f"it follows from {after}; see there", f"fix {after} first"
             result = result._replace(level=YELLOW)
         else:
             after = None

@@ -33,7 +33,7 @@ def _range(patient: Patient) -> CheckResult:
         checks.check_images(patient.images, patient.labels, classes=patient.logits.shape[1])
     except ValueError as error:
         sentence, _, remedy = str(error).partition("; ")
-        cause = "the data is not what an attack takes"
+        cause = "attacks cannot use this data"
         return CheckResult(RED, sentence, cause=cause, remedy=remedy or None)
     low, high = float(patient.images.min()), float(patient.images.max())
     return _explained(explanations.RANGE, f"images span [{low:.3g}, {high:.3g}]")(patient)
@@ -42,21 +42,21 @@ def _range(patient: Patient) -> CheckResult:
 def _explained(name: str, healthy: str) -> Look:
     def look(patient: Patient) -> CheckResult:
         if len(patient.labels) < _ENOUGH:
-            return CheckResult(SKIPPED, f"{len(patient.labels)} images say little about accuracy")
+            return CheckResult(SKIPPED, f"{len(patient.labels)} images are too few for an accuracy")
         if "tried" not in patient.memo:
             patient.memo["tried"] = explanations.tried(patient)
         all_tried = patient.memo["tried"]
         of_check = [explanation for explanation in all_tried if explanation.check == name]
         if not of_check:
-            return CheckResult(SKIPPED, "not looked at: the images are grey")
+            return CheckResult(SKIPPED, "not checked: the images are grey")
         classes = int(unmasked(patient.logits).sum())
         best = explanations.best(all_tried, classes, len(patient.labels))
         undone = " undone" if name == explanations.TWICE else ""
         if best is None or best.check != name:
             other = max(of_check, key=lambda explanation: explanation.accuracy)
             loss = float(explanations.losses(patient.logits, patient.labels).mean())
-            sentence = f"{healthy}; loss {loss:.3g} and accuracy {patient.right.mean():.1%}, with "
-            sentence += f"{other.done}{undone} {other.loss:.3g} and {other.accuracy:.1%}"
+            sentence = f"{healthy}; loss {loss:.3g} and accuracy {patient.right.mean():.1%}; with "
+            sentence += f"{other.done}{undone}: {other.loss:.3g} and {other.accuracy:.1%}"
             return CheckResult(GREEN, sentence)
         level = RED if best.gain > explanations.GAIN else YELLOW
         current = best.accuracy - best.gain
@@ -71,24 +71,24 @@ def _one_class(patient: Patient) -> CheckResult:
     constant = collapse.of(answers, patient.labels)
     if constant is None:
         answered = len(np.unique(answers[answers >= 0]))
-        return CheckResult(GREEN, f"{answered} of {patient.logits.shape[1]} classes are answered")
+        return CheckResult(GREEN, f"{answered} of {patient.logits.shape[1]} classes are predicted")
     sentence, _, remedy = constant.words.partition("; ")
     return CheckResult(RED if constant.proven else YELLOW, sentence, remedy=remedy)
 
 
 def _accuracy(patient: Patient) -> CheckResult:
     n, accuracy = len(patient.labels), float(patient.right.mean())
-    sentence = f"{accuracy:.1%} of {n} clean images are right"
+    sentence = f"{accuracy:.1%} of {n} clean images are classified correctly"
     if n < _ENOUGH:
-        return CheckResult(SKIPPED, f"{sentence}, which are few")
+        return CheckResult(SKIPPED, f"{sentence}; these are too few")
     if record := patient.recorded:
         p = min(max(record.clean, 1 / n), 1 - 1 / n)
         short = (record.clean - accuracy) / (p * (1 - p) / n) ** 0.5
-        sentence += f", {record.clean:.1%} by {record.where}"
+        sentence += f", and {record.clean:.1%} in {record.where}"
         if short > 4 and record.clean - accuracy > 0.05:
             return CheckResult(RED, sentence, {"here": accuracy, "recorded": record.clean})
     if "low-accuracy" in patient.flags:
-        return CheckResult(RED, f"{sentence}, no more than guessing explains", {"here": accuracy})
+        return CheckResult(RED, f"{sentence}, no more than by guessing", {"here": accuracy})
     return CheckResult(GREEN, sentence, {"here": accuracy})
 
 
@@ -101,8 +101,8 @@ def _arrays(patient: Patient) -> CheckResult:
     apart = float(np.abs(arrays - patient.images[:n]).mean()) * 255
     won, lost = int((right & ~pil).sum()), int((pil & ~right).sum())
     sentence = (
-        f"{pil.mean():.1%} right as PIL resizes, {right.mean():.1%} as arrays are without "
-        f"antialiasing, {apart:.2g} of 255 apart"
+        f"{pil.mean():.1%} correct if resized by PIL, {right.mean():.1%} as arrays without "
+        f"antialiasing; pixels differ by {apart:.2g} of 255"
     )
     value = {"pil": float(pil.mean()), "arrays": float(right.mean())}
     better = won - lost > 0.05 * n and won - lost > 3.5 * (won + lost) ** 0.5
@@ -115,7 +115,7 @@ _OUTPUTS = ("determinism", "train-mode", "finite-logits", "softmax")
 NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "determinism",
-        "Five passes over the same images, and two traces of the function; red where they differ.",
+        "Five passes over the same images, and two traces of the function; red if they differ.",
         "the network draws random numbers, or keeps state",
         "switch the randomness off, or evaluate with --version=rand",
         "Athalye et al. 2018, arXiv 1802.00420, section 3 (stochastic gradients)",
@@ -123,7 +123,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         "train-mode",
-        "The logits of images whose neighbours in the batch change; red above 1e-3 of their range.",
+        "Change of an image's logits if its batch changes; red above 1e-3 of their range.",
         "batch norm or dropout in train mode",
         "evaluate with train=False",
         "Ioffe & Szegedy 2015, arXiv 1502.03167, section 3.1",
@@ -132,7 +132,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         "finite-logits",
-        "Logits that are NaN, infinite or the same for all images or classes; red where there are.",
+        "Logits that are NaN, infinite or equal for all images or classes; red if there are any.",
         "overflow, broken weights, or an operation after the logits",
         "look at the weights, and return the logits before any ReLU or clipping",
         "Carlini et al. 2019, arXiv 1902.06705",
@@ -140,8 +140,8 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         "softmax",
-        "Outputs in [0, 1] that sum to 1; red where all do.",
-        "the network ends with a softmax, in which float32 hides the gradients of confident images",
+        "Whether outputs lie in [0, 1] and sum to 1; red if all do.",
+        "the network ends with a softmax, whose rounding hides gradients of confident images",
         "return the logits before the softmax",
         "Carlini & Wagner 2017, arXiv 1608.04644, section IV; Croce & Hein 2020, arXiv 2003.01690, "
         "section 4",
@@ -149,9 +149,9 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         explanations.RANGE,
-        "Whether images lie in [0, 1], and accuracy on images in 0..255; red where that is more "
-        "than 10 points better, yellow from 4.",
-        "the network expects images in 0..255, or divides by 255 what is divided already",
+        "Whether images lie in [0, 1], and accuracy on images in 0..255; red if that is more than "
+        "10 points better, yellow from 4.",
+        "the network expects images in 0..255, or divides by 255 a second time",
         "multiply or divide by 255 once, so that it takes [0, 1]",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _range,
@@ -159,8 +159,8 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         explanations.MISSING,
-        "Accuracy and loss on images that are normalised; red where that is more than 10 points "
-        "better, yellow from 4.",
+        "Accuracy and loss on normalised images; red if they are more than 10 points better, "
+        "yellow from 4.",
         "the network expects normalised images and does not normalise itself",
         "put mean and std into the network (init.normalize=..., or the first line of the function)",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
@@ -169,8 +169,8 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         explanations.TWICE,
-        "Accuracy and loss with a normalisation undone; red where that is more than 10 points "
-        "better, yellow from 4.",
+        "Accuracy and loss with a normalisation undone; red if that is more than 10 points better, "
+        "yellow from 4.",
         "images are normalised before a network that normalises itself",
         "remove one of the two",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
@@ -179,39 +179,39 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         explanations.CHANNELS,
-        "Accuracy with red and blue exchanged; red where that is more than 10 points better.",
+        "Accuracy with red and blue swapped; red if that is more than 10 points better.",
         "the network was trained on images in BGR, as OpenCV reads them",
-        "turn the channels around before the network: images[..., ::-1]",
+        "reverse the channels before the network: images[..., ::-1]",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _explained(explanations.CHANNELS, "RGB"),
         _OUTPUTS,
     ),
     Check(
         explanations.ORDER,
-        "Accuracy with the classes in the usual other orders (from 1, as text, by name) and, with "
-        "four images a class, in the order that half of the images suggests, on the other half; "
-        "red where that is more than 10 points better, yellow from 4.",
+        "Accuracy with the classes in other common orders (from 1, as text, by name) and, with "
+        "four images per class, in the order that half of the images suggests, on the other half; "
+        "red if that is more than 10 points better, yellow from 4.",
         "the network and the data set number the classes differently",
-        "give the outputs in the data set's order of classes",
+        "return the outputs in the data set's class order",
         "Kuhn 1955 (the assignment); Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _explained(explanations.ORDER, "the data set's"),
         _OUTPUTS,
     ),
     Check(
         "resizing",
-        "Accuracy on images that are resized as arrays, without PIL's antialiasing; red where that "
-        "is more than 5 points better.",
-        "the weights were trained on images that were resized otherwise than --preprocessing does",
-        "give the preprocessing of their training, or resize with PIL there",
+        "Accuracy on images that are resized as arrays, without PIL's antialiasing; red if that is "
+        "more than 5 points better.",
+        "the weights were trained on images that were resized differently than by --preprocessing",
+        "use the preprocessing of the training, or train with images resized by PIL",
         "Parmar et al. 2022, arXiv 2104.11222",
         _arrays,
         _OUTPUTS,
     ),
     Check(
         "one-class",
-        "Whether nearly all images get one class and no more are right than that explains; red "
-        "where these images show it at 95%, yellow where they are too few to.",
-        "training collapsed to a constant answer, or not all of the weights are loaded",
+        "Whether nearly all images get one class, and no more are correct than that explains; red "
+        "if these images show it at 95% confidence, yellow if they are too few.",
+        "training collapsed to a constant prediction, or not all weights are loaded",
         "go back to earlier weights",
         "Hoeffding 1951, Ann. Math. Statist. 22 (right answers of all orders); Carlini et al. "
         "2019, arXiv 1902.06705 (clean accuracy next to robust accuracy)",
@@ -220,9 +220,9 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         "accuracy",
-        "Clean accuracy compared with the record and with guessing; red where it is 4 standard "
-        "errors and 5 points below the record, or no better than guessing.",
-        "other weights, another split, or a preprocessing that no check here knows",
+        "Clean accuracy compared with the record and with guessing; red if it is 4 standard errors "
+        "and 5 points below the record, or no better than guessing.",
+        "different weights, a different split, or a preprocessing that no check here covers",
         "compare the weights' sha256, the split and the preprocessing with those of the record",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _accuracy,

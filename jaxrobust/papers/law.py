@@ -155,7 +155,7 @@ def cheapest(target: float) -> LawPoint:
     """
     if not LEAST <= target < limit():
         raise ValueError(
-            f"--target {target:g}: the law of the published runs goes from {LEAST:g} to "
+            f"--target {target:g}: the law of the published runs covers {LEAST:g} to "
             f"{limit():.1f}%, with images of FID {FID:g}; choose a target in this range"
         )
     value = ((target - calibration()[0]) / 100 - INTERCEPT) / SLOPE
@@ -166,8 +166,8 @@ def cheapest(target: float) -> LawPoint:
     data_loss = value - e - A / params**ALPHA
     if data_loss <= 0:
         raise ValueError(
-            f"--target {target:g} takes more than the {params:,} parameters of WRN-{near[0]}-"
-            f"{near[1]} by the law of the published runs; choose a lower target"
+            f"--target {target:g} needs more than the {params:,} parameters of "
+            f"WRN-{near[0]}-{near[1]} by the law of the published runs; choose a lower target"
         )
     images = (b / data_loss) ** (1 / BETA)
     return LawPoint(*near, params, images, SCALE * params * images)
@@ -192,8 +192,8 @@ def answer(settings: TargetSettings) -> dict[str, Any]:
         target = targets.target(settings.on)
     if target.here or target.chip is None:
         raise ValueError(
-            f"--on {settings.on}: the law counts operations, so it needs the name of a chip; write "
-            "one such as h100:8"
+            f"--on {settings.on}: the law counts operations, so it needs the name of a chip; "
+            "write, for example, h100:8"
         )
     speed = target.chip.flops * settings.utilisation * 3600
     _, half = calibration()
@@ -264,22 +264,23 @@ def page(estimate: dict[str, Any]) -> str:
     }
     for key, (word, template) in shown.items():
         if key in columns["expected"]:
-            cells = [template.format(row[key]) if row else "no end" for row in columns.values()]
+            cells = [template.format(row[key]) if row else "unlimited" for row in columns.values()]
             lines.append(f"{word:22}" + "".join(f"{cell:>14}" for cell in cells))
     robust = [run.robust for run in PUBLISHED_RUNS]
     remarks = [
-        "This is a law of others' runs (Bartoldson et al. 2024, arXiv 2404.09349), not of ours: "
-        "nothing was trained or measured here. Its runs are TRADES with ten steps on generated "
-        f"images of FID {FID:g}, each seen once; in the published ones below an eighth to a fifth "
-        "of the images are real, and generated ones were seen up to about five times.",
-        f"At least and at most are {estimate['interval_points']:g} points to either side, the 95% "
-        f"interval of one more run after {len(robust)} published ones between {min(robust):g} and "
-        f"{max(robust):g}%; no run passes {estimate['limit']:g}%.",
+        "This law is fitted to others' runs (Bartoldson et al. 2024, arXiv 2404.09349), not to "
+        "ours: nothing was trained or measured here. Its runs use TRADES with ten steps on "
+        f"generated images of FID {FID:g}, each seen once; in the published runs below, an eighth "
+        "to a fifth of the images are real, and generated ones were seen up to about five times.",
+        f"At least and at most lie {estimate['interval_points']:g} points to either side, the 95% "
+        f"interval for a new run, given {len(robust)} published ones between {min(robust):g} and "
+        f"{max(robust):g}%; no run exceeds {estimate['limit']:g}%.",
         f"Chips are assumed to reach {estimate['utilisation']:.0%} of their bfloat16 peak.",
     ]
     if not min(robust) <= estimate["target"] <= max(robust):
         remarks.append(
-            f"{estimate['target']:g}% is outside of those runs, so that the law is extrapolated."
+            f"{estimate['target']:g}% is outside the range of those runs, so the law is "
+            "extrapolated."
         )
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
     wrapped = [textwrap.fill(text, width, subsequent_indent="  ") for text in remarks]

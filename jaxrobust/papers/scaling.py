@@ -109,7 +109,7 @@ def cost(
 def known(block: str) -> str:
     """Return the block; `ValueError` if it has no scaling rule."""
     if block not in _BLOCKS:
-        raise ValueError(f"block={block!r} is not scaled; one of {', '.join(_BLOCKS)}")
+        raise ValueError(f"block={block!r} cannot be scaled; choose one of {', '.join(_BLOCKS)}")
     return block
 
 
@@ -142,7 +142,7 @@ def robust_scaling(
     """
     known(block)
     if not 0 < ratio < 1:
-        raise ValueError(f"ratio={ratio} must be between 0 and 1: 0.7 is the paper's")
+        raise ValueError(f"ratio={ratio} must be between 0 and 1; the paper's is 0.7")
 
     def needed(width: float) -> float:
         depths, widths = _of_width(width, ratio)

@@ -60,7 +60,7 @@ def certify(
         "reference": None,
     }
     if reference is None:
-        missing = f"timm is not installed ({references.INSTALL}), or has no such {network.name}"
+        missing = f"timm is not installed ({references.INSTALL}), or does not have {network.name}"
         return certificate | {"missing": missing, "agrees": None, "faults": []}
     shown = "given" if images is not None else "smooth, seed 0"
     if images is None:
@@ -83,8 +83,8 @@ def checked(certificate: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the certificate unchanged; `Differs` if the two networks disagree."""
     if certificate["agrees"] is False:
         raise Differs(
-            f"{name} and its reference differ, so nothing is written (with --nocertificate it "
-            "would be): " + "\n".join(lines(certificate))
+            f"{name} and its reference differ, so nothing is written (it would be with "
+            "--nocertificate): " + "\n".join(lines(certificate))
         )
     return certificate
 
@@ -134,7 +134,7 @@ def _names(network: Network, reference: Reference) -> dict[str, Any]:
 def _faults(measured: dict[str, Any], *, is_function: bool = False) -> list[str]:
     faults, names = [], measured["names"]
     if missing := names["reference"] - names["matched"]:
-        faults.append(f"{missing} names of the reference are not ours")
+        faults.append(f"{missing} names in the reference are not in ours")
     if other := names["matched"] - names["equal"]:
         faults.append(f"{other} arrays differ ({', '.join(names['differing'][:3])})")
     bars_of_logits = ROUNDED_LOGITS if is_function else LOGITS
@@ -144,7 +144,9 @@ def _faults(measured: dict[str, Any], *, is_function: bool = False) -> list[str]
             row = measured[quantity][dtype]
             bar = max(bar, 2 * row.get("reference_rounding", 0))
             if not row["relative"] < bar:  # NaN fails too
-                faults.append(f"{quantity} {row['relative']:.1e} off in {dtype}, above {bar:.1e}")
+                faults.append(
+                    f"{quantity} differ by {row['relative']:.1e} in {dtype}, above {bar:.1e}"
+                )
     return faults
 
 

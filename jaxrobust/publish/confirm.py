@@ -38,13 +38,13 @@ def verdicts(
     other = np.flatnonzero(recorded != confirmed)
     text = (
         f"pyautoattack {importlib.metadata.version('pyautoattack')} on the exported network in "
-        f"PyTorch, {len(images):,} of its images: {len(images) - len(other):,} of "
-        f"{len(images):,} verdicts equal"
+        f"PyTorch, {len(images):,} of the record's images: {len(images) - len(other):,} of "
+        f"{len(images):,} verdicts agree"
     )
     if len(other):
         ids = [(places[i], "robust" if recorded[i] else "fooled") for i in other[:8]]
         shown = ", ".join(f"{place} ({verdict} here)" for place, verdict in ids)
-        text += f", not those of image {shown}{', ...' * (len(other) > 8)}"
+        text += f", but not for image {shown}{', ...' * (len(other) > 8)}"
     return text
 
 
@@ -93,7 +93,7 @@ def _ours(ledger: Path, record: AccuracyRecord, places: np.ndarray) -> np.ndarra
     robust = np.isin(every, standing)
     if round((record.robust or 0) * len(every)) != robust.sum():
         raise ValueError(
-            f"{ledger} has {robust.sum():,} robust images of {len(every):,}, and its record says "
+            f"{ledger} has {robust.sum():,} robust images of {len(every):,}, but its record says "
             f"{record.robust:.2%}: it belongs to another evaluation; evaluate again with a new "
             "--out"
         )

@@ -63,7 +63,7 @@ class ExportSettings(NamedTuple):
 
 def _check(settings: ExportSettings) -> None:
     if (settings.workdir is None) == (settings.weights is None):
-        raise ValueError("give --workdir RUN or --weights PATH, one of them")
+        raise ValueError("give either --workdir RUN or --weights PATH")
     if settings.workdir:
         weights_keys = ("model", "image_size", "options")
         if extra := [k for k in weights_keys if getattr(settings, k) is not None]:
@@ -77,7 +77,7 @@ def _check(settings: ExportSettings) -> None:
     if settings.out.exists() and not settings.out.is_dir():
         raise ValueError(f"--out {settings.out} is a file; name a folder")
     if settings.license and settings.layout != "hub":
-        raise ValueError("--license stands in the model card; it belongs to --layout hub")
+        raise ValueError("--license is for the model card; leave it out, or use --layout hub")
     _check_entry(settings)
     if settings.record and not settings.record.is_file():
         raise ValueError(
@@ -98,14 +98,13 @@ def _check_entry(settings: ExportSettings) -> None:
             or settings.confirm is not None
         ):
             raise ValueError(
-                "--record needs --id, the new network's name, as Singh2023Revisiting_ViT-S-ConvStem"
+                "--record needs --id, the new network's name: Singh2023Revisiting_ViT-S-ConvStem"
             )
         return
     robustbench_entry.check_id(_entry_id(settings))
     if settings.layout == "jaxrobust":
         raise ValueError(
-            "--id is of an entry of RobustBench, which reads PyTorch's files; choose "
-            "--layout module"
+            "--id is for a RobustBench entry, which needs PyTorch files; choose --layout module"
         )
     if settings.confirm is None:
         return
@@ -211,7 +210,7 @@ def _latest(config, workdir: Path, phase: str | None, weights_kind: str):
     phases = [phase] if phase else list(reversed(config.phases))
     done = [p for p in phases if list((workdir / p / "latest").glob("[0-9]*"))]
     if not done:
-        raise ValueError(f"{workdir} has no checkpoint of {' or '.join(phases)}; train first")
+        raise ValueError(f"{workdir} has no checkpoint for {' or '.join(phases)}; train first")
     # Of the optimiser, only the shapes of its state matter here.
     mask = models.decay_mask(config.model.name)
     tx = optim.adamw(lambda step: 0.0, weight_decay=0.0, decay_mask=mask)
@@ -245,7 +244,7 @@ def publish(staged: Path, out: Path) -> None:
         derived = file.name.endswith(".certificate.json")  # names its commit and versions
         at = out / file
         if at.exists() and not derived and file_sha256(at) != file_sha256(staged / file):
-            raise ValueError(f"{at} exists and is another file; name a new --out")
+            raise ValueError(f"{at} exists with different content; name a new --out")
     new = [file for file in files if not (out / file).exists()]
     try:
         for file in files:
@@ -332,7 +331,7 @@ def _print(settings: ExportSettings, done: dict[str, Any], classes: int) -> None
         if done[key]:
             print(f"  {label}{done[key]}")
     if done["by_hand"]:
-        print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and the issue's marks")
+        print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and marks in the issue")
 
 
 def push_to_hub(

@@ -44,7 +44,7 @@ import timm
 net = timm.create_model("hf-hub:ORG/REPO", pretrained=True).eval()
 ```
 
-With PyTorch, the tensors by timm's names:
+With PyTorch, as tensors with timm's names:
 
 ```python
 from safetensors.torch import load_file
@@ -53,7 +53,7 @@ state_dict = load_file("{WEIGHTS}")
 ```
 
 """
-_MODULE = """With PyTorch and safetensors alone, {name}.py of this repository is the network:
+_MODULE = """With only PyTorch and safetensors, use {name}.py from this repository:
 
 ```python
 import sys

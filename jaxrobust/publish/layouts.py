@@ -42,7 +42,7 @@ def known(layout: str, out: Path) -> str:
         if layout not in PUBLISHED:
             raise ValueError(
                 f"unknown layout {layout!r}; {near(layout, [*LAYOUTS, *PUBLISHED])}write "
-                f"{', '.join(LAYOUTS)}, or an id of RobustBench such as Salman2020Do_R18"
+                f"{', '.join(LAYOUTS)}, or a RobustBench id such as Salman2020Do_R18"
             )
         references.place(out, layout)  # refuses an id that reads no file
     return layout
@@ -54,8 +54,8 @@ def check(network: Network, layout: str) -> None:
     if layout != "jaxrobust" and of_torch != (layout in _OF_TORCH):
         choices = "state-dict or robustbench, or jaxrobust," if of_torch else "timm, hub or module"
         raise ValueError(
-            f"--layout {layout} does not go with {network.name}: choose --layout {choices}"
-            + " which names weights as its own module does" * of_torch
+            f"--layout {layout} does not support {network.name}: choose --layout {choices}"
+            + " which names weights as the module does" * of_torch
         )
     if layout == "robustbench":
         pytorch.find("check_export")(network)
@@ -230,7 +230,7 @@ def usage(network: Network, layout: str, out: Path) -> str:
     if layout == "module":
         return f"in {out}: `from {label(network)} import load; net = load()`"
     if layout == "hub":
-        put = f"`hf upload ORG/REPO {out}` puts it on the hub"
+        put = f"`hf upload ORG/REPO {out}` uploads it to the hub"
         if hub.timm_name(network):
             return f"timm.create_model('local-dir:{out}', pretrained=True); {put}"
         return f"in {out}: `from {label(network)} import load; net = load()`; {put}"
@@ -241,7 +241,7 @@ def usage(network: Network, layout: str, out: Path) -> str:
             more = {"num_classes": network.num_classes} if network.num_classes != 1000 else {}
             keywords = "".join(f", {key}={value!r}" for key, value in (more | arguments).items())
             return f"timm.create_model({base!r}{keywords}, checkpoint_path='{file}')"
-        return "timm's names, but not a network of timm's; --layout module writes one that runs"
+        return "timm's names, but timm lacks this network; --layout module writes one that runs"
     home = "" if "/" in PUBLISHED[layout].file else f"with TORCH_HOME={out}: "
     board = PUBLISHED[layout].board
     return (

@@ -129,7 +129,7 @@ def classes(network: Network, account: Account) -> str:
         return f"ImageNet's {count}, in the order of their WordNet ids (n01440764 is 0)"
     if not account.classes:
         if account.dataset is None:
-            return f"{count}; their order is {UNKNOWN}: ask who trained it"
+            return f"{count}; their order is {UNKNOWN}: ask whoever trained it"
         return f"{count}, the labels of {account.dataset}"
     if len(account.classes) <= _NAMED:
         return f"{count}, in this order: {', '.join(account.classes)}"
@@ -157,11 +157,11 @@ def prepared(network: Network, account: Account) -> str:
     """Say how an image file becomes an input."""
     size = network.image_size
     if account.preprocessing in (None, "none"):
-        note = "" if account.preprocessing else f"; a preprocessing is {UNKNOWN}"
+        note = "" if account.preprocessing else f"; any preprocessing is {UNKNOWN}"
         return f"images of {size} x {size} px as they are{note}"
     return (
         f"`{account.preprocessing}` to {size} x {size} px (an id of "
-        "`jaxrobust.data.evaluation_transform`, RobustBench's names among them)"
+        "`jaxrobust.data.evaluation_transform`; they include RobustBench's names)"
     )
 
 

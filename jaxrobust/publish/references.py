@@ -128,7 +128,7 @@ def place(folder: Path, robustbench_id: str) -> Path:
     file = PUBLISHED[robustbench_id].file
     if not file:
         raise ValueError(
-            f"RobustBench reads no file for {robustbench_id}: it takes torchvision's own weights; "
+            f"RobustBench reads no file for {robustbench_id}: it uses torchvision's own weights; "
             "choose another layout"
         )
     return folder / file if "/" in file else folder / "hub" / "checkpoints" / file
@@ -166,10 +166,10 @@ def _rebuilt(network: Network, path: Path, weights_kind: str | None) -> Referenc
         source = {}
     plain = {k: v for k, v in source.items() if not k.startswith("normalize.")}
     want = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    provenance = "read from the file by their names"
+    provenance = "read from the file by name"
     if {k: v.shape for k, v in plain.items()} != want:
         plain = named(network, wrapped=False)
-        provenance = "ours, under its names, for those of the file are others"
+        provenance = "ours, under its names, because those in the file differ"
     net.load_state_dict({k: torch.tensor(v) for k, v in plain.items()})
     if network.normalised:
         net = _normalising(net, network.stats | source)  # ours, where the file has none

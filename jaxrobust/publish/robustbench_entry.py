@@ -77,8 +77,9 @@ def check_id(robustbench_id: str) -> str:
     """Return the id unchanged; `ValueError` if RobustBench would reject it."""
     if not _ID.fullmatch(robustbench_id):
         raise ValueError(
-            f"--id {robustbench_id} is not an id of RobustBench: the first author's name, the year "
-            "and the title's first word, such as Singh2023Revisiting, optionally with _ARCHITECTURE"
+            f"--id {robustbench_id} is not a RobustBench id; write the first author's name, the "
+            "year and the title's first word, such as Singh2023Revisiting, optionally with "
+            "_ARCHITECTURE"
         )
     return robustbench_id
 
@@ -118,10 +119,10 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> AccuracyRec
     if not counting:
         p = protocol_of(candidates[-1])
         raise ValueError(
-            f"{path}: this is not an AutoAttack accuracy as RobustBench defines it, for "
-            f"{'; '.join(lacks(candidates[-1]))}. To have one, run: jaxrobust evaluate "
-            f"(--workdir RUN | --weights FOLDER) {p.data_flags} --norm {p.threat.norm} "
-            f"--epsilon {p.eps} --attack autoattack --version standard"
+            f"{path}: this is not an AutoAttack accuracy as RobustBench defines it, because "
+            f"{'; '.join(lacks(candidates[-1]))}. To get one, run: jaxrobust evaluate (--workdir "
+            f"RUN | --weights FOLDER) {p.data_flags} --norm {p.threat.norm} --epsilon {p.eps} "
+            "--attack autoattack --version standard"
         )
     checked.confirmed(counting[-1], path)
     return counting[-1]
@@ -155,7 +156,7 @@ def other_question(record: AccuracyRecord) -> list[str]:
         for ball in radii
     ]
     wanted = {
-        f"its balls are {', '.join(dict.fromkeys(map(str, radii)))}, not {p.threat.written()}": (
+        f"its threats are {', '.join(dict.fromkeys(map(str, radii)))}, not {p.threat.written()}": (
             bool(radii) and all(same)
         ),
         f"its images are {ids}, not 0..{p.images - 1}": ids == f"0..{p.images - 1}",
@@ -167,11 +168,11 @@ def _other_data(record: AccuracyRecord, p: Protocol) -> list[str]:
     data = f"its data, {record.dataset}, split {record.split}, are not "
     if p.dataset == "imagenet":
         same = record.ids_sha256 == ROBUSTBENCH_SHA256
-        return [] if same else [f"{data}the 5,000 of RobustBench's list"]
+        return [] if same else [f"{data}the 5,000 images of RobustBench's list"]
     if record.split != "test":
         return [f"{data}the test split"]
     as_they_are = record.preprocessing in (None, "none")
-    return [] if as_they_are else [f"its images are changed by {record.preprocessing}, not none"]
+    return [] if as_they_are else [f"its preprocessing is {record.preprocessing}, not none"]
 
 
 def percent(fraction: float | None) -> str:
@@ -230,7 +231,7 @@ def issue(
         + (f"; {confirmed}" if confirmed else ""),
         "Checkpoint and code": f"({BY_HAND}: URL of {file} and of the code); sha256 {sha256}",
     }
-    unlisted = f"RobustBench has no leaderboard of {p.dataset}, {p.norm} yet."
+    unlisted = f"RobustBench has no leaderboard for {p.dataset}, {p.norm} yet."
     flags = [f"- flag {name}: {text}" for name, text in record.flags.items()]
     lines = [
         f"Title: [New Model] {robustbench_id}",
@@ -255,7 +256,7 @@ def issue(
         "",
         "# Model Zoo",
         "",
-        f"({BY_HAND}: check what is true)",
+        f"({BY_HAND}: check what applies)",
         "",
         "- [ ] I want to add my models to the Model Zoo",
         "- [ ] The architecture is not among those of robustbench/model_zoo/architectures",
@@ -271,7 +272,7 @@ def external_evaluation(record: AccuracyRecord, file: str, sha256: str) -> str:
     `ValueError` if the images or the threat differ from those of every leaderboard.
     """
     p = protocol_of(record)
-    unlisted = [] if p.listed else [f"it has none of {p.dataset}, {p.norm}"]
+    unlisted = [] if p.listed else [f"it has none for {p.dataset}, {p.norm}"]
     if differs := [*other_question(record), *unlisted]:
         raise ValueError(f"RobustBench has no leaderboard for this record: {'; '.join(differs)}")
     fields = entry(record)

@@ -118,7 +118,7 @@ def source(name: str) -> str:
     """Say whose network `network` returns, with the version; empty if it is a file of ours."""
     if models.member(name).reference.base.endswith(".py"):
         return ""
-    stem = " with a ConvStem of ours" if _stem_widths(name) else ""
+    stem = " with our ConvStem" if _stem_widths(name) else ""
     return f"timm {import_timm().__version__}{stem}"
 
 

@@ -108,8 +108,8 @@ def gather(
     files: dict[Path, None] = {}
     for place in places:
         if not place.exists():
-            near = folders.similar(place) or "; name a run, its evaluation, or such a folder"
-            raise ValueError(f"{place} is not there{near}")
+            near = folders.similar(place) or "; name a run, its evaluation, or a folder of these"
+            raise ValueError(f"{place} does not exist{near}")
         for path in _record_files(place):
             (files if path.is_file() else runs).setdefault(path)
     names = _names([*runs, *(file.parent for file in files)])
@@ -120,7 +120,7 @@ def gather(
             f"{', '.join(map(str, places))} holds neither a run (metrics.jsonl) nor records "
             "(results.jsonl); name the folder of a run or of an evaluation"
         )
-        other = "Nothing else is there to show; name a run or its results.jsonl"
+        other = "There is nothing else to show; name a run or its results.jsonl"
         raise ValueError(f"{notes[0]} {other}" if notes else nothing)
     for at, one in enumerate(evaluations):  # outside of runs, match them by the config's hash
         same = [run for run in read if one.record.config_sha256 == run.config_sha256]
@@ -175,7 +175,7 @@ def json_of(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        notes.append(f"{path} cannot be read ({error}); what it says is left out.")
+        notes.append(f"{path} cannot be read ({error}); its content is left out.")
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -272,7 +272,7 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[ReportedEv
                 try:
                     images = verdicts.read(file.parent / record.verdicts)
                 except (ValueError, OSError) as error:
-                    notes.append(f"{error}. What needs the verdicts is left out.")
+                    notes.append(f"{error}. Parts that need the verdicts are left out.")
                 else:
                     checked.compare(record, file, images)
         except ValueError as error:
@@ -318,7 +318,7 @@ def _check_parts(record: AccuracyRecord, file: Path) -> None:
         and (record.stopped is None or stopped.get("rule") in stopping.RULES)
         and (record.fast is None or is_sound(record.fast))
     ):
-        raise ValueError(f"{file} has a record with parts of a wrong type; restore the original")
+        raise ValueError(f"{file} has a record with fields of the wrong type; restore the original")
 
 
 def is_sound(fast: Mapping[str, Any]) -> bool:

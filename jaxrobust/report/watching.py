@@ -40,15 +40,15 @@ def serve(
 def server(places: Sequence[Path], *, host: str, port: int, every: float) -> ThreadingHTTPServer:
     """Return a listening server; port 0 takes any free port."""
     if not 0 <= port <= _LARGEST_PORT:
-        raise ValueError(f"--port={port} is not a port; give one from 1 to {_LARGEST_PORT}")
+        raise ValueError(f"--port={port} is not a valid port; give one from 1 to {_LARGEST_PORT}")
     followed = curves.Followed()
     handler = _handler(lambda: _page(places, every, followed), _is_loopback(host))
     try:
         return ThreadingHTTPServer((host, port), handler)
     except OSError as error:
         raise OSError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}); another program may have "
-            "the port: choose a different one with --port"
+            f"cannot listen on {host}:{port} ({error.strerror or error}); another program may be "
+            "using the port: choose a different one with --port"
         ) from error
 
 

@@ -38,7 +38,7 @@ DEFAULTS = {
     "mixup.probability": "authors' code: timm's",
     "mixup.switch": "authors' code: timm's",
     "train.b2": "authors' code: 0.95",
-    "train.batch_size": "appendix A.3: that of medium networks",
+    "train.batch_size": "appendix A.3: the value for medium networks",
     "train.clip_norm": "authors' code: gradients are not clipped",
     "train.ema_decay": "section 4.2 and authors' code: 0.9999; appendices A.1 and A.2: 0.999",
     "train.epochs": "Table 1",
@@ -46,7 +46,7 @@ DEFAULTS = {
     "train.lr": "appendix A.2; authors' code: not scaled with the batch",
     "train.objective": "section 4.2",
     "train.optimizer": "appendix A.2",
-    "train.schedule": "authors' code: between epochs the cosine is a line",
+    "train.schedule": "authors' code: a cosine that is linear between epochs",
     "train.warmup_epochs": "appendix A.2: the peak is at epoch 10",
     "train.warmup_lr": "authors' code: 1e-4 of the peak",
     "train.weight_decay": "appendix A.2",
@@ -110,9 +110,9 @@ def text(keys: Sequence[ConfigKey], width: int) -> str:
     lines = []
     for key in keys:
         value = json.dumps(key.value)
-        source = key.source or ("a default" if key.default else "nothing says where it comes from")
+        source = key.source or ("a default" if key.default else "no source is given")
         if key.default and key.source:
-            source += " (the default, as the main paper has it)"
+            source += " (the default, as in the main paper)"
         line = f"{key.name:{first}}  {value}: {source}"
         lines += textwrap.wrap(line, width, subsequent_indent=" " * 6, break_on_hyphens=False)
     return "\n".join(lines)

@@ -25,7 +25,7 @@ _HEAD = (
     *("weights", "goodput", "figures"),
 )
 _RIGHT = ("clean", "robust", "n", "goodput")
-_DOUBT = "?: flags of the record put the number in doubt; jaxrobust report FOLDER says why"
+_DOUBT = "?: flags of the record put the number in doubt; jaxrobust report FOLDER explains why"
 
 
 class ListedRow(NamedTuple):
@@ -69,7 +69,7 @@ def find(folder: Path) -> Listing:
 
     Metrics are not read in full, so hundreds of runs take about a second.
     """
-    again = "name a folder of runs; jaxrobust train --config quickstart makes the first"
+    again = "name a folder of runs; jaxrobust train --config quickstart makes a first run"
     if not folder.exists():
         raise ValueError(f"{folder} does not exist; {again}")
     if not folder.is_dir():
@@ -204,8 +204,8 @@ def _records(path: Path, notes: list[str]) -> Iterator[AccuracyRecord]:
             yield record
     if missing:
         notes.append(
-            f"The verdicts of {counted(missing, 'evaluation')} in {path} are missing, so that "
-            "nothing confirms these numbers."
+            f"The verdicts of {counted(missing, 'evaluation')} in {path} are missing, so nothing "
+            "confirms these numbers."
         )
 
 
@@ -223,7 +223,7 @@ def _progress(metrics: Path) -> str:
             return f"{row['phase']}, step {row['step']}"
         except (ValueError, KeyError, TypeError):
             continue
-    return "its metrics name no step"
+    return "its metrics contain no step"
 
 
 def _utc(text: str | None) -> str | None:

@@ -33,7 +33,7 @@ def collect(places: list[Path]) -> list[RunRecord]:
         inside = [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
         files = [p for p in (inside if place.is_dir() else [place]) if p.is_file()]
         if not files and not (place / "config.json").is_file():
-            names = "a run, a folder that holds results.jsonl, such a file"
+            names = "a run, a folder with results.jsonl, that file"
             other = f"; name {names}, or an imported folder of weights"
             raise ValueError(f"{place} has no records{folders.similar(place) or other}")
         collected += [RunRecord(record, file, None) for file in files for record in _records(file)]
@@ -93,8 +93,8 @@ def other_config(one: RunRecord) -> str:
         return ""
     return (
         f"{file} is not the config that the record was made with, whose hash begins with "
-        f"{config_sha256[:12]}: it was edited since, the run continued with other values "
-        "of keys that may change, or it is of another run"
+        f"{config_sha256[:12]}: it was edited since, the run continued with different values of "
+        "keys that may change, or it belongs to another run"
     )
 
 

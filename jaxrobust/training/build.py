@@ -84,8 +84,8 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.Bat
         fits = [n for n in range(2, images + 1, 2) if images % n == 0]
         group = f"mixup.group={min(fits, key=lambda n: abs(n - m.group))} or " if fits else ""
         raise ValueError(
-            f"mixup.group={m.group} does not divide the {images} images of a device; use {group}"
-            f"{name}.batch_size={max(round(images / m.group), 1) * m.group * devices}"
+            f"mixup.group={m.group} does not divide the {images} images per device; use "
+            f"{group}{name}.batch_size={max(round(images / m.group), 1) * m.group * devices}"
         )
     classes = config.model.num_classes
     settings = mixing.Mixing(classes, mixup, cutmix, m.switch, m.probability, m.group, smoothing)
@@ -111,11 +111,11 @@ def check_phase(config: Config, name: str) -> None:
     for key in row.weights:
         if key not in p:
             raise ValueError(
-                f"{name}.objective={p.objective!r} reads {name}.{key}, which the config lacks; "
-                f"write phase({key}=..., ...) in it"
+                f"{name}.objective={p.objective!r} needs {name}.{key}, which the config lacks; add "
+                f"phase({key}=..., ...) to it"
             )
         must_be(f"{name}.{key}", p[key], 0 <= p[key] < math.inf, "at least 0")
-    must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, "at least 0, which penalises large weights")
+    must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, "at least 0")
     must_be(f"{name}.microbatches", p.microbatches, p.microbatches >= 1, "at least 1")
     one_of(f"{name}.bn_statistics", p.bn_statistics, objectives.STATISTICS)
     if row.attacks:
@@ -129,8 +129,8 @@ def check_phase(config: Config, name: str) -> None:
     one_of("attack.statistics", config.attack.statistics, ("running", "batch"))
     if config.model.dtype == "float16":
         raise ValueError(
-            "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "
-            "scales the loss; set model.dtype='bfloat16', or 'float32'"
+            "model.dtype='float16' cannot train: gradients below 6e-8 become 0, and there is no "
+            "loss scaling; set model.dtype='bfloat16', or 'float32'"
         )
     if row.displaces and config.model.dtype == "bfloat16":
         raise ValueError(
@@ -146,8 +146,8 @@ def check_batch(config: Config, name: str, examples: int, mesh: jax.sharding.Mes
     images = p.batch_size // mesh.size
     if images % p.microbatches:
         raise ValueError(
-            f"{name}.microbatches={p.microbatches} does not divide the {images} images of a "
-            f"device; use one of {[n for n in range(1, images + 1) if images % n == 0]}"
+            f"{name}.microbatches={p.microbatches} does not divide the {images} images per device; "
+            f"use one of {[n for n in range(1, images + 1) if images % n == 0]}"
         )
     group = config.model.options.get("bn_group", 0)
     if group and images // p.microbatches % group:
@@ -288,7 +288,7 @@ def _training_network(net: Classifier, p: PhaseSection, name: str) -> Classifier
     if (showing := classifier.showing_batches(net)) is None:
         raise ValueError(
             f"{name}.bn_momentum={tuple(p.bn_momentum)} cannot change the statistics of your own "
-            f"network; set their momentum there, and {name}.bn_momentum=()"
+            f"network; set their momentum there, and set {name}.bn_momentum=()"
         )
     return showing
 
@@ -348,14 +348,16 @@ def one_device(config: Config, cores: int) -> str | None:
         group = math.lcm(max(p.microbatches, 1), max(phase_config.mixup.group, 1) if mixes else 1)
         if p.batch_size % (cores * group):
             fits = [n for n in range(2, cores) if p.batch_size % (n * group) == 0]
-            remedy = f"; JAX_NUM_CPU_DEVICES={fits[-1]} before the command works" if fits else ""
-            return f"{name}.batch_size={p.batch_size} cannot be split so{remedy}"
+            remedy = (
+                (f"; set JAX_NUM_CPU_DEVICES={fits[-1]} to use {fits[-1]} devices") if fits else ""
+            )
+            return f"{name}.batch_size={p.batch_size} cannot be split evenly{remedy}"
         model = phase_config.model.name
         uncounted = functions.is_name(model) or model in models.available()
         if "BN" in COUNTED[model][3] if model in COUNTED else uncounted:
             return (
-                f"batch norms of {model} would see {p.batch_size // cores} images at a time; "
-                f"JAX_NUM_CPU_DEVICES={cores} before the command allows it, and is often faster"
+                f"batch norms of {model} would see {p.batch_size // cores} images at a time; set "
+                f"JAX_NUM_CPU_DEVICES={cores} to allow this, which is often faster"
             )
     return None
 

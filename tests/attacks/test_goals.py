@@ -437,13 +437,13 @@ KEYS = (
 )
 # Settings -> the attacks that have them, and what is said.
 REFUSED = (
-    ({"epsilon": -0.1}, IN_BALLS, "epsilon=-0.1 is not a radius; pass a finite number >= 0"),
+    ({"epsilon": -0.1}, IN_BALLS, "epsilon=-0.1 is not a valid radius; pass a finite number >= 0"),
     (
         {"epsilon": 8.0},
         IN_BALLS,
         r"epsilon=8.0 is larger than the pixel range \[0, 1\]; write 8/255",
     ),
-    ({"epsilon": np.nan}, IN_BALLS, "epsilon=nan is not a radius"),
+    ({"epsilon": np.nan}, IN_BALLS, "epsilon=nan is not a valid radius"),
     ({"epsilon": "8/255"}, IN_BALLS, "epsilon='8/255' is not a number; pass one without quotes"),
     ({"epsilon": None}, IN_BALLS, "epsilon=None is not a number"),
     ({"epsilon": [0.1, 0.2]}, IN_BALLS, r"epsilon=\[0.1, 0.2\] is not a number"),

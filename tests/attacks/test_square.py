@@ -463,7 +463,7 @@ class ErrorTest(parameterized.TestCase):
     @sweeps.rows(
         ({"norm": "l3"}, "norm='l3' is unknown"),
         ({"epsilon": 8}, r"epsilon=8.0 is larger than the pixel range \[0, 1\]; write 8/255"),
-        ({"epsilon": -1}, "not a radius"),
+        ({"epsilon": -1}, "not a valid radius"),
         ({"queries": 0}, "queries=0 must be an int >= 1"),
         ({"queries": 2.5}, "queries=2.5 must be an int"),
         ({"queries": True}, "queries=True must be an int"),

@@ -128,10 +128,10 @@ class PrepareTest(CallCase):
             ended = command_calls.words(prepare.main, word)
             self.assertEqual((ended.code, ended.out), (0, f"{prepare.__doc__}\n"))
         said = self.refused(prepare.main, "mnist")
-        self.assertIn("prepare knows no data set 'mnist'; write one of imagenet, cifar10,", said)
-        self.assertIn("prepare needs a data set; write one of", self.refused(prepare.main))
+        self.assertIn("prepare does not support 'mnist'; choose one of imagenet, cifar10,", said)
+        self.assertIn("prepare needs a data set; choose one of", self.refused(prepare.main))
         none = self.refused(lambda: prepare.main([]), "cifar10")  # those of who calls it count
-        self.assertIn("prepare needs a data set; write one of", none)
+        self.assertIn("prepare needs a data set; choose one of", none)
 
 
 class ReproduceTest(CallCase):
@@ -189,7 +189,7 @@ class NetworksTest(CallCase):
         self.put("papers.networks.analyses.checked", side_effect=OSError("a full disk"))
         ended = command_calls.words(analyse.main, "effectiveness")
         self.assertEqual((ended.code, ended.out), (3, ""))
-        self.assertIn("With that solved, run the same command again", ended.error)
+        self.assertIn("Once this is fixed, run the same command again", ended.error)
 
     def test_libraries_are_quiet_while_it_computes(self):
         for command, name, words in (

@@ -119,7 +119,7 @@ class DoctorTest(FlagsCase):
                 self.given(n=n)
                 code, out, said = self.ended("run")
                 self.assertEqual((code, out), (2, ""))
-                self.assertIn(f"--n={n} is outside of 32 to 1000; leave it out for 200", said)
+                self.assertIn(f"--n={n} must be between 32 and 1000; omit it to use 200", said)
                 self.answer.assert_not_called()
 
     def test_the_ends_are_inside(self):
@@ -129,7 +129,7 @@ class DoctorTest(FlagsCase):
 
     def test_how_it_ends(self):
         self.given()
-        self.assertIn("'two' is one word too many", self.ended("one", "two").error)
+        self.assertIn("unexpected argument 'two'", self.ended("one", "two").error)
         self.assertEqual(self.ended("one", "two").code, 2)
         for error, code in ((OSError("a full disk"), 3), (KeyboardInterrupt(), 130)):
             self.answer.side_effect = error
@@ -203,7 +203,7 @@ class TrainTest(FlagsCase):
                 code, _, said = self.ended(*words)
                 self.assertEqual(code, 2)
                 self.assertIn(
-                    "name one config, as the first word; change its keys with --config.key=value",
+                    "name one config as the first argument; change its keys with --config.key",
                     said,
                 )
                 self.calls.train.assert_not_called()
@@ -223,7 +223,7 @@ class TrainTest(FlagsCase):
             (KeyboardInterrupt(), 130, "interrupted; again c in /opened/w"),
             (ValueError("a wrong key"), 2, "jaxrobust: a wrong key\n"),
             (DiskFull(28, "no space"), 3, "jaxrobust: no space\n"),
-            (OSError("no network"), 3, "no network. With that solved, again c in /opened/w"),
+            (OSError("no network"), 3, "no network. Once this is fixed, again c in /opened/w"),
         ):
             with self.subTest(row=(error, code, said)):
                 self.given(config="c", workdir="w")
@@ -243,7 +243,7 @@ class TrainTest(FlagsCase):
         self.calls.follow.side_effect = follow
         found = self.ended()
         self.assertEqual(found.code, 130)
-        self.assertIn("interrupted; the same command continues with b", found.error)
+        self.assertIn("interrupted; run the same command to continue with b", found.error)
 
     def test_a_fault_of_the_program_ends_a_host_of_a_pod_at_once(self):
         self.given(config="c")
@@ -339,7 +339,7 @@ class EvaluateTest(parameterized.TestCase):
     def test_no_network(self):
         found = self.ended(workdir=None)
         self.assertEqual(found.code, 2)
-        self.assertRegex(found.error, "name a network, as the first word: .*, or quickstart\n")
+        self.assertRegex(found.error, "name a network as the first argument: .*, or quickstart\n")
 
     def test_what_is_asked(self):
         values = {"workdir": "w", "epsilon": "4/255", "n": "9", "seed": 3, "again": True}
@@ -388,9 +388,17 @@ class EvaluateTest(parameterized.TestCase):
 
     def test_how_it_ends(self):
         for error, code, said in (
-            (KeyboardInterrupt(), 130, "interrupted; the same command continues with the verdicts"),
+            (
+                KeyboardInterrupt(),
+                130,
+                "interrupted; run the same command to continue with the verdicts",
+            ),
             (ValueError("a wrong flag"), 2, "jaxrobust: a wrong flag\n"),
-            (OSError("no network"), 3, "no network. With that solved, run the same command again"),
+            (
+                OSError("no network"),
+                3,
+                "no network. Once this is fixed, run the same command again",
+            ),
             (MemoryError("9 GiB for an array"), 3, "too little memory (9 GiB); use smaller images"),
         ):
             with self.subTest(row=(error, code, said)):
@@ -402,7 +410,7 @@ class EvaluateTest(parameterized.TestCase):
     def test_an_attack_of_fixed_steps_starts_again(self):
         self.answer.side_effect = KeyboardInterrupt
         said = self.ended(attack="pgd-20").error
-        self.assertIn("starts again, because nothing was saved yet", said)
+        self.assertIn("start over, because nothing was saved yet", said)
 
     def test_a_target(self):
         for word, flag in (
@@ -417,7 +425,7 @@ class EvaluateTest(parameterized.TestCase):
                 self.assertEqual(self.ended(word).code, 0)
                 value = getattr(self.answer.call_args.args[0], flag)
                 self.assertEqual(value, word.removeprefix("torch:"))
-        self.assertIn("'b' is one word too many", self.ended("a", "b").error)
+        self.assertIn("unexpected argument 'b'", self.ended("a", "b").error)
         self.assertIn("w and --weights=v both name the network", self.ended("w", weights="v").error)
 
     def test_a_fault_of_the_program(self):
@@ -444,14 +452,14 @@ class HelpTest(parameterized.TestCase):
     def test_what_there_is(self):
         evaluation_help.describe_attacks()
         known = evaluate.flags.FLAGS
-        fixed, searching = known["attack"].help.split("\nOf AutoAttack:\n")
-        self.assertStartsWith(fixed, "before. Of K steps:\n")
+        fixed, searching = known["attack"].help.split("\nParts of AutoAttack:\n")
+        self.assertStartsWith(fixed, "before.\nAttacks with K steps:\n")
         self.assertIn("\npgd ", fixed)
         self.assertNotIn("fab-t", fixed)
         self.assertIn("fab-t", searching)
         self.assertRegex(searching, "\nsparse-rs +Sparse-RS in L0, which needs no gradient")
-        self.assertIn("of pgd-", known["relative_step"].help)
-        self.assertIn("of pgd-", known["start"].help)
+        self.assertIn("for pgd-", known["relative_step"].help)
+        self.assertIn("for pgd-", known["start"].help)
         for kind in data.source.KINDS.values():
             self.assertIn(f"\n{kind.written}: {kind.help}", known["dataset"].help)
 

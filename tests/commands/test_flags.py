@@ -96,7 +96,7 @@ class SharedTest(parameterized.TestCase):
         self.assertEndsWith(
             texts["epsilon"], "in units of [0, 1] pixels; default: that of the run."
         )
-        self.assertEndsWith(texts["workdir"], "norm and radius.")
+        self.assertEndsWith(texts["workdir"], "radius to use.")
         other = shared.shared("phase", default="the first").metadata["about"].text
         self.assertEqual(other, "Phase of the run, such as pretrain or train; default: the first.")
 

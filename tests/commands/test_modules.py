@@ -62,7 +62,7 @@ class ModulesTest(parameterized.TestCase):
         words = [sys.executable, "-m", "jaxrobust.commands.compare", "A", "B"]
         done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
         self.assertEqual((done.returncode, done.stdout), (1, ""))
-        self.assertIn("start a command as `python -m jaxrobust COMMAND`", done.stderr)
+        self.assertIn("run a command as `python -m jaxrobust COMMAND`", done.stderr)
 
     def test_a_full_disk_is_one_sentence(self):
         words = [sys.executable, "-m", "jaxrobust"]

@@ -34,11 +34,16 @@ def look(name: str, **of_patient) -> CheckResult:
 
 class AttackChecksTest(parameterized.TestCase):
     @sweeps.rows(
-        (1, 0, GREEN, "zero at 1.0% in float32, 0.0% in bfloat16 of 100 images"),
-        (2, 0, RED, "that of the margin at 1.0%"),  # half of the share is not below its half
-        (4, 0, RED, "that of the margin at 1.0%"),
-        (0, 10, GREEN, "zero at 0.0% in float32, 10.0% in bfloat16"),
-        (0, 11, YELLOW, "11.0% in bfloat16"),
+        (1, 0, GREEN, "zero for 1.0% (float32), 0.0% (bfloat16) of 100 images"),
+        (
+            2,
+            0,
+            RED,
+            "that of the margin is zero for 1.0%",
+        ),  # half of the share is not below its half
+        (4, 0, RED, "that of the margin is zero for 1.0%"),
+        (0, 10, GREEN, "zero for 0.0% (float32), 10.0% (bfloat16)"),
+        (0, 11, YELLOW, "11.0% (bfloat16)"),
     )
     def test_zero_gradients(self, float32, bfloat16, level, said):
         zero = {("ce", "float32"): float32, ("ce", "bfloat16"): bfloat16, ("cw", "float32"): 1}
@@ -75,7 +80,9 @@ class AttackChecksTest(parameterized.TestCase):
         by = {"ce": margins(ce), "dlr": margins(dlr, before=only_ce)}
         found = look("dlr-against-ce", after_pgd=lambda epsilon, loss: by[loss])
         self.assertEqual(found.level, level, found.sentence)
-        expected = f"{1 - ce / 100:.1%} withstand PGD with CE, {1 - dlr / 100:.1%} with DLR"
+        expected = (
+            f"{1 - ce / 100:.1%} of images withstand PGD with CE, {1 - dlr / 100:.1%} with DLR"
+        )
         self.assertEqual(found.sentence, expected)
 
     @sweeps.rows((15, GREEN), (16, YELLOW), (33, YELLOW), (34, RED))
@@ -87,7 +94,7 @@ class AttackChecksTest(parameterized.TestCase):
         same = margins(50)
         found = look("pgd-against-noise", after_pgd=lambda epsilon: same, after_noise=same)
         self.assertEqual(found.level, GREEN)  # as close is not closer
-        self.assertIn("PGD fools 50.0%, noise of its size 50.0%", found.sentence)
+        self.assertIn("PGD fools 50.0%, noise of the same size 50.0%", found.sentence)
 
     @sweeps.rows(
         ({0.05: 50, 0.1: 50, 0.2: 60, GREY: 86}, GREEN),
@@ -113,7 +120,7 @@ class AttackChecksTest(parameterized.TestCase):
     @sweeps.rows(
         ({"threat": SimpleNamespace(epsilon=0.0)}, "the radius is 0"),
         ({"without_gradient": "it rounds"}, "cannot be differentiated"),
-        ({"attacked": np.arange(15)}, "only 15 clean images are right"),
+        ({"attacked": np.arange(15)}, "only 15 clean images are classified correctly"),
         ({"logits": np.zeros((100, 2))}, "DLR needs three classes"),
     )
     def test_skipped(self, about, said):

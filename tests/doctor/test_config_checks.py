@@ -147,9 +147,9 @@ class ConfigTest(parameterized.TestCase):
     @sweeps.rows(
         ("heavy-augmentation", RED, "give clean weights", HEAVY),
         ("step-rule", RED, "the radius is never reached", PGD | {"attack__step_size": 0.02}),
-        ("step-rule", RED, "leaps over the ball", PGD | {"attack__relative_step": 3.0}),
+        ("step-rule", RED, "overshoots the ball", PGD | {"attack__relative_step": 3.0}),
         ("step-rule", YELLOW, "attack.relative_step=0.6", PGD | {"attack__step_size": 0.06}),
-        ("step-rule", YELLOW, "is not read", {"attack__steps": 2, "attack__step_size": 0.06}),
+        ("step-rule", YELLOW, "has no effect", {"attack__steps": 2, "attack__step_size": 0.06}),
         ("one-step", RED, "leaks the label", ONE | {"attack__start": "image"}),
         ("one-step", YELLOW, "leaks the label", ONE | {"attack__start": "random"}),
         ("ema-horizon", RED, "set train.ema_decay=0.167", {"train__ema_decay": 0.99}),  # 12 steps
@@ -159,8 +159,13 @@ class ConfigTest(parameterized.TestCase):
         ("batch-and-mesh", RED, "train.batch_size=64 cannot be split over 200", {}, 200),
         ("batch-and-mesh", RED, "use 200 or 400", {}, 200),
         ("batch-and-mesh", YELLOW, "over 3 devices: it becomes 63, the nearest", {}, 3),
-        ("image-size", RED, "digits have 8 px, the network 16", {"model__image_size": 16}),
-        ("image-size", RED, "digits have 1 channel, the network 3", {"model__in_channels": 3}),
+        ("image-size", RED, "digits have 8 px, the network takes 16", {"model__image_size": 16}),
+        (
+            "image-size",
+            RED,
+            "digits have 1 channel, the network takes 3",
+            {"model__in_channels": 3},
+        ),
         ("image-size", RED, "set model.in_channels=1", {"model__in_channels": 3}),
     )
     def test_one_fault(self, name, level, words, changes, devices=1):
@@ -185,7 +190,7 @@ class ConfigTest(parameterized.TestCase):
                 config.init.normalize = normalize
         found = faults(config)["normalised-twice"]
         self.assertEqual(found.result.level, RED)
-        self.assertIn("holds the mean of imagenet", found.result.sentence)
+        self.assertIn("contains the mean of imagenet", found.result.sentence)
 
     def test_steps_of_data_that_is_not_here(self):
         config = tiny(data__name="cifar10", data__dir="/nowhere", data__train_split="train[:1%]")

@@ -43,9 +43,9 @@ def ema_look(steps: int | None, decay: float, weights: str = "ema") -> CheckResu
 class ConfigLevelsTest(parameterized.TestCase):
     @sweeps.rows(
         (3, 0.2, RED, "the radius is never reached"),
-        (5, 0.2, GREEN, "5 steps of 0.2 of attack.epsilon"),
-        (1, 2.0, GREEN, "1 step of 2 of"),
-        (1, 2.1, RED, "each step leaps over the ball"),
+        (5, 0.2, GREEN, "5 steps of 0.2 times attack.epsilon"),
+        (1, 2.0, GREEN, "1 step of 2 times"),
+        (1, 2.1, RED, "each step overshoots the ball"),
     )
     def test_a_step(self, steps, share, level, said):
         how = {
@@ -204,7 +204,8 @@ class NetworkLevelsTest(parameterized.TestCase):
         found = look("accuracy", network(right=right, recorded=known))
         self.assertEqual(found.level, level, str(found))
         self.assertIn(
-            f"{here:.1%} of 100 clean images are right, {recorded:.1%} by run/", found.sentence
+            f"{here:.1%} of 100 clean images are classified correctly, and {recorded:.1%} in run/",
+            found.sentence,
         )
 
     @sweeps.rows((0.0, 1.0, GREEN), (1.0, 1.0, GREEN), (1.0, 0.9, RED), (0.0, 0.0, GREEN))
@@ -213,7 +214,7 @@ class NetworkLevelsTest(parameterized.TestCase):
         right = np.arange(100) < 100 * here
         found = look("accuracy", network(right=right, recorded=Recorded(recorded, "a file")))
         self.assertEqual(found.level, level, found.sentence)
-        self.assertIn(f"{recorded:.1%} by a file", found.sentence)
+        self.assertIn(f"{recorded:.1%} in a file", found.sentence)
 
     def test_an_accuracy_alone(self):
         found = look("accuracy", network(n=31))
@@ -250,8 +251,8 @@ class NetworkLevelsTest(parameterized.TestCase):
         self.assertEqual(found.level, level, str(found))
         self.assertEqual(
             found.sentence,
-            f"{1 - won / n:.1%} right as PIL resizes, {1 - lost / n:.1%} as arrays are without "
-            "antialiasing, 2 of 255 apart",
+            f"{1 - won / n:.1%} correct if resized by PIL, {1 - lost / n:.1%} as arrays without "
+            "antialiasing; pixels differ by 2 of 255",
         )
         self.assertEqual(found.value, {"pil": own.mean(), "arrays": right.mean()})
         self.assertEqual(look("resizing", network()).level, SKIPPED)
@@ -271,7 +272,7 @@ class NetworkLevelsTest(parameterized.TestCase):
         own = [Tried(MISSING, "a", 0.5, 1.0, 0.2, 9.0), Tried(MISSING, "b", 0.6, 2.0, 0.1, 9.0)]
         found = self.explained(better, *own)
         self.assertEqual(found.level, GREEN)
-        self.assertEndsWith(found.sentence, "accuracy 100.0%, with b 2 and 60.0%")
+        self.assertEndsWith(found.sentence, "accuracy 100.0%; with b: 2 and 60.0%")
         found = self.explained(better, *own, name=TWICE)
         self.assertEqual(found.level, RED)
         self.assertEndsWith(found.sentence, "with the x normalisation undone")
@@ -303,7 +304,9 @@ class NetworkLevelsTest(parameterized.TestCase):
             sound = np.eye(10)[labels]
             sound[labels == missing] = np.nan
             found = look("one-class", network(logits=sound))
-            self.assertEqual((found.level, found.sentence), (GREEN, "9 of 10 classes are answered"))
+            self.assertEqual(
+                (found.level, found.sentence), (GREEN, "9 of 10 classes are predicted")
+            )
 
 
 class ExplanationsLevelsTest(parameterized.TestCase):

@@ -51,7 +51,7 @@ class OneCheckTest(parameterized.TestCase):
         seen = self.look("input-range", faults.healthy, images=255 * images)
         self.assertEqual(seen.level, RED)
         self.assertIn("divide by 255", seen.remedy)
-        self.assertEqual(seen.cause, "the data is not what an attack takes")
+        self.assertEqual(seen.cause, "attacks cannot use this data")
 
     def test_the_range_of_pixels_is_said(self):
         images, _ = faults.colours()

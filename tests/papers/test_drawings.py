@@ -61,7 +61,7 @@ class CurvesTest(DrawingCase):
         self.assertEqual(marks.args[0], (0, 1, 3))
         np.testing.assert_array_equal(marks.args[1], losses.mean((0, 2))[[0, 1, 3]])
         self.assertIn(
-            "loss of 3 images that are right clean, each the mean of 2 starts", self.about
+            "loss of 3 correctly classified images, each the mean of 2 starts", self.about
         )
 
 
@@ -147,4 +147,4 @@ class ComparisonTest(absltest.TestCase):
         low, high = panel.set_ylim.call_args.args
         self.assertGreater(low, 1)
         self.assertLess(high, 0)
-        self.assertIn("red: told apart", panel.set_title.call_args.args[0])
+        self.assertIn("red: significant", panel.set_title.call_args.args[0])

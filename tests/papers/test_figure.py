@@ -141,7 +141,7 @@ class FigureTest(Folders):
         self.assertEqual(made["series"][0]["values"], clean)  # the last record of a size
         self.assertIn(rf"192 & {100 * clean[0]:.1f} {{\footnotesize [", table)
         self.assertIn(r" & -- \\", table)
-        self.assertIn("networks that were not trained again", table)
+        self.assertIn("networks that were not retrained", table)
         how = ", ".join(f"bicubic-{size} at {size} px" for size in (192, 224, 256))
         self.assertIn(f"% Preprocessing: {how}.\n", table)
         self.assertIn("$n=600$ images of cifar10", table)
@@ -223,9 +223,9 @@ class FigureTest(Folders):
     def test_doubts_are_said(self):
         place = self.write("a", 1, flags={"gradients": "some are zero"})
         made, table = self.made("attacks", place)
-        self.assertEqual(made["notes"], ["In doubt of a, gradients: some are zero."])
-        self.assertIn("% In doubt of a, gradients: some are zero.", table)
-        self.assertIn("note: In doubt of a", "\n".join(figure.lines(made)))
+        self.assertEqual(made["notes"], ["Doubt about a, gradients: some are zero."])
+        self.assertIn("% Doubt about a, gradients: some are zero.", table)
+        self.assertIn("note: Doubt about a", "\n".join(figure.lines(made)))
 
     @parameterized.parameters(*SUFFIXES)
     def test_files(self, suffix):
@@ -362,9 +362,9 @@ class RefusedTest(Folders):
         a, b = self.write("a", 1), self.write("b", 2, accuracy_after=None)
         said = f"{a} has no ladder of radii, so there is nothing to draw for --kind radius; eval"
         self.assertIn(said, self.refused("radius", a))
-        said = f"{b} has no evaluation by several attacks, so there is nothing to draw for --kind"
+        said = f"{b} has no evaluation with several attacks, so there is nothing to draw for --kind"
         self.assertIn(said, self.refused("attacks", a, b))
-        said = "has no per-image verdicts, because it comes from a training or an older version"
+        said = "has no per-image verdicts, because it comes from a training run or an older version"
         old = KEPT / "cifar_study"
         self.assertIn(said, self.refused("compare", old / "base-0", old / "base-1"))
         self.assertIn("one evaluation has nothing to compare", self.refused("compare", a))
@@ -444,7 +444,7 @@ class RefusedTest(Folders):
     def test_names(self):
         a, b = self.write("a", 1), self.write("b", 2)
         error = self.refused("attacks", a, b, words=("--names", "x"))
-        self.assertIn("--names has 1 names, and the figure shows 2 networks; give one", error)
+        self.assertIn("--names has 1 names, but the figure shows 2 networks; give one", error)
         error = self.refused("attacks", a, b, words=("--names", "x", "x"))
         self.assertIn("--names repeats a name", error)
 

@@ -169,7 +169,7 @@ class ShownTest(parameterized.TestCase):
     def test_they_stand_behind_the_tables(self):
         for paper in tables.PAPERS:
             text = documents.answer([], paper=paper, commands=True)
-            behind = text.partition("## Figures and text: experiments that no table of the")[2]
+            behind = text.partition("## Figures and text: experiments outside the paper")[2]
             entries = tables.figures(paper).rows
             self.assertEqual(behind.count("\n- "), len(entries))
             self.assertIn(f"- {entries[0]['name']}: {entries[0]['caption']}\n", behind)

@@ -106,10 +106,10 @@ class CommandTest(parameterized.TestCase):
         printed = self.run_on(*words.split())
         about = json.loads(printed.splitlines()[-1])
         told = " ".join(printed.split())
-        self.assertIn("This is a law of others' runs (Bartoldson et al. 2024, arXiv 2404.", told)
+        self.assertIn("This law is fitted to others' runs (Bartoldson et al. 2024, arXiv", told)
         self.assertIn("nothing was trained or measured here", told)
-        self.assertIn("the 95% interval of one more run after 7 published ones", told)
-        self.assertIn("65% is outside of those runs, so that the law is extrapolated", told)
+        self.assertIn("the 95% interval for a new run, given 7 published ones", told)
+        self.assertIn("65% is outside the range of those runs, so the law is extrapolated", told)
         expected, least, most = (about[key] for key in ("expected", "least", "most"))
         self.assertLess(least["chip_hours"], expected["chip_hours"])
         self.assertLess(expected["chip_hours"], most["chip_hours"])
@@ -121,7 +121,9 @@ class CommandTest(parameterized.TestCase):
 
     def test_a_data_set_is_of_a_target(self):
         said = self.run_on("quickstart", "--on", "cpu", "--dataset", "cifar10", code=2)
-        self.assertIn("--dataset is of --target; a config names its data set, so leave it", said)
+        self.assertIn(
+            "--dataset is only for --target; a config names its data set, so leave it", said
+        )
 
     def test_help_of_both(self):
         for words, flag in ((["--help"], "--target"), (["--target", "65", "--help"], "--dataset")):
@@ -130,21 +132,21 @@ class CommandTest(parameterized.TestCase):
     def test_near_its_end_no_length_is_enough(self):
         near = round(law.limit() - 0.9, 1)
         printed = self.run_on("--target", str(near))
-        self.assertIn("no end", printed)
+        self.assertIn("unlimited", printed)
 
     def test_refuses(self):
         for words, message in (
             (
                 "--target 85",
-                "--target 85: the law of the published runs goes from 55 to .*; choose a target",
+                "--target 85: the law of the published runs covers 55 to .*; choose a target",
             ),
-            ("--target 40", "--target 40: the law of the published runs goes from 55"),
+            ("--target 40", "--target 40: the law of the published runs covers 55"),
             ("--target much", "--target=much is not a number"),
             (
                 "--target 65 --dataset cifar100",
                 "--dataset cifar100: the law of published runs only covers cifar10 under Linf 8",
             ),
-            ("--target 65 --on cpu", "--on cpu: the law counts operations, .* such as h100:8"),
+            ("--target 65 --on cpu", "--on cpu: the law counts operations, .* for example, h100:8"),
             ("--target 65 --on v5q:4", "not a known device"),
             ("--target 65 --utilisation 2", "--utilisation=2.0 must be above 0 and at most 1"),
             ("--target 65 --price 0", "--price=0.0 must be above 0"),

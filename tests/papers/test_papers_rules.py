@@ -86,7 +86,7 @@ class AttackTest(parameterized.TestCase):
     def test_other_attack(self):
         for what, changes, said in (
             (AA, {}, []),
-            (AA, {"attacks": STANDARD[:3]}, ["another attack than standard AutoAttack"]),
+            (AA, {"attacks": STANDARD[:3]}, ["a different attack than standard AutoAttack"]),
             (AA, {"fast": {"sampled": 3}},
              ["the fast version, whose verdicts are not AutoAttack's"]),
             (AA, {"attacks": []}, ["clean accuracy only"]),
@@ -94,9 +94,9 @@ class AttackTest(parameterized.TestCase):
             (AA | {"epsilon": "8/255"}, {}, ["linf 0.01569, not 8/255"]),
             (AA | {"norm": "l2"}, {}, ["linf, not l2"]),
             (AA | {"epsilon": 4 / 255}, {}, []),
-            (APGD, {}, ["another attack than APGD-CE, 20 steps, 2 restarts"]),
+            (APGD, {}, ["a different attack than APGD-CE, 20 steps, 2 restarts"]),
             ({"attack": "pgd", "norm": "linf", "epsilon": "4/255"}, {},
-             ["the paper does not say the settings of its pgd"]),
+             ["the paper does not state the settings of its pgd"]),
             ({"attack": "clean"}, {}, []),
             ({"attack": "clean"}, {"clean": None}, ["no clean images"]),
             ({"attack": "clean"}, {"attacks": [], "robust": None}, []),
@@ -104,7 +104,7 @@ class AttackTest(parameterized.TestCase):
              ["one attack, not the worst case of several"]),
             ({"members": [AA], "attack": "union"}, {"method": "union"}, []),
             ({"members": [AA], "attack": "union"}, {"method": "union", "attacks": STANDARD[1:]},
-             ["another attack than standard AutoAttack"]),
+             ["a different attack than standard AutoAttack"]),
         ):  # fmt: skip
             with self.subTest(row=(what, changes, said)):
                 self.assertEqual([*matching.other_attack(what, record(**changes))], said)
@@ -135,13 +135,13 @@ class AttackTest(parameterized.TestCase):
             ({"split": "val"}, {}, ["split test, not val"]),
             ({"dataset": "cifar100"}, {}, ["cifar10, not cifar100"]),
             ({"images": 11}, {}, ["images 0..9, not all 11"]),
-            ({"images": None}, {}, ["the paper does not say on how many images"]),
+            ({"images": None}, {}, ["the paper does not state the number of images"]),
             ({}, {"damaged": [1, 2]}, ["2 damaged images are left out"]),
             ({"split": "val@robustbench"}, {}, ["split test, not RobustBench's list of images"]),
             ({"split": "val@robustbench", "dataset": "imagenet2012"},
              {"ids_sha256": ROBUSTBENCH_SHA256, "dataset": "folder:x"}, []),
             ({}, {"dataset": "cifar10-c:files", "split": "any"}, []),
-            ({"dataset": "imagenet100"}, {}, ["cifar10 with other classes than imagenet100"]),
+            ({"dataset": "imagenet100"}, {}, ["cifar10 with classes other than imagenet100"]),
         ):  # fmt: skip
             with self.subTest(row=(wanted, changes, said)):
                 own = row(**wanted)
@@ -183,8 +183,8 @@ class MarkdownTest(parameterized.TestCase):
         of.rows[1]["aa"] = 49.0
         with self.assertRaisesRegex(
             ValueError,
-            r"^run/results.jsonl: a record fits rows 1 and 2 of Table 2 of revisiting_at, which "
-            r"print 50.00 and 49.00; correct the line of one in .*/revisiting_at.json$",
+            r"^run/results.jsonl: a record matches rows 1 and 2 of Table 2 in revisiting_at, which "
+            r"print 50.00 and 49.00; correct one of these rows in .*/revisiting_at.json$",
         ):
             self.filled(of, [ours(robust=0.5)], {})
         differing = {("a", "train, ema", True): ["epochs"]}  # and is alike
@@ -235,14 +235,14 @@ class MarkdownTest(parameterized.TestCase):
             self.assertEndsWith(lines[2], "; run/results.jsonl.")
             self.assertEndsWith(
                 lines[3],
-                " In doubt, x: odd. **In no cell above**: nearest is table_2, b, but b0; b1; b2; "
-                "and 1 more.",
+                " Doubt about it, x: odd. **In no cell above**: nearest is table_2, b, but b0; b1; "
+                "b2; and 1 more.",
             )
             self.assertIn("; no attack; ", lines[4])
             self.assertEndsWith(lines[4], "**: no table above has such a value.")
             cells = {(0, "aa"): Cell(50.0, 1, alike=True), (1, "aa"): Cell(50.0, 2, alike=True)}
             lines = tables_markdown._records(records, [shown._replace(cells=cells)]).splitlines()
-            self.assertIn(" **In cells in italics alone**: nearest", lines[3])
+            self.assertIn(" **Only in cells in italics**: nearest", lines[3])
             self.assertIn(" **In no cell above**: nearest", lines[2])
 
     def test_a_document(self):

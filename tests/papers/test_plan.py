@@ -169,7 +169,7 @@ class CommandTest(absltest.TestCase):
             ),
             (
                 ["revisiting_at", "--on", "cpu"],
-                "--on cpu is not a known chip; write one such as v5e",
+                "--on cpu is not a known chip; write, for example, v5e",
             ),
             (["revisiting_at", "--on", "v5e:8x8", "--utilisation=2"], "above 0 and at most 1"),
         ):

@@ -59,6 +59,6 @@ class AnswerTest(parameterized.TestCase):
         self.assertEndsWith(text, "\nfigures and text need 1 more run: --table figures")
 
     def test_what_is_here_is_not_assumed(self):
-        said = "--on cpu is not a known chip; write one such as v5e:8x8"
+        said = "--on cpu is not a known chip; write, for example, v5e:8x8"
         with self.assertRaisesRegex(ValueError, said):
             answer.of(self.flags(on="cpu"), "typed")

@@ -246,7 +246,7 @@ class PageTest(parameterized.TestCase):
         self.assertEqual(
             text[1],
             "5 runs, of which 0 are done; records fill 1 of the 7 cells of their rows; McNemar's "
-            "test tells 1 apart already from what they are compared with",
+            "test already separates 1 from what they are compared with",
         )
         self.assertEqual(text[2], "2 runs to make: 1,002 hours, 64,144 chip-hours")
         self.assertEqual(

@@ -209,13 +209,16 @@ class MatchingTest(parameterized.TestCase):
             ({"split": "validation", "ids_sha256": None}, "split validation, not RobustBench's li"),
             ({"dataset": "cifar10", "ids_sha256": None}, "cifar10, not imagenet2012"),
             ({"damaged": ["a"]}, "1 damaged images are left out"),
-            ({"weights": "pretrain, step 3, ema"}, "weights of the phase pretrain, not of the las"),
+            ({"weights": "pretrain, step 3, ema"}, "weights from the phase pretrain, not from the"),
             ({"attacks": [], "robust": None}, "clean accuracy only"),
             ({"attacks": [a | {"epsilon": 8 / 255} for a in _STANDARD]}, "linf 0.03137, not 4/255"),
-            ({"attacks": [_STANDARD[0] | {"epsilon": 4 / 255}]}, "another attack than standard Au"),
+            (
+                {"attacks": [_STANDARD[0] | {"epsilon": 4 / 255}]},
+                "a different attack than standard Au",
+            ),
             (
                 {"attacks": [a | {"epsilon": 4 / 255, "steps": 20} for a in _STANDARD]},
-                "another attack than standard AutoAttack",
+                "a different attack than standard AutoAttack",
             ),
         ):
             with self.subTest(row=(changes, said)):
@@ -232,7 +235,7 @@ class MatchingTest(parameterized.TestCase):
     def test_a_table_that_does_not_say_how_it_attacked(self):
         (table,) = tables.tables("xcit_light_recipe", "text_2")
         found = matching.differences(table, table.rows[0], "pgd10_linf_4_255", ours())
-        self.assertIn("the paper does not say the settings of its pgd-10", found)
+        self.assertIn("the paper does not state the settings of its pgd-10", found)
 
     def test_every_line_of_the_main_paper(self):
         """Each line that the family's docstring gives figures of is the row with these figures."""
@@ -334,7 +337,7 @@ class CommandTest(parameterized.TestCase):
         _, out, _ = call(folder, "--paper", "revisiting_at", "--table", "1")
         self.assertNotIn("[1]", out)
         self.assertIn("**In no cell above**: nearest is table_1, ConvNeXt-T, but images 0..99", out)
-        self.assertIn("In doubt, zero-gradient: of 5 images.", out)
+        self.assertIn("Doubt about it, zero-gradient: of 5 images.", out)
 
     @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
     @pytest.mark.slow

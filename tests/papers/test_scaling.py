@@ -100,7 +100,11 @@ class RuleTest(parameterized.TestCase):
         for arguments, options, message in (
             ((1e6,), {}, r"multiply_adds=1e\+06 is below 2.49e\+08, .* give at least that"),
             ((float("nan"),), {}, "multiply_adds=nan is below"),
-            ((5e9, "bottleneck"), {}, "block='bottleneck' is not scaled; one of basic, robust"),
+            (
+                (5e9, "bottleneck"),
+                {},
+                "block='bottleneck' cannot be scaled; choose one of basic, robust",
+            ),
             ((5e9,), {"ratio": 1.0}, "ratio=1.0 must be between 0 and 1"),
         ):
             with (
@@ -222,7 +226,7 @@ class CommandTest(absltest.TestCase):
             (["1e6"], r"multiply_adds=1e\+06 is below .+"),
             (
                 ["--capacity", "wrn_28_10"],
-                "--capacity=wrn_28_10 is of a study; name it with --study",
+                "--capacity=wrn_28_10 is for a study; name one with --study",
             ),
         ):
             err = io.StringIO()

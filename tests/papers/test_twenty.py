@@ -149,14 +149,14 @@ class MatchingTest(parameterized.TestCase):
         ):
             with self.subTest(row=(key, attack)):
                 (said,) = self.said(key, ours(attacks=[attack], method="pgd-20"))
-                self.assertIn("another attack than PGD, 20 steps", said)
+                self.assertIn("a different attack than PGD, 20 steps", said)
 
     def test_another_worst_case(self):
         without = [attack for attack in WORST if attack["name"] != "square"]
         (said,) = self.said("worst_case", ours(attacks=without))
-        self.assertEqual(said, "another attack than standard AutoAttack")
+        self.assertEqual(said, "a different attack than standard AutoAttack")
         (said,) = self.said("worst_case", ours(attacks=WORST[:-1]))
-        self.assertIn("another PGD than the study's", said)
+        self.assertIn("a different PGD than the study's", said)
         (said,) = self.said("worst_case", ours(attacks=AUTOATTACK, method="autoattack standard"))
         self.assertIn("not the worst case", said)
 
@@ -221,7 +221,7 @@ class TableTest(parameterized.TestCase):
         self.assertIn("| 87.92 | *80.12* [1] |", line)
         self.assertIn("| 14.32 | *15.34* [1] |", line)
         self.assertEqual(line.count("[1]"), 2)  # no other attack
-        self.assertIn("**In cells in italics alone**: nearest is table_1, ResNet, but", alike)
+        self.assertIn("**Only in cells in italics**: nearest is table_1, ResNet, but", alike)
         self.assertIn("epochs 3, not 100", alike)
 
     def test_alike_is_never_of_another_objective(self):

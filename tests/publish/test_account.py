@@ -195,7 +195,7 @@ class WordsTest(parameterized.TestCase):
         def said(count, **known):
             return network_account.classes(mock.Mock(num_classes=count), Account("x", **known))
 
-        self.assertEqual(said(10), "10; their order is not known: ask who trained it")
+        self.assertEqual(said(10), "10; their order is not known: ask whoever trained it")
         self.assertEqual(said(10, dataset="mine"), "10, the labels of mine")
         few = tuple(f"c{i}" for i in range(20))
         self.assertEqual(
@@ -206,9 +206,9 @@ class WordsTest(parameterized.TestCase):
         self.assertStartsWith(said(1000, imagenet=True, classes=few), "ImageNet's 1,000, in the")
 
     @sweeps.rows(
-        (None, "images of 32 x 32 px as they are; a preprocessing is not known"),
+        (None, "images of 32 x 32 px as they are; any preprocessing is not known"),
         ("none", "images of 32 x 32 px as they are"),
-        ("Res224", "`Res224` to 32 x 32 px (an id of `jaxrobust.data.evaluation_transform`, Robu"),
+        ("Res224", "`Res224` to 32 x 32 px (an id of `jaxrobust.data.evaluation_transform`; they"),
     )
     def test_images(self, preprocessing, expected):
         known = Account("x", preprocessing=preprocessing)
@@ -276,7 +276,12 @@ class LayoutTest(parameterized.TestCase):
             *("timm", "resnet18", {"classes": 1000}),
             r"^timm.create_model\('resnet18', checkpoint_path=",
         ),
-        ("timm", "convnext_n", {}, "^timm's names, but not a network of timm's; --layout module"),
+        (
+            "timm",
+            "convnext_n",
+            {},
+            "^timm's names, but timm lacks this network; --layout module",
+        ),
         (
             *("Debenedetti2022Light_XCiT-S12", "xcit_s12", {}),
             r"^with TORCH_HOME=out: robustbench.utils.load_model\('Debenedetti2022Light_XCiT-S12', "

@@ -114,8 +114,8 @@ class CertifyTest(Case):
     def assert_shows(self, found):
         self.assertFalse(found["agrees"])
         faults = " ".join(found["faults"])
-        self.assertRegex(faults, "logits .* off in float64, above 1.0e-09")
-        self.assertRegex(faults, "gradients .* off in float64, above 1.0e-07")
+        self.assertRegex(faults, "logits differ by .* in float64, above 1.0e-09")
+        self.assertRegex(faults, "gradients differ by .* in float64, above 1.0e-07")
         self.assertIn("DIFFERS FROM", certificates.summary(found))
         with self.assertRaisesRegex(certificate.Differs, "nothing is written.*--nocertificate"):
             certificate.checked(found, "it")
@@ -212,7 +212,7 @@ class FileTest(Case):
         self.assertTrue(written["agrees"])
         self.assertEqual(written["files"]["ours"]["name"], "ours.safetensors")
         self.assertEqual(written["files"]["theirs"]["name"], "timm.safetensors")
-        self.assertIn("read from the file by their names", written["reference"]["weights"])
+        self.assertIn("read from the file by name", written["reference"]["weights"])
         self.assertIn("fools 1 of 4 here, 1 there", printed)
         self.assertRegex(certificates.line(self.weights), "^ours.certificate.json: agrees with")
 

@@ -154,7 +154,7 @@ class LayoutTest(FileCase):
         # float32, other orders of the sums
         self.assertLess(parity.relative(torch_logits(net, self.images), self.ours()), 1e-5)
         self.assertIn("from convnext_n import load", module.__doc__)
-        self.assertIn("their order is not known: ask who trained it", module.__doc__)
+        self.assertIn("their order is not known: ask whoever trained it", module.__doc__)
         self.assertIn("- not known: there is no record of these weights", module.__doc__)
         (self.out / "convnext_n.pt").write_bytes(b"another")
         with self.assertRaisesRegex(ValueError, "is not the file that was exported next to"):
@@ -242,7 +242,7 @@ class OverTest(FileCase):
             self.out = self.folder / layout
             before = {p.name: p.read_bytes() for p in self.out.iterdir()}
             _, said = self.export(f"--layout={layout}", file=other, code=2)
-            self.assertRegex(said, "exists and is another file; name a new --out")
+            self.assertRegex(said, "exists with different content; name a new --out")
             self.assertEqual({p.name: p.read_bytes() for p in self.out.iterdir()}, before)
 
     def test_a_full_disk_leaves_nothing(self):
@@ -283,23 +283,23 @@ class RefusalTest(FileCase):
         (
             ["--layout=tim"],
             "unknown layout 'tim'; did you mean timm. write jaxrobust, timm, hub, module, "
-            "state-dict, robustbench, or an id of RobustBench such as Salman2020Do_R18",
+            "state-dict, robustbench, or a RobustBench id such as Salman2020Do_R18",
         ),
         (["--layout=Standard_R50"], "RobustBench reads no file for Standard_R50"),
         ([f"--layout={SINGH_T}"], r".* dims=\(64, 128, 256\) instead of \(96, 192, .*module"),
         (["--layout=Salman2020Do_R18"], "Salman2020Do_R18 is a resnet18, not a convnext_n"),
-        (["--layout=timm", "--workdir=x"], "give --workdir RUN or --weights PATH, one of them"),
+        (["--layout=timm", "--workdir=x"], "give either --workdir RUN or --weights PATH"),
         (["--layout=timm", "--phase=train"], "--phase belongs to a --workdir"),
         (["--layout=timm", "--which=raw"], ".*holds one set of weights; leave --which out"),
         (["--layout=timm", "--id=Me2026My"], "--id belongs to --record"),
         (["--layout=timm", "--record=r.jsonl"], "--record needs --id"),
         (
             ["--layout=timm", "--record=r.jsonl", "--id=mine"],
-            "--id mine is not an id of RobustBench",
+            "--id mine is not a RobustBench id",
         ),
         (["--layout=timm", "--record=r.jsonl", "--id=Me2026My"], "--record r.jsonl: no such"),
         (["--layout=hub", "--record=r.jsonl"], "--record r.jsonl: no such"),
-        (["--layout=timm", "--license=mit"], "--license stands in the model card; it belongs to"),
+        (["--layout=timm", "--license=mit"], "--license is for the model card; leave it out, or"),
         (["--layout=module", "--confirm=8"], "--confirm belongs to --record"),
         (
             ["--layout=hub", "--record=r.jsonl", "--id=Me2026My", "--confirm=8"],
@@ -429,7 +429,7 @@ class RunTest(Case):
         self.refused(r".*depths=\(1,\) instead of \(2, 2, 2\).*module", run, "--layout=timm")
         self.refused(".*no best checkpoint of pretrain", run, "--phase=pretrain", "--layout=module")
         self.refused(
-            ".*has no checkpoint of pretrain; train first",
+            ".*has no checkpoint for pretrain; train first",
             *(run, "--phase=pretrain", "--layout=module", "--which=raw"),
         )
         self.refused("nowhere is not a run", "--workdir=nowhere", "--layout=timm")

@@ -109,7 +109,7 @@ class FolderTest(absltest.TestCase):
         with self.subTest("the same again, and something else at that place"):
             self.export("--record", records)
             said = self.export(code=2)  # without the record
-            self.assertRegex(said, "exists and is another file; name a new --out\n$")
+            self.assertRegex(said, "exists with different content; name a new --out\n$")
             self.assertEqual(json.loads((self.out / "config.json").read_text()), about)
 
     @pytest.mark.slow
@@ -156,7 +156,7 @@ class FolderTest(absltest.TestCase):
             (["--record", other, "--id=Me2026Own_ConvNeXt-N"], "choose --layout module"),
             (["--selected", "--which=raw"], "leave --which out"),
             (["--selected", "--phase=train"], "leave --phase out"),
-            (["--license=mit"], "belongs to --layout hub"),
+            (["--license=mit"], "or use --layout hub"),
         ):
             with self.subTest(words[-1]):
                 said = self.export(*words, code=2)

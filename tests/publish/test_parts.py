@@ -86,7 +86,7 @@ class CertificateTest(absltest.TestCase):
         self.assertEmpty(faults(1.9e-5, 1e-5))  # twice the reference's own
         for given in ((1.1e-5,), (2.1e-5, 1e-5), (float("nan"), 1e-5)):
             (said,) = faults(*given)
-            self.assertRegex(said, "^logits .* off in float32, above")
+            self.assertRegex(said, "^logits differ by .* in float32, above")
 
     def test_names_and_arrays_that_are_not_the_references(self):
         def said(**names):
@@ -97,7 +97,7 @@ class CertificateTest(absltest.TestCase):
         self.assertEmpty(said())
         self.assertEqual(
             said(matched=3, equal=1, differing=["a", "b", "c", "d"]),
-            ["2 names of the reference are not ours", "2 arrays differ (a, b, c)"],
+            ["2 names in the reference are not in ours", "2 arrays differ (a, b, c)"],
         )
         self.assertEqual(said(equal=4, differing=["a"]), ["1 arrays differ (a)"])
 
@@ -204,7 +204,7 @@ class ReferenceTest(parameterized.TestCase):
         arrays = {"a": np.float32([1, 2]), "b": np.float32([3, 4])}
         found = self.rebuilt(arrays)
         self.assertEqual(found.net["b"].tolist(), [3, 4])
-        self.assertEqual(found.weights, "read from the file by their names")
+        self.assertEqual(found.weights, "read from the file by name")
         for other in (
             {"a": arrays["a"]},
             arrays | {"c": arrays["a"]},
@@ -298,11 +298,11 @@ class EntryTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({}, ""),
-        ({"ids_sha256": "0" * 64}, "are not the 5,000 of RobustBench's list"),
-        ({"ids_sha256": None}, "are not the 5,000 of RobustBench's list"),
+        ({"ids_sha256": "0" * 64}, "are not the 5,000 images of RobustBench's list"),
+        ({"ids_sha256": None}, "are not the 5,000 images of RobustBench's list"),
         ({"dtype": "bfloat16"}, "its network computes in bfloat16, not float32"),
         ({"image_ids": "0..999"}, "its images are 0..999, not 0..4999"),
-        ({"attacks": []}, "its balls are , not linf 4/255"),
+        ({"attacks": []}, "its threats are , not linf 4/255"),
         ({"method": None}, "its attack is not AutoAttack, not autoattack standard"),
     )
     def test_of_imagenet(self, changes, message):

@@ -93,7 +93,7 @@ class CifarTest(parameterized.TestCase):
             f"on the 10,000 test images ({dataset}, test), preprocessing none, float32, seed 3",
         ):
             self.assertIn(text, files[issue])
-        unlisted = "RobustBench has no leaderboard of cifar100, L2 yet."
+        unlisted = "RobustBench has no leaderboard for cifar100, L2 yet."
         self.assertEqual(unlisted in files[issue], (dataset, norm) == ("cifar100", "l2"))
 
     def test_names_of_prepared_data(self):
@@ -110,7 +110,7 @@ class CifarTest(parameterized.TestCase):
         own = record("cifar10")
         other = [attack | {"epsilon": 4 / 255} for attack in own["attacks"]]
         (lack,) = robustbench_entry.lacks(typed(own | {"attacks": own["attacks"] + other}))
-        self.assertRegex(lack, "its balls are linf 0.03137, linf 0.01569, not linf 8/255")
+        self.assertRegex(lack, "its threats are linf 0.03137, linf 0.01569, not linf 8/255")
         several = [own["attacks"][0] | {"norm": norm} for norm in ("l1", "l2")]
         found = robustbench_entry.protocol_of(typed(own | {"attacks": several}))
         self.assertEqual(found.norm, "Linf")  # a union is meant for no other leaderboard
@@ -127,24 +127,29 @@ class CifarTest(parameterized.TestCase):
         self.assertRegex(lack, "of other evaluations were replayed; evaluate with --noreplay")
 
     @sweeps.rows(
-        ({"epsilon": 4 / 255}, r"its balls are .*0\.015.*, not linf 8/255", "linf", "8/255"),
-        ({"norm": "l2", "epsilon": 1.0}, "its balls are .*, not l2 0.5", "l2", "0.5"),
+        ({"epsilon": 4 / 255}, r"its threats are .*0\.015.*, not linf 8/255", "linf", "8/255"),
+        ({"norm": "l2", "epsilon": 1.0}, "its threats are .*, not l2 0.5", "l2", "0.5"),
         ({"image_ids": "0..999"}, "its images are 0..999, not 0..9999", "linf", "8/255"),
         ({"split": "train"}, "cifar10, split train, are not the test split", "linf", "8/255"),
         ({"method": "apgd-ce"}, "its attack is apgd-ce, not autoattack st", "linf", "8/255"),
         ({"method": "fast version"}, "its attack is fast version, not autoatt", "linf", "8/255"),
-        ({"preprocessing": "bicubic-36-crop-32"}, "changed by bicubic-36-crop-32", "linf", "8/255"),
+        (
+            {"preprocessing": "bicubic-36-crop-32"},
+            "its preprocessing is bicubic-36-crop-32",
+            "linf",
+            "8/255",
+        ),
     )
     def test_what_does_not_count(self, changes, message, norm, eps):
         with self.assertRaisesRegex(
             ValueError,
-            f"not an AutoAttack accuracy as RobustBench defines it, for .*{message}.*evaluate .*"
+            f"not an AutoAttack accuracy as RobustBench defines it, because.*{message}.*evaluate .*"
             f"--dataset cifar10 --split test --norm {norm} --epsilon {eps} --attack autoattack",
         ):
             self.find(record(**changes))
 
     def test_confirmation_stands_in_the_issue(self):
-        said = "pyautoattack 0.2.0 ...: 8 of 8 verdicts equal"
+        said = "pyautoattack 0.2.0 ...: 8 of 8 verdicts agree"
         text = robustbench_entry.issue("Me2026Small", typed(record()), "net.pt", "0" * 64, said)
         self.assertIn(f"with jaxrobust's implementation; {said}\n", text)
 
@@ -160,8 +165,8 @@ class CifarTest(parameterized.TestCase):
             self.assertIn(line, text)
         for changes, said in (
             ({"image_ids": "0..999"}, "its images are 0..999, not 0..9999"),
-            ({"epsilon": 4 / 255}, "its balls are .*, not linf 8/255"),
-            ({"dataset": "cifar100", "norm": "l2", "epsilon": 0.5}, "has none of cifar100, L2"),
+            ({"epsilon": 4 / 255}, "its threats are .*, not linf 8/255"),
+            ({"dataset": "cifar100", "norm": "l2", "epsilon": 0.5}, "has none for cifar100, L2"),
         ):
             with self.subTest(said), self.assertRaisesRegex(ValueError, f"no leaderboard.*{said}"):
                 robustbench_entry.external_evaluation(typed(record(**changes)), "x.pt", "0")
@@ -204,8 +209,10 @@ class ConfirmTest(parameterized.TestCase):
 
     def test_equal(self):
         said, seen = self.verdicts([True] * 3 + [False] * 5)
-        self.assertRegex(said, r"^pyautoattack 0.2.0 on .*, 8 of its images: 8 of 8 verdicts eq")
-        self.assertTrue(said.endswith("equal"))
+        self.assertRegex(
+            said, r"^pyautoattack 0.2.0 on .*, 8 of the record's images: 8 of 8 verdicts"
+        )
+        self.assertTrue(said.endswith("agree"))
         self.assertEqual(seen["images"].shape, (8, 8, 8, 1))
         self.assertBetween(seen["images"].max(), 0.9, 1.0)
         labels = [open_source("digits", "test")[i].label for i in range(8)]
@@ -214,16 +221,16 @@ class ConfirmTest(parameterized.TestCase):
 
     def test_others_are_named(self):
         said, _ = self.verdicts([True, False, True, True, False, False, False, False])
-        self.assertIn("6 of 8 verdicts equal, not those of image 1 (robust here), 3 (fooled", said)
+        self.assertIn("6 of 8 verdicts agree, but not for image 1 (robust here), 3 (fooled", said)
         said, _ = self.verdicts([True] * 8, count=3)
-        self.assertIn("3 of its images: 3 of 3 verdicts equal", said)
+        self.assertIn("3 of the record's images: 3 of 3 verdicts agree", said)
         said, _ = self.verdicts([True] * 3 + [False] * 5, count=100)
         self.assertIn("8 of 8", said)
 
     def test_of_many_others_eight_are_named(self):
         self.record |= {"image_ids": "0..8", "robust": 3 / 9}
         said, _ = self.verdicts([False] * 3 + [True] * 6, count=9)
-        self.assertRegex(said, r"0 of 9 verdicts equal.* 7 \(fooled here\), \.\.\.$")
+        self.assertRegex(said, r"0 of 9 verdicts agree.* 7 \(fooled here\), \.\.\.$")
 
     def test_a_ledger_of_several_hosts(self):
         rows = [json.loads(line) for line in self.ledger.read_text().splitlines()]
@@ -234,7 +241,7 @@ class ConfirmTest(parameterized.TestCase):
 
     def test_no_ledger_or_anothers(self):
         self.record["robust"] = 0.5
-        with self.assertRaisesRegex(ValueError, "has 3 robust images of 8, and its record says 50"):
+        with self.assertRaisesRegex(ValueError, "has 3 robust images of 8, but its record says 50"):
             self.verdicts([True] * 8)
         self.ledger.unlink()
         with self.assertRaisesRegex(
@@ -287,4 +294,4 @@ class ConfirmTest(parameterized.TestCase):
         read = np.arange(12), images, labels.astype(int)
         with mock.patch.object(confirm, "_images", lambda *unused: read):
             said = confirm.verdicts(reference.net, typed(self.record), self.ledger, 12)
-        self.assertIn("12 of its images: 12 of 12 verdicts equal", said)
+        self.assertIn("12 of its images: 12 of 12 verdicts agree", said)

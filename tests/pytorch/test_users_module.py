@@ -281,7 +281,7 @@ class ExportTest(parameterized.TestCase):
 
     def test_networks_of_ours_have_other_layouts(self):
         ours = Network("convnext_n", {}, {}, 10, 32, {})
-        with self.assertRaisesRegex(ValueError, "robustbench does not go with convnext_n: .* timm"):
+        with self.assertRaisesRegex(ValueError, "robustbench does not support convnext_n: .* timm"):
             layouts.check(ours, "robustbench")
 
     def test_an_entry_beside_the_files(self):

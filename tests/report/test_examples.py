@@ -34,7 +34,7 @@ class ExamplesTest(absltest.TestCase):
             pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
             np.testing.assert_allclose(pixels / 255, wanted[..., 0], atol=0.5 / 255 + 1e-6)
         self.assertIn("apgd-t, 9 iterations, amplified 2 times", said)
-        self.assertIn("Ties go to the smaller number", said)
+        self.assertIn("Ties go to the smaller image number", said)
 
     def test_a_union_shows_what_each_threat_fooled_first(self):
         """The first threat fools 7 and 9; the second 7, 9 and 11, of which it has 11 alone."""
@@ -113,7 +113,7 @@ class ExamplesTest(absltest.TestCase):
         (file,) = folder.glob("*.images")
         file.write_bytes(file.read_bytes()[:-4])
         text = page.page(gathered.gather([folder]), pictures=examples.Album().part)
-        self.assertIn("is cut off; copy it again", text)
+        self.assertIn("is truncated; copy it again", text)
 
     def test_a_full_page_shows_no_more_images(self):
         folder = Path(self.create_tempdir().full_path)

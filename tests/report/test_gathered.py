@@ -233,7 +233,7 @@ class EvaluationTest(parameterized.TestCase):
         gathered._check_parts(AccuracyRecord.from_json(sound), Path("f"))
         if changes == {"clean": True}:
             return  # as JSON has it, a number of 1
-        with self.assertRaisesRegex(ValueError, "parts of a wrong type|AttributeError"):
+        with self.assertRaisesRegex(ValueError, "fields of the wrong type|AttributeError"):
             gathered._check_parts(AccuracyRecord.from_json(sound | changes), Path("f"))
 
     def test_a_note_stands_once(self):

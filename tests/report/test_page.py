@@ -106,7 +106,7 @@ class RunTest(PageCase):
         self.assertEqual(marks[0][1], "rollback: the loss is nan; back to step 4")
         self.assertIn("catastrophic overfitting", marks[1][1])
         self.assertEmpty(data["t0-0-loss"]["marks"])
-        self.assertIn("run, train, step 9: the loss under an attack", text)
+        self.assertIn("run, train, step 9: the loss is", text)
 
     def test_resumptions_are_marks_and_no_doubts(self):
         run = reports.run(self.folder / "run", lines=8)
@@ -173,7 +173,7 @@ class EvaluationTest(PageCase):
         fooled = int((seen.fooled_by == "apgd-ce").sum())
         self.assertIn(f"apgd-ce {fooled} 30 20 1 1.5 s 0.5 s", text)
         self.assertIn("--attack apgd-ce,apgd-t --steps 20 --seed 0", text)
-        self.assertIn("RobustBench would not count it, so there is no entry", text)
+        self.assertIn("RobustBench would not accept it, so there is no entry", text)
 
     def test_what_robustbench_counts_has_its_json(self):
         names = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -245,8 +245,8 @@ class EvaluationTest(PageCase):
         data, text, _ = self.page(self.folder)
         self.assertIn("e0-left", data)
         self.assertNotIn("e0-classes", data)
-        self.assertIn("What needs the verdicts is left out", text)
-        self.assertIn("Classes, the confusion and images are not shown: there are no", text)
+        self.assertIn("Parts that need the verdicts are left out", text)
+        self.assertIn("Classes, confusion and images are not shown, because there are no", text)
 
     def test_an_old_record_is_a_page(self):
         old = {"clean": 0.5, "robust": 0.2, "dataset": "cifar10", "attacks": [], "time": "2026"}
@@ -309,12 +309,15 @@ class ConfusionTest(PageCase):
         path.write_text(json.dumps(there))
         data, text, _ = self.page()
         self.assertEqual(np.sum(data["e0-confusion"]["counts"]), 3)
-        self.assertIn(f"For {fooled - 3} more fooled images it is unknown.", text)
+        self.assertIn(f"It is unknown for {fooled - 3} more fooled images.", text)
         del there["reached"]
         path.write_text(json.dumps(there))
         data, text, _ = self.page()
         self.assertNotIn("e0-confusion", data)
-        self.assertIn("Which classes the attacks reached is unknown: an older version", text)
+        self.assertIn(
+            "Which classes the attacks reached is unknown: these verdicts come from",
+            text,
+        )
 
 
 class FileTest(PageCase):
@@ -394,9 +397,9 @@ class FileTest(PageCase):
         (self.folder / "text.txt").write_text("hello\n")
         reports.evaluation(self.folder / "newer", schema=9)
         for name, wanted in (
-            ("nothing", "nothing is not there; name a run, its evaluation, or such a folder"),
+            ("nothing", "nothing does not exist; name a run, its evaluation, or a folder of these"),
             ("empty", "holds neither a run .metrics.jsonl. nor records .results.jsonl.; name the"),
-            ("text.txt", "Damaged lines of .*text.txt .*: 1. Nothing else is there to show; name"),
+            ("text.txt", "Damaged lines of .*text.txt .*: 1. There is nothing else to show; name"),
             ("newer", "has a record of schema 9"),
         ):
             with self.subTest(row=(name, wanted)):

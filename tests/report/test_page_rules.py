@@ -62,7 +62,7 @@ class PageTest(parameterized.TestCase):
                     row = {"phase": "train", "step": step, "loss": 1.0} | ALARM
                     lines.write(json.dumps(row) + "\n")
             lead = self.page().partition("<nav")[0]
-            self.assertIn("<li>run, train, step 1,000: the loss under an attack", lead)
+            self.assertIn("<li>run, train, step 1,000: the loss is", lead)
             self.assertEqual(lead.count("<li>run, train, step 1,0"), min(count, 10))
             self.assertIn("<li>1 damaged" if count == 2 else "<li>2 damaged", lead)
 

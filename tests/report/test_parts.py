@@ -148,13 +148,13 @@ class CommandsTest(parameterized.TestCase):
             ({"method": None}, "This is the test of a training"),
             ({"method": None, "attacks": []}, "The command gives the same verdicts"),
             ({}, "The command gives the same verdicts"),
-            ({"task": "maps"}, "No command takes a task: call this in Python"),
+            ({"task": "maps"}, "No command supports tasks: call this in Python"),
         ):
             self.assertStartsWith(commands.about(one(**record)), start)
         for record, end in (
-            ({}, "Add --noreplay if evaluations at other radii are in the same folder by now."),
-            ({"replayed": []}, "was tried first here, as the record says."),
-            ({"method": "apgd-ce, ladder"}, "was tried first here, as the record says."),
+            ({}, "Add --noreplay if the folder now contains evaluations at other radii."),
+            ({"replayed": []}, "were tried first here, as the record says."),
+            ({"method": "apgd-ce, ladder"}, "were tried first here, as the record says."),
         ):
             self.assertEndsWith(commands.about(one(**record)), end)
 
@@ -251,15 +251,20 @@ class ConfusionTest(parameterized.TestCase):
         self.assertEqual(evaluation.confused(one()), [])
 
     def test_what_is_not_known(self):
-        self.assertIn("no verdicts image by image", evaluation.confusion(one(robust=0.5), "k")[1])
+        self.assertIn(
+            "there are no per-image verdicts", evaluation.confusion(one(robust=0.5), "k")[1]
+        )
         self.assertFalse(evaluation.confusion(one(), "k")[1])
         wrong = one(verdicts(["clean", ""]), robust=0.5)
         self.assertIn("No attack fooled an image", evaluation.confusion(wrong, "k")[1])
         self.assertFalse(evaluation.confusion(one(verdicts(["clean", ""])), "k")[1])
         older = self.of([0, 1], [-1, -1])
-        self.assertIn("is unknown: an older version", evaluation.confusion(older, "k")[1])
+        self.assertIn(
+            "is unknown: these verdicts come from an older version",
+            evaluation.confusion(older, "k")[1],
+        )
         some = one(verdicts(["x", "x", "clean"], [0, 1, 2], [1, -1, -1]), robust=0.0)
-        self.assertIn("For 1 more fooled images it is unknown.", evaluation.confusion(some, "k")[0])
+        self.assertIn("It is unknown for 1 more fooled images.", evaluation.confusion(some, "k")[0])
 
 
 class EvaluationPartTest(parameterized.TestCase):
@@ -378,7 +383,7 @@ class ExamplesTest(parameterized.TestCase):
         expected.append(Fooled(6, "a", 0, folder / "ledger-1.process-1.images", 7))
         self.assertEqual(points, expected)
         (folder / "ledger-2.jsonl").write_text('{"identity": {}}\n')
-        with self.assertRaisesRegex(ValueError, "does not say how large its images are"):
+        with self.assertRaisesRegex(ValueError, "does not store the size of its images"):
             examples.fooled(folder / "ledger-2.jsonl")
 
     def test_the_last_record_that_asks_about_one_threat_alone(self):
@@ -420,7 +425,7 @@ class TrainingTest(parameterized.TestCase):
         note = '<p class="note">{}</p>'.format
         text = self.part("loss", values)
         self.assertIn(note("Not finite: loss at 2 of 10 points, steps 1 to 2."), text)
-        self.assertIn("Thinned; the lowest", self.part("loss", range(1, 50), most=10))
+        self.assertIn("Thinned to the lowest", self.part("loss", range(1, 50), most=10))
         events = [CurveEvent("train", 3, kind, "t") for kind in ("skipped", "alarm")]
         events.append(CurveEvent("other", 4, "rollback", "t"))
         text = self.part("loss", events=events)
@@ -430,10 +435,10 @@ class TrainingTest(parameterized.TestCase):
         self.assertEqual(re.findall('class="(mark[^"]*)"', figure), ["mark harmless", "mark"])
 
     def test_fifty_events(self):
-        for count, more in ((50, ""), (51, " (and 1 more events)")):
+        for count, more in ((50, ""), (51, " (and 1 more)")):
             with self.subTest(row=(count, more)):
                 events = [CurveEvent("train", 1000 + i, "alarm", "t") for i in range(count)]
                 text = self.part(events=events)
-                self.assertIn(f"<caption>What happened{more}</caption>", text)
+                self.assertIn(f"<caption>Events{more}</caption>", text)
                 row = "<td>train</td><td>1,{:03}</td><td>alarm</td><td>t</td>"
                 self.assertEqual([row.format(i) in text for i in (0, 49, 50)], [True, True, False])

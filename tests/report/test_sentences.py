@@ -45,8 +45,8 @@ class DoubtsTest(parameterized.TestCase):
             ({"method": "apgd-ce"}, "The attack was apgd-ce, not the standard version"),
             ({"robust": None, "method": None, "attacks": []}, None),
             ({"image_ids": "0..998"}, "Only 999 images were evaluated"),
-            ({"split": "train[:10%]"}, "The images are of the training split"),
-            ({"split": "train@x"}, "The images are of the training split"),
+            ({"split": "train[:10%]"}, "The images come from the training split"),
+            ({"split": "train@x"}, "The images come from the training split"),
             ({"split": "pretrain"}, None),
             ({"commit": "0123+changes"}, "The code differed from its commit"),
             ({"search_dtype": "bfloat16"}, "The attacks searched in bfloat16"),
@@ -77,7 +77,7 @@ class HeadlineTest(parameterized.TestCase):
             ({"robust": None}, "(95% interval 77.4 to 82.4%); it was not attacked."),
             ({"attacks": [*WHOLE, {"norm": "l2", "epsilon": 0.5}]}, "all of L∞ 8/255, L2 0.5."),
             ({"model": {"name": "vit_s"}, "weights": "ema"}, "net: vit_s (ema) classifies"),
-            ({"task": "maps(x=1)"}, "is right on 80.0% of 1,000 images of digits (split test) in "),
+            ({"task": "maps(x=1)"}, "is correct on 80.0% of 1,000 images of digits (split test)"),
             ({"task": "maps(x=1)"}, "in the task maps(x=1) (95% interval"),
             ({"image_ids": "3..3"}, "of 1 images of"),
             ({"image_ids": "unknown"}, "of the images of"),
@@ -161,7 +161,7 @@ class SentencesTest(parameterized.TestCase):
         )
         self.assertEqual(
             sentences.state(run),
-            "a: phase train is at step 20 of 4,000; on the selection split 90% of the images are "
-            "right, and 50% under the attack of the selection. No process is at work.",
+            "a: phase train is at step 20 of 4,000; on the selection split, 90% of the images are "
+            "classified correctly, and 50% under the selection attack. No process is at work.",
         )
         self.assertEndsWith(sentences.state(run._replace(at_work="me")), "At work: me.")

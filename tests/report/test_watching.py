@@ -149,8 +149,12 @@ class WatchingTest(absltest.TestCase):
         with serving(self.folder) as port:
             for flags, code, wanted in (
                 (["--port", port], 3, f"cannot listen on 127.0.0.1:{port}"),
-                (["--port", 65536], 2, "--port=65536 is not a port; give one from 1 to 65535"),
-                (["--port=-1"], 2, "--port=-1 is not a port"),
+                (
+                    ["--port", 65536],
+                    2,
+                    "--port=65536 is not a valid port; give one from 1 to 65535",
+                ),
+                (["--port=-1"], 2, "--port=-1 is not a valid port"),
                 (["--every", 0.99], 2, "--every=0.99 must be at least 1"),
                 (["--json"], 2, "--watch serves the page and writes no file; leave --out"),
             ):

@@ -54,9 +54,9 @@ class ChooseTest(parameterized.TestCase):
         self.assertEqual(best["step"], 3)
         self.assertEqual(
             reason,
-            "the highest robust accuracy of 8 candidates, 50.00% of 1,000 images; 2 that answer one"
-            " class left out, at most 70.00%; 1 reach no more after APGD-CE alone; 2 others reach "
-            f"as much: {choice.RULE}",
+            "the highest robust accuracy of 8 candidates, 50.00% of 1,000 images; 2 that predict a "
+            "single class left out, at most 70.00%; 1 cannot do better after APGD-CE alone; 2 "
+            f"others reach as much: {choice.RULE}",
         )
         clean = [row(1, clean=0.8), row(2, clean=0.7)]
         best, reason = choice.choose(clean, "clean")
@@ -90,7 +90,7 @@ class QuestionTest(parameterized.TestCase):
     def test_the_test_split_is_refused(self):
         for split, words in (
             ("test[:80]", "is the test split of run"),
-            ("test[79:90]", r"holds images, or may, of test\[:80\], the test split of run"),
+            ("test[79:90]", r"may overlap with test\[:80\], the test split of run"),
         ):
             with (
                 self.subTest(row=(split, words)),
@@ -102,7 +102,7 @@ class QuestionTest(parameterized.TestCase):
         for split, warned in (("test[80:]", False), ("train[256:]", False), ("train[255:]", True)):
             with self.subTest(row=(split, warned)):
                 _, said = self.config_of(tiny(), split=split)
-                words = "holds images of train[:256], which train is trained on"
+                words = "shares images with train[:256], which train is trained on"
                 self.assertEqual(words in said, warned, said)
 
     def test_phase(self):
@@ -110,8 +110,12 @@ class QuestionTest(parameterized.TestCase):
             (None, {"pretrain": [1], "train": [2]}, "train"),
             (None, {"pretrain": [1], "train": []}, "pretrain"),
             ("pretrain", {"pretrain": [1], "train": [2]}, "pretrain"),
-            ("train", {"pretrain": [1], "train": []}, "the phase train of run has kept no weights"),
-            (None, {"pretrain": [], "train": []}, "^run has kept no weights to choose from; train"),
+            ("train", {"pretrain": [1], "train": []}, "the phase train of run has no saved"),
+            (
+                None,
+                {"pretrain": [], "train": []},
+                "^run has no saved weights to choose from; train",
+            ),
         ):
             with self.subTest(row=(named, steps, expected)):
                 config = SimpleNamespace(phases=("pretrain", "train"))
@@ -122,7 +126,7 @@ class QuestionTest(parameterized.TestCase):
                     ),
                 ):
                     given = SelectionSettings(Path("run"), phase=named)
-                    if "kept" in expected:
+                    if "saved" in expected:
                         with self.assertRaisesRegex(ValueError, expected):
                             choice._phase(given)
                     else:
@@ -206,12 +210,12 @@ class BegunTest(parameterized.TestCase):
         for changes, words in (
             ({"phase": "pretrain"}, 'phase is "pretrain" there, "train" here. Repeat its flags'),
             ({"seed": 2}, "seed is 2 there, 1 here"),
-            ({"there": {"images": "?"}}, "at 8 px, its images are others. Move it away"),
-            ({"there": {"program": "?"}}, "its program is another. Move it away"),
-            ({"there": {"gradient": "?"}}, "its gradient is another. Move it away"),
-            ({"there": {"program": "?", "gradient": "?"}}, "its program and gradient is another."),
-            ({"there": {"program": "?"}, "by": {"jax": "0.8"}}, "another (begun by jaxrobust ?, j"),
-            ({"there": {"images": "?"}, "by": {"jax": "0.8"}}, "its images are others. Move it aw"),
+            ({"there": {"images": "?"}}, "at 8 px in its images. Move it away"),
+            ({"there": {"program": "?"}}, "in its program. Move it away"),
+            ({"there": {"gradient": "?"}}, "in its gradient. Move it away"),
+            ({"there": {"program": "?", "gradient": "?"}}, "in its program and gradient."),
+            ({"there": {"program": "?"}, "by": {"jax": "0.8"}}, "program (begun by jaxrobust ?, j"),
+            ({"there": {"images": "?"}, "by": {"jax": "0.8"}}, "in its images. Move it away"),
         ):
             with self.subTest(row=(changes, words)):
                 with self.assertRaises(ValueError) as caught:

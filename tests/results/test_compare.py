@@ -124,7 +124,8 @@ class NumbersTest(Folders):
         self.assertEqual(plain["pairs"][0]["robust"]["first"], int(a.robust[350:].sum()))
         self.assertEqual(plain["pairs"][0]["robust"]["second"], int(b.robust[:250].sum()))
         self.assertIn(
-            "Compared are the 250 images that all have; evaluated were A 600, B 400.", text
+            "The comparison uses the 250 images common to all; the evaluations have A 600, B 400.",
+            text,
         )
 
     def test_ids_in_another_order(self):
@@ -243,7 +244,7 @@ class FilesTest(Folders):
         before = {path.name: path.read_bytes() for path in out.iterdir()}
         code, said, error = call(places[0], places[2], "--out", out)
         self.assertEqual((code, said), (2, ""))
-        self.assertIn("comparison.json compares other evaluations; name another folder", error)
+        self.assertIn("comparison.json compares different evaluations; name another folder", error)
         self.assertEqual({path.name: path.read_bytes() for path in out.iterdir()}, before)
         (out / "comparison.json").write_text("{")  # damaged: it may be of others
         self.assertEqual(call(*places[:2], "--out", out)[0], 2)
@@ -295,12 +296,12 @@ class RefusedTest(Folders):
         for said in ("preprocessing is", "norm is", "radius is", f"{b} (here)", f"{c} (here)"):
             self.assertIn(said, error)
         self.assertIn(
-            "labels of 600 of 600 images differ, that of image 0 is 0 there, 1 here", error
+            "the labels of 600 of 600 images differ, such as image 0 with 0 there, 1 here", error
         )
 
     def test_no_common_image(self):
         a, b = self.write("a", found(1)), self.write("b", found(1, first=1000, n=50))
-        said = "no image is common, images 0..599 there, 1000..1049 here"
+        said = "no images in common, 0..599 there, 1000..1049 here"
         self.assertIn(said, self.refused(a, b))
         c = self.write("c", found(1, first=590, n=460))
         self.assertIn("these evaluations have no image in common", self.refused(c, a, b))
@@ -380,7 +381,7 @@ class RefusedTest(Folders):
 
     def test_records_without_verdicts(self):
         a, b = self.write("a", found(1)), self.write("b", found(2), verdicts=None)
-        said = "no per-image verdicts, because it comes from a training or an older version; eval"
+        said = "no per-image verdicts, because it comes from a training run or an older version;"
         self.assertIn(said, self.refused(a, b))
         self.write("b", found(3), "b2")  # next to one that has some, it is not meant
         self.assertEqual(self.compared(a, b)[0]["evaluations"][1]["evaluation"], "b2")
@@ -396,7 +397,7 @@ class RefusedTest(Folders):
             ("cut", "is damaged"),
             ("newer", "has schema 9, but this version only reads up to 2"),
             ("other", "does not belong to its record in"),
-            ("empty", "no image is common"),
+            ("empty", "no images in common"),
         ):
             with self.subTest(row=(what, said)):
                 a, b = self.write("a", found(1)), self.write("b", found(2))

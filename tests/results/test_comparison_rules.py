@@ -110,7 +110,7 @@ class SentenceTest(parameterized.TestCase):
             with self.subTest(row=(gained, lost, hair)):
                 said = self.said(pair(counted(gained, lost, 5000)))
                 self.assertIn("cannot be told apart", said)
-                self.assertEqual("leaves 0 out by a hair" in said, hair, said)
+                self.assertEqual("barely excludes 0" in said, hair, said)
 
     def test_an_interval_that_ends_at_0_leaves_nothing_out(self):
         for low, high, hair in ((-0.01, 0.02, False), (0.0, 0.02, False), (1e-6, 0.02, True),
@@ -118,7 +118,7 @@ class SentenceTest(parameterized.TestCase):
             with self.subTest(row=(low, high, hair)):
                 said = self.said(pair(counted(5, 3, 500)._replace(low=low, high=high)))
                 self.assertIn("cannot be told apart", said)
-                self.assertEqual("leaves 0 out by a hair" in said, hair)
+                self.assertEqual("barely excludes 0" in said, hair)
 
     def test_p(self):
         for value, text in (
@@ -157,10 +157,8 @@ class ClassesTest(parameterized.TestCase):
         for n, count, few in ((8, 10, True), (9, 10, False), (5, 1, True), (6, 1, False)):
             with self.subTest(row=(n, count, few)):
                 said = self.said([1.0] * count, n=n)
-                self.assertEqual("could not be told apart on a single class" in said, few)
-                self.assertEqual(
-                    f"{n} images a class at most are too few for {count} tests" in said, few
-                )
+                self.assertEqual("could not be told apart on any class" in said, few)
+                self.assertEqual(f"{n} images per class are too few for {count} tests" in said, few)
                 self.assertEqual("cannot be told apart on any single one" in said, not few)
 
 
@@ -251,12 +249,12 @@ class RemarksTest(parameterized.TestCase):
         self.assertEqual(
             said(a, b, c),
             [
-                "None of these was decided by a replayed point, which B met.",
-                "The images of B and C are known only by their names: an older "
-                "version, which did not note their bytes, wrote the record.",
+                "None of these images was decided by the replayed points that B met.",
+                "The images of B and C are known only by their names: the record comes from an "
+                "older version, which did not store their hashes.",
                 "The attacks' draws have different seeds: A 1, B 2, C 1.",
                 "A and C have the same weights.",
-                "In doubt of C, x: odd.",
+                "Doubt about C, x: odd.",
             ],
         )
         self.assertEmpty(said(a, a | {"weights_sha256": "2"}))
@@ -268,7 +266,9 @@ class RemarksTest(parameterized.TestCase):
         self.assertEmpty(said(unknown, unknown))
         same = [evaluated(seen, n, **own) for n, own in ((9, unknown), (2, unknown))]
         (one,) = evaluations.remarks(same)
-        self.assertEqual(one, "Compared are the 2 images that all have; evaluated were A 9, B 2.")
+        self.assertEqual(
+            one, "The comparison uses the 2 images common to all; the evaluations have A 9, B 2."
+        )
 
     def test_replayed_images_are_left_out(self):
         seen = [
@@ -279,7 +279,7 @@ class RemarksTest(parameterized.TestCase):
         kept, said = evaluations.without_replayed(given)
         self.assertEqual([one.verdicts.image_ids.tolist() for one in kept], [[1, 4]] * 2)
         self.assertEqual(kept[0].verdicts.fooled_by.tolist(), ["", "clean"])
-        left = "**3 of 5 images are left out, which replayed points decided (A 2, B 1): "
+        left = "**3 of 5 images are left out because replayed points decided them (A 2, B 1): "
         self.assertStartsWith(said, left)
         ends = "lies within: A 20.00 to 60.00%, B 60.00 to 80.00%; --noreplay"
         self.assertIn(ends, said)
@@ -339,7 +339,8 @@ class PictureTest(parameterized.TestCase):
         self.assertEqual((width, height), (11.5, 3.0))
         titles = [panel.get_title() for panel in panels]
         self.assertEqual(
-            titles, ["robust accuracy; red: told apart", "clean accuracy; none is told apart"]
+            titles,
+            ["robust accuracy; red: significant", "clean accuracy; none is significant"],
         )
         names = [label.get_text() for label in panels[0].get_yticklabels()]
         self.assertEqual(names, [f"{letter}: a network (train)" for letter in "BCD"])

@@ -146,7 +146,7 @@ class GroupsTest(Folders):
         for said in (
             "# A (2 networks) against B (3 networks), over images and seeds",
             "- **These networks: the robust accuracy of B is higher than that of A.** A has",
-            f"B {mean:.2f}% of 3 networks: ",
+            f"B {mean:.2f}% over 3 networks: ",
             "exact sign-flip test p < 0.0001.",
             "Welch's 95% interval ",
             "; spread (standard deviation) A ",
@@ -163,7 +163,9 @@ class GroupsTest(Folders):
         places = [self.write(f"s{at}", at, s) for at, s in enumerate((0.4, 0.56, 0.42, 0.6))]
         _, text = self.compared(*places[:2], "against", *places[2:])
         self.assertIn("**These networks: the robust accuracy of B is higher than that of A", text)
-        self.assertIn("**Networks trained so: A and B cannot be told apart in robust accur", text)
+        self.assertIn(
+            "**Networks trained like these: A and B cannot be told apart in robust accur", text
+        )
 
     def test_what_is_said_beside(self):
         other = {"model": {"name": "vit_s", "image_size": 32}, "seed": 5}
@@ -199,7 +201,7 @@ class GroupsTest(Folders):
         for other in ((*places[:1], "against", *places[1:]), places):
             code, _, error = command_calls.words(compare.main, *other, "--out", out)
             self.assertEqual(code, 2)
-            self.assertIn("comparison.json compares other evaluations; name another", error)
+            self.assertIn("comparison.json compares different evaluations; name another", error)
 
 
 class RefusedTest(Folders):
@@ -238,7 +240,7 @@ class SentencesTest(absltest.TestCase):
         over = group_tests.Over(0.01, 0.001, 0.02, 0.06)
         one = groups.GroupDifference(np.array([0.5, 0.6]), np.array([0.6, 0.5]), over, None)
         first, second = groups.sentences(one, "robust accuracy", 100)
-        self.assertIn("leaves 0 out by a hair", first)
+        self.assertIn("barely excludes 0", first)
         self.assertIn("cannot be told apart", first)
         self.assertIn("nothing is known", second)
 

@@ -91,7 +91,11 @@ class BothValuesTest(absltest.TestCase):
             ("revisiting_at:convnext_t", "train.ema_decay", "0.9999", "A.1 and A.2: 0.999"),
             ("revisiting_at:convnext_t", "train.batch_size", "A.3: 1392", "ours: 1408"),
             ("convnext_b_cvst", "train.batch_size", "A.3: 756", "ours: 768"),
-            ("revisiting_at:vit_m", "train.batch_size", "appendix A.3: that of medium networks"),
+            (
+                "revisiting_at:vit_m",
+                "train.batch_size",
+                "appendix A.3: the value for medium networks",
+            ),
             (
                 *("revisiting_at:convnext_t,augmentation=basic", "data.augmentation"),
                 *("Table 1: basic, a random crop", "of 8 to 100% of the image, resized, without a"),
@@ -189,7 +193,7 @@ class CommandTest(absltest.TestCase):
         text = "from jaxrobust.config import base\ndef get_config():\n    config = base()\n"
         (folder / "own.py").write_text(text + "    config.seed = 3\n    return config\n")
         _, out, _ = self.answer(str(folder / "own.py"))
-        self.assertEqual(out, "seed  3: nothing says where it comes from\n")
+        self.assertEqual(out, "seed  3: no source is given\n")
         (folder / "plain.py").write_text(text + "    return config\n")
         code, out, _ = self.answer(str(folder / "plain.py"))
         self.assertEqual(code, 0)
@@ -226,8 +230,8 @@ class KeysTest(parameterized.TestCase):
             [
                 "train.lr      0.5: Table 1",
                 "train.l1      0.0: a default",
-                "train.epochs  9: section 4.2 (the default, as the main paper has it)",
-                'trainer       "x": nothing says where it comes from',
+                "train.epochs  9: section 4.2 (the default, as in the main paper)",
+                'trainer       "x": no source is given',
             ],
         )
         lines = key_sources.text(self.KEYS[3:], 30).splitlines()

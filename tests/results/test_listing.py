@@ -129,7 +129,7 @@ class ListTest(Folders):
         self.assertEqual(row.weights, "no numbers yet; b, step 7980")
         metrics.write_text("")
         (row,) = listing.find(self.folder).rows
-        self.assertEqual(row.weights, "no numbers yet; its metrics name no step")
+        self.assertEqual(row.weights, "no numbers yet; its metrics contain no step")
         metrics.unlink()
         (row,) = listing.find(self.folder).rows
         self.assertEqual(row.weights, "no numbers yet; it has not begun")
@@ -223,7 +223,7 @@ class DamagedTest(Folders):
             f"it",
             f"{newer / 'results.jsonl'} has a record of schema 9, but this version only reads up "
             f"to 2;",
-            f"{part / 'results.jsonl'} has a record with parts of a wrong type",
+            f"{part / 'results.jsonl'} has a record with fields of the wrong type",
         ):
             self.assertIn(said, notes)
         self.assertIn("\nnote: Damaged lines of", listing.text(given))

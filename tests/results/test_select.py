@@ -58,7 +58,7 @@ class ChooseTest(absltest.TestCase):
         rows = [candidate(4, "raw", 8, 0.08) | few, candidate(8, "raw", 8, 0.121) | one]
         best, reason = choice.choose(rows, "robust")
         self.assertEqual(best, rows[0])
-        self.assertIn("; one that answers one class left out, at most 12.10%", reason)
+        self.assertIn("; one that predicts a single class left out, at most 12.10%", reason)
         self.assertEqual(list(choice.warnings_of(best, rows)), ["too few"])
         best, reason = choice.choose(rows[1:], "robust")
         self.assertEqual(best, rows[1])
@@ -195,7 +195,7 @@ class FlowTest(Case):
         self.assertEqual(asked, in_full)
         said = json.loads(self.file.read_text())
         self.assertEqual((said["chosen"]["robust"], said["chosen"]["weights"]), best)
-        self.assertIn(f"{best[0]:.2%} of 64 images; {bounded} reach no more after APGD", printed)
+        self.assertIn(f"{best[0]:.2%} of 64 images; {bounded} cannot do better after APGD", printed)
         self.assertEqual(sum(not row["exact"] for row in said["candidates"]), bounded)
 
     def selected(self, **how):
@@ -280,7 +280,7 @@ class FlowTest(Case):
     @pytest.mark.slow
     def test_interrupted_and_continued(self):
         self.stop_after = 3
-        self.assertIn("interrupted; the same command continues", call(self.workdir, code=130))
+        self.assertIn("interrupted; run the same command to continue", call(self.workdir, code=130))
         self.assertLen(json.loads(self.file.read_text())["candidates"], 3)
         with self.assertRaisesRegex(ValueError, "^--selected: .* is not finished; to continue"):
             kept.selected(self.workdir)
@@ -318,7 +318,7 @@ class MistakesTest(Case):
             (("--attack", "autoattack", "--steps", 10), "--steps only applies to APGD-CE; leave"),
             (("--attack", "pgd"), "invalid choice: 'pgd'"),
             (("--phase", "trian"), "--phase=trian is unknown; choose one of pretrain, train"),
-            ((), "has kept no weights to choose from; train with --config.checkpoint.keep_every"),
+            ((), "has no saved weights to choose from; train with --config.checkpoint.keep_every"),
         ):
             with self.subTest(row=(words, message)):
                 said = call(self.workdir, *words, code=2)

@@ -115,7 +115,7 @@ def stop_after(after: int, run, said: str = "") -> None:
         try:
             run()
         except stopping.Interrupted as error:
-            assert "the same command continues" in str(error)
+            assert "run the same command to continue" in str(error)
             assert said in str(error), error
         else:
             raise AssertionError("was not interrupted")

@@ -146,8 +146,8 @@ class MessagesTest(parameterized.TestCase):
             with self.subTest(row=(error, needed)):
                 self.assertEqual(
                     topology.too_large(error, "--batch 8"),
-                    f"the program needs {needed} of memory on each chip, which has 15.75G for it; "
-                    "try --batch 8",
+                    f"the program needs {needed} of memory on each chip, which has 15.75G "
+                    "available; try --batch 8",
                 )
 
 

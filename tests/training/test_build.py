@@ -60,18 +60,18 @@ class BatchAugmentationTest(parameterized.TestCase):
         ({"mixup__group": 3}, "mixup.group=3 must be even"),
         ({"mixup__group": 0}, "mixup.group=0 must be even, at least 2"),
         ({"erase__probability": 25.0}, "erase.probability=25.0 must be between 0 and 1"),
-        ({"erase__noise": "pixel"}, "erase.noise='pixel'; one of 'normal', 'truncated'"),
+        ({"erase__noise": "pixel"}, "erase.noise='pixel' must be one of 'normal', 'truncated'"),
         ({"train__l1": -1e-5}, "train.l1=-1e-05 must be at least 0"),
         ({"train__l1": float("nan")}, "train.l1=nan must be at least 0"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be at least 0 and below 1"),
         (
             {"mixup__mixup": 0.8, "mixup__group": 16},
-            "group=16 does not divide the 8 images of a device; use mixup.group=8 or "
+            "group=16 does not divide the 8 images per device; use mixup.group=8 or "
             "train.batch_size=16",
         ),
         (
             {"mixup__mixup": 0.8, "mixup__group": 8, "train__batch_size": 174},
-            "group=8 does not divide the 174 images of a device; use mixup.group=6 or "
+            "group=8 does not divide the 174 images per device; use mixup.group=6 or "
             "train.batch_size=176",
         ),
         ({"attack__norm": "l2", "attack__epsilon": 128.0}, "l2 ball of radius 128 contains all"),
@@ -79,10 +79,10 @@ class BatchAugmentationTest(parameterized.TestCase):
             {"attack__norm": "l1", "attack__epsilon": 0.5},
             "l1 radius of 0.5 changes less than",
         ),
-        ({"attack__labels": "sharp"}, "attack.labels='sharp'; one of 'soft', 'hard'"),
+        ({"attack__labels": "sharp"}, "attack.labels='sharp' must be one of 'soft', 'hard'"),
         (
             {"train__objective": "trades", "attack__start": "random", "attack__labels": "hard"},
-            "leave attack.labels='soft'",
+            "keep attack.labels='soft'",
         ),
     )
     def test_refusals_before_anything_compiles(self, changes, message):
@@ -100,13 +100,13 @@ class BatchAugmentationTest(parameterized.TestCase):
         plain = Classifier(*build.network_of(config))
         with (
             mock.patch.object(build, "network_of", return_value=plain),
-            self.assertRaisesRegex(ValueError, "set their momentum there, and train.bn_momentum="),
+            self.assertRaisesRegex(ValueError, "set their momentum there, and set train.bn_mom"),
         ):
             build.phase(config, "train", 80, devices=jax.devices()[:1])
 
     def test_refuses_a_part_of_the_batch_that_has_no_pairs(self):
         config = small_config(mixup__mixup=0.8, mixup__group=8)
-        message = "does not divide the 1 images of a device; use train.batch_size=64"
+        message = "does not divide the 1 images per device; use train.batch_size=64"
         with self.assertRaisesRegex(ValueError, message):
             build.phase(config, "train", 80, devices=jax.devices())
 
@@ -213,11 +213,15 @@ class OneDeviceTest(parameterized.TestCase):
         self.assertIsNone(build.one_device(self.config(**changes), cores))
 
     @sweeps.rows(
-        (3, {}, "train.batch_size=16 cannot be split so; JAX_NUM_CPU_DEVICES=2 before"),
-        (12, {}, "cannot be split so; JAX_NUM_CPU_DEVICES=8 before the command works"),
-        (6, {"train__batch_size": 7}, "train.batch_size=7 cannot be split so$"),
-        (8, {"train__microbatches": 4}, "split so; JAX_NUM_CPU_DEVICES=4 before"),
-        (8, {"mixup__group": 4, "mixup__cutmix": 1.0}, "split so; JAX_NUM_CPU_DEVICES=4 before"),
+        (3, {}, "train.batch_size=16 cannot be split evenly; set JAX_NUM_CPU_DEVICES=2 to"),
+        (12, {}, "cannot be split evenly; set JAX_NUM_CPU_DEVICES=8 to use 8 devices"),
+        (6, {"train__batch_size": 7}, "train.batch_size=7 cannot be split evenly$"),
+        (8, {"train__microbatches": 4}, "split evenly; set JAX_NUM_CPU_DEVICES=4 to"),
+        (
+            8,
+            {"mixup__group": 4, "mixup__cutmix": 1.0},
+            "split evenly; set JAX_NUM_CPU_DEVICES=4 to",
+        ),
         (4, {"model__name": "resnet50"}, "batch norms of resnet50 would see 4 images at a time"),
         (4, {"model__name": "nets.py:make"}, "batch norms of nets.py:make would see 4 images"),
     )

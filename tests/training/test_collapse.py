@@ -34,7 +34,7 @@ class CollapsingRunTest(absltest.TestCase):
 
     def test_training_warns_after_each_evaluation_and_at_its_end(self):
         steps, end = self.said.split("testing step")
-        self.assertRegex(steps, f"train: WARNING, at step 12: 256 of 256 .*{ONE}")
+        self.assertRegex(steps, f"train: WARNING at step 12: 256 of 256 .*{ONE}")
         self.assertRegex(end, f"WARNING: train, step .*{ONE}")
 
     def test_the_record_is_flagged(self):

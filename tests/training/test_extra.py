@@ -83,10 +83,13 @@ class ExtraTest(parameterized.TestCase):
         ({"extra": "npz:none.npz"}, "none.npz"),
         ({"extra": "digits", "extra_split": "nowhere"}, "nowhere"),
         ({"extra_share": 1.5}, "data.extra_share=1.5 must be between 0 and 1"),
-        ({"epoch_images": 256}, "epoch_images=256 is for runs with a second source; leave it out"),
+        (
+            {"epoch_images": 256},
+            "epoch_images=256 is only for runs with a second source; leave it out",
+        ),
         (
             {"epoch_images": 63, "extra": "digits", "extra_split": "train"},
-            "epoch_images=63 is less than train.batch_size=64; an epoch has at least one step",
+            "epoch_images=63 is less than train.batch_size=64; an epoch needs at least one step",
         ),
         ({"views": 3}, "data.views=3 does not divide the 64 rows of data.name in a batch"),
         ({"views": 2, "first_view": "flop"}, "unknown augmentation 'flop'"),

@@ -249,11 +249,15 @@ class DamagedDataTest(absltest.TestCase):
         codes, said = wait(pod(2, 1, command))
         print(f"{time.perf_counter() - begun:.1f} s until both have ended", file=sys.stderr)
         self.assertEqual(codes, [2, 3], said)
-        stopped = r"stopped after step 2 of 4, saved under .*; the same command continues there"
+        stopped = (
+            r"stopped after step 2 of 4, saved under .*; run the same command to continue there"
+        )
         self.assertRegex(
             said[0], f"{path} is damaged: .*; the other hosts stop as well. Repair .*: {stopped}"
         )
-        self.assertRegex(said[1], f"another host cannot read its data, and names it; {stopped}")
+        self.assertRegex(
+            said[1], f"another host cannot read its data, and reports which;  {stopped}"
+        )
         self.assertNotIn("Traceback", "".join(said))
 
         path.write_bytes(whole)

@@ -85,7 +85,7 @@ class RowsTest(parameterized.TestCase):
 
     def test_its_checks_are_those_of_its_row(self):
         config = self.config(train__bn_momentum=(1.0, 0.01))
-        with self.assertRaisesRegex(ValueError, "objective='halves' moves them twice"):
+        with self.assertRaisesRegex(ValueError, "objective='halves' changes them twice"):
             averages.running_statistics(config.train, "train")
         for name, meant in (("halve", "halves"), ("trades-awq", "trades-awp"), ("hatt", "hat")):
             said = rf"unknown objective '{name}'; did you mean {meant}\?"
@@ -103,7 +103,7 @@ class RowsTest(parameterized.TestCase):
         config.train.objective = "thirds"
         with self.assertRaisesRegex(ValueError, "train.thirds_beta=-1.0 must be at least 0"):
             build.phase(config, "train", 24)
-        said = r"reads train.thirds_beta, which the config lacks; write phase\(thirds_beta="
+        said = r"needs train.thirds_beta, which the config lacks; add phase\(thirds_beta="
         with self.assertRaisesRegex(ValueError, said):
             build.phase(steps.small_config(train__objective="thirds"), "train", 24)
 

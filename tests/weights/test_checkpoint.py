@@ -104,7 +104,7 @@ class KeptTest(absltest.TestCase):
         for item in ("arrays", "meta"):
             (folder / "4" / item).mkdir(parents=True)
         with self.assertRaisesRegex(
-            ValueError, "/7 is not a complete checkpoint: .*continues at step 4"
+            ValueError, "/7 is not a complete checkpoint: .*continue at step 4"
         ):
             self.opened(folder)
 

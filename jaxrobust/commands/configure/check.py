@@ -1,9 +1,9 @@
 """List everything wrong with a config at once, in seconds: `jaxrobust check CONFIG`.
 
-It lists every mistake, then the warnings of training, the findings of the doctor, the memory of a
-step and, if nothing is refused, an estimate of how long the training takes here. Images are opened
-and networks are traced; no network is compiled, trained or written. Data that is missing on this
-machine is named.
+Training stops at the first mistake; this command lists all of them, then the warnings of training,
+the findings of the doctor, the memory that a step needs and, if nothing is refused, an estimate of
+the training time on this machine. Images are opened and networks are traced; no network is
+compiled, trained or written. Data that is missing on this machine is reported.
 
 Exit codes: 0 nothing is refused; 1 something is; 2 a mistake in the command or no config, with one
 sentence on stderr; 3 it stopped for another reason, which is printed.
@@ -46,7 +46,8 @@ def main() -> None:
         from jaxrobust.results.configs import refusals
         from jaxrobust.results.stages import checks
 
-    with arguments.ending("the same command starts again"), patience.of("looking at the config"):
+    again = "run the same command to start again"
+    with arguments.ending(again), patience.of("checking the config"):
         review = refusals.review(config, flags.devices or jax.device_count())
         costs = [] if review.refused else checks.lines(config, (), Path("runs/check"))
     counts = [counted(len(review.refused), "refusal"), counted(len(review.warned), "warning")]

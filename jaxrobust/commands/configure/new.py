@@ -29,13 +29,13 @@ class NewFlags:
 
     out: Path = flag("Config to write, such as birds.py.", word=True, type=Path)
     data: str | None = flag(
-        "Images: a folder of class folders, an .npz file, or the name of a data set; default: "
-        "asked for in a terminal."
+        "Images: a folder of class folders, an .npz file, or the name of a data set; if left out, "
+        "you are asked in a terminal."
     )
     torch: str | None = shared("torch")
     torch_args: dict[str, Any] | None = shared("torch_args")
     start: str | None = flag(
-        f"Weights to start from: {KINDS}; default: public ones for images above 64 px, else "
+        f"Weights to start from: {KINDS}; default: public ones for images above 64 px, otherwise "
         "random ones.",
         name="from",
     )
@@ -44,17 +44,17 @@ class NewFlags:
         "Norm of the attack.", "linf", choices=("linf", "l2", "l1"), type=spelling.norm
     )
     epsilon: str | None = flag(
-        "Radius, such as 4/255, in units of [0, 1] pixels; default: the usual one of the norm."
+        "Radius, such as 4/255, in units of [0, 1] pixels; default: the usual one for the norm."
     )
     json: bool = shared("json", False)
     image_size: int | None = flag(
-        "Side of the network's images in pixels; default: that of the images, at most 224.", least=1
+        "Input size of the network in pixels; default: that of the images, at most 224.", least=1
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, inspect the images and write the config."""
-    answer(_written, fields.read(NewFlags, __doc__, argv), "the same command starts again")
+    answer(_written, fields.read(NewFlags, __doc__, argv), "run the same command to start again")
 
 
 def _written(flags: NewFlags) -> dict[str, Any]:
@@ -64,14 +64,14 @@ def _written(flags: NewFlags) -> dict[str, Any]:
     if not place:
         raise ValueError("name the images with --data: a folder, an .npz file, or a data set")
     if flags.out.suffix != ".py":
-        raise ValueError(f"{flags.out} is not a config's name; choose one that ends in .py")
+        raise ValueError(f"{flags.out} is not a Python file; choose a name that ends in .py")
     if flags.epsilon is not None and number("epsilon", flags.epsilon) <= 0:
-        raise ValueError(f"--epsilon={flags.epsilon} must be above 0; leave it out for the usual")
+        raise ValueError(f"--epsilon={flags.epsilon} must be above 0; leave it out for the default")
     with patience.of(patience.LOADING):
         from jaxrobust.results.configs import chosen_values, data_facts
         from jaxrobust.results.stages import checks
 
-    with patience.of("looking at the images and the network"):
+    with patience.of("inspecting the images and the network"):
         data = data_facts.look(place, config=flags.out)
         choice = chosen_values.look(
             data,

@@ -26,20 +26,18 @@ class CertificateFlags:
     """The weights, the reference weights, and the images on which they are compared."""
 
     model: str | None = flag(
-        "Network: a name of models.available(), or a RobustBench id; an imported folder already "
-        "says it.",
+        "Architecture: a name from models.available(), or a RobustBench id; not needed for an "
+        "imported folder.",
         reads=READS["model"],
     )
     weights: Path = flag(
-        "Our weights: a file or an imported folder, next to which the certificate goes.",
+        "Our weights: a file or an imported folder; the certificate is written next to it.",
         required=True,
     )
-    against: Path = flag("Their weights: a .pt, .pth, .safetensors or .py file.", required=True)
-    image_size: int | None = flag(
-        "Side of the images in pixels; default: what the folder says, or 224."
-    )
+    against: Path = flag("Reference weights: a .pt, .pth, .safetensors or .py file.", required=True)
+    image_size: int | None = flag("Image size in pixels; default: that of the folder, or 224.")
     options: dict[str, Any] | None = shared("options")
-    images: Path | None = flag("Folder of photographs; default: seeded smooth images.")
+    images: Path | None = flag("Folder of photographs; default: smooth random images.")
     json: bool = shared("json", False)
 
 

@@ -3,20 +3,20 @@
 TARGET is a run, or weights as for `jaxrobust evaluate`. L is one of
   jaxrobust  DIR/weights.safetensors and config.json, as an import writes them: for init.weights,
           --weights and jaxrobust.load;
-  timm    DIR/<model>.safetensors with timm's names (of a ConvStem: those of the paper's files);
+  timm    DIR/<model>.safetensors with timm's names (for a ConvStem: those of the paper's files);
   hub     a repository of the model hub: model.safetensors, timm's config.json and README.md, the
           model card; for networks that timm does not have, also the module;
-  module  DIR/<model>.py and .pt: the network for PyTorch alone, with any options, normalisation
+  module  DIR/<model>.py and .pt: the network in plain PyTorch, with any options, normalisation
           and number of classes; `from <model> import load`;
-  state-dict  DIR/state_dict.pt, of a network torch:...: what build().load_state_dict takes;
-  robustbench  DIR/robust_<file>.py and .pt, of a network torch:...: the module from its file, which
-          is copied, with these weights; `from robust_<file> import load`;
-  an id of RobustBench: its file at the place where `load_model(id, model_dir=DIR)` looks; it
+  state-dict  DIR/state_dict.pt, for a network torch:...: what build().load_state_dict takes;
+  robustbench  DIR/robust_<file>.py and .pt, for a network torch:...: a copy of the module's file,
+          with these weights; `from robust_<file> import load`;
+  a RobustBench id: its file, where `load_model(id, model_dir=DIR)` looks for it; that network
           normalises images or takes them raw (of Singh2023's, only ViT-S normalises), and the
-          weights have to do the same.
-With --record FILE, also RobustBench's JSON entry and the text of its "New Model" issue.
-A certificate next to the weights says how well the file agrees with the network; a file that
-computes something else is not written.
+          weights must match.
+--record FILE also writes RobustBench's JSON entry and the text of its "New Model" issue.
+A certificate next to the weights reports how well the exported network agrees with the original;
+a file that computes something else is not written.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason, which is printed,
 such as a full disk; then nothing is left under DIR.
@@ -42,19 +42,19 @@ class ExportFlags:
     """The weights to export, and the layout."""
 
     target: str | None = flag(
-        "Run, whose best weights are exported, or weights.", word=True, nargs="?", metavar="TARGET"
+        "Run whose best weights to export, or weights.", word=True, nargs="?", metavar="TARGET"
     )
-    workdir: Path | None = flag("Run whose best weights are exported.")
+    workdir: Path | None = flag("Run whose best weights to export.")
     phase: str | None = shared("phase")
     weights: str | None = flag(f"Weights to export instead of a run: {shipped.KINDS}.")
     model: str | None = shared("model")
-    image_size: int | None = flag("Side of the images in pixels, of a file; default: 224.")
+    image_size: int | None = flag("Image size in pixels, for a weights file; default: 224.")
     options: dict[str, Any] | None = shared("options")
     which: str | None = flag(
         "Averaged or raw weights; default: those that the run evaluates.", choices=["ema", "raw"]
     )
     selected: bool = flag(
-        "The weights that jaxrobust select chose, instead of the run's best.", False
+        "Export the weights that jaxrobust select chose, instead of the run's best.", False
     )
     layout: str = flag(
         "Layout: jaxrobust, timm, hub, module, state-dict, robustbench, or a RobustBench id.",
@@ -62,17 +62,17 @@ class ExportFlags:
     )
     out: Path = flag("Folder to write.", required=True)
     record: Path | None = flag(
-        "Records of evaluations, results.jsonl, for the model card, the docstring or config.json, "
-        "and with --id for RobustBench's entry."
+        "Evaluation records (results.jsonl) for the model card, docstring or config.json, and with "
+        "--id for the RobustBench entry."
     )
     evaluation: str | None = flag("Id of the record; default: the latest record of these weights.")
     id: str | None = flag("RobustBench id for a new network; default: that of the layout.")
     confirm: int | None = flag(
-        "Number of the record's images to attack with pyautoattack in PyTorch too; the issue "
-        "says whether the verdicts agree.",
+        "Number of the record's images to attack also in PyTorch, with pyautoattack; the issue "
+        "states whether the verdicts agree.",
         metavar="N",
     )
-    data_dir: str | None = shared("data_dir", default="$TFDS_DATA_DIR; for --confirm")
+    data_dir: str | None = shared("data_dir", default="$TFDS_DATA_DIR, only for --confirm")
     license: str | None = flag("Licence of the weights for the model card, such as mit.")
     nocertificate: bool = shared("nocertificate", False)
     json: bool = shared("json", False)

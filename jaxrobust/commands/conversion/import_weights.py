@@ -2,9 +2,10 @@
 
 SOURCE is a file (.safetensors, .pth, .pt, ...), a URL, hf://ORG/REPO[@REVISION][/FILE], a
 RobustBench id (Salman2020Do_R18), a timm id (convnext_tiny.fb_in1k), the workdir of a run, or a
-folder in the hub's format. DIR gets `weights.safetensors` with jaxrobust's names and `config.json`;
-training takes it as `--config.init.weights=DIR`, evaluation as `--weights DIR`. The certificate
-next to them says how well they agree with the reference network (jaxrobust certificate).
+folder in the hub's format. This writes `weights.safetensors`, with jaxrobust's names, and
+`config.json` to DIR; pass DIR to training as `--config.init.weights=DIR` and to evaluation as
+`--weights DIR`. A certificate next to them reports how well they agree with the reference network
+(jaxrobust certificate).
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason, which is printed,
 such as no network; then nothing is left under DIR.
@@ -28,14 +29,14 @@ class ImportFlags:
 
     source: str = flag(f"Source of the weights: {KINDS}.", word=True, required=True)
     model: str | None = flag(
-        "Network: a name of models.available(), or a RobustBench id; default: what the source "
-        "says.",
+        "Architecture: a name from models.available(), or a RobustBench id; default: that of the "
+        "source.",
         reads=READS["model"],
     )
     out: Path = flag("Folder to write.", required=True)
     image_size: int | None = flag(
-        "Image size in pixels; position embeddings are resized to it; default: what the hub says, "
-        "or 224."
+        "Image size in pixels; position embeddings are resized to it; default: that of the hub, or "
+        "224."
     )
     num_classes: int | None = flag(
         "Number of classes; if the file has a different number, the head is newly initialised."
@@ -47,8 +48,8 @@ class ImportFlags:
         choices=["ema", "raw"],
     )
     normalize: str = flag(
-        "Normalisation of weights without a mean and std; default: auto, as the hub or "
-        "RobustBench says.",
+        "Normalisation for weights without a mean and std; default: auto, as specified by the hub "
+        "or RobustBench.",
         "auto",
         choices=["auto", "none", "imagenet"],
     )
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = fields.read(
         ImportFlags, __doc__, argv, usual="model out image_size num_classes which normalize"
     )
-    answer(_imported, flags, "the same command continues an unfinished download")
+    answer(_imported, flags, "run the same command to continue an unfinished download")
 
 
 def _imported(flags: ImportFlags) -> dict[str, Any]:

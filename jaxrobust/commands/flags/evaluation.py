@@ -12,7 +12,7 @@ class EvaluateFlags(SubjectFlags):
     """The network to attack, the attacks, and the folder for the record."""
 
     image_size: tuple[int, ...] = flag(  # type: ignore[assignment]
-        "Side of the images in pixels, one record each; default: that of the run or data set.", ()
+        "Image size in pixels, with one record per size; default: that of the run or data set.", ()
     )
     attack: str = flag(
         "Attack: clean, autoattack, parts of it such as apgd-ce or apgd-ce,apgd-t, one with K "
@@ -20,7 +20,7 @@ class EvaluateFlags(SubjectFlags):
         "autoattack",
     )
     points: tuple[str, ...] = flag(
-        "File .npz of your adversarial images: ids int[M], images [M,H,W,C] in [0, 1] or uint8.", ()
+        "Your adversarial images, an .npz of ids int[M], images [M,H,W,C] in [0, 1] or uint8.", ()
     )
     version: str = flag(
         "Version of AutoAttack: standard, plus, rand, or custom for named attacks; or fast, whose "
@@ -29,9 +29,9 @@ class EvaluateFlags(SubjectFlags):
     )
     finish: bool = flag("Whether to complete a --version=fast evaluation to standard.", False)
     rule: str | None = flag(
-        "How --version=rand judges the draws of an image: majority (more than half are right; "
-        "the default), mean (of their softmax probabilities), or one-draw, as in auto-attack; "
-        "the result of one-draw is always listed too."
+        "How --version=rand combines the draws for an image: majority (correct in more than half; "
+        "the default), mean (of the softmax probabilities), or one-draw, as in auto-attack; the "
+        "one-draw result is always listed too."
     )
     draws: int | None = flag(
         "Number of draws per image for --version=rand or --certify; default: 20 or 100,000."
@@ -40,61 +40,62 @@ class EvaluateFlags(SubjectFlags):
         "Norm and radius, such as linf:4/255; several get a record each, and one for the union.", ()
     )
     radius_at: int | None = flag(
-        "Image size of --threat; at others, l2 scales with the side, l1 and l0 with its square."
+        "Image size at which --threat applies; at other sizes, l2 radii scale with the side, l1 "
+        "and l0 radii with its square."
     )
     ladder: str | None = flag(
         "Radii that share adversarial images, such as linf:0:16/255:9, the smallest first."
     )
     union_only: bool = flag(
-        "Whether each --threat, or part of --worst_case, only attacks images that survived the "
-        "previous ones: cheaper, but only the union or worst case is then known.",
+        "Whether each --threat, or part of --worst_case, attacks only images that survived the "
+        "previous ones: cheaper, but then only the union or worst case is known.",
         False,
     )
     worst_case: bool = flag(
-        "Whether to run PGD-20 and AutoAttack in linf and PGD-20 in l2 and l1 as Tang et al. 2022, "
-        "each on all images, and count those that withstand all: at 8/255, 1.5 and 40 for 32 px, "
-        "8/255, 8 and 1600 for 224 px, or at the radius of each --threat.",
+        "Whether to run the attacks of Tang et al. 2022, PGD-20 and AutoAttack in linf and PGD-20 "
+        "in l2 and l1, each on all images, and count the images that withstand all: at 8/255, 1.5 "
+        "and 40 for 32 px, at 8/255, 8 and 1600 for 224 px, or at the radius of each --threat.",
         False,
     )
     steps: int | None = flag("Number of steps of a named attack; default: its own.")
-    targets: int | None = flag("Number of classes of a named targeted attack; default: its own.")
+    targets: int | None = flag("Number of target classes of a targeted attack; default: its own.")
     restarts: int | None = flag("Number of restarts of a named attack; default: its own.")
     relative_step: float | None = flag(
-        "Length of a step of an attack of K steps, in epsilon / K; default: its own.", reads=number
+        "Step size of an attack with K steps, in units of epsilon / K.", reads=number
     )
     step: float | None = flag(
-        "Length of a step instead, such as 0.8/255, in the same units as the radius.", reads=number
+        "Step size in the same units as the radius instead, such as 0.8/255.", reads=number
     )
     start: str | None = flag(
         "Where these attacks start: image, random (as in AutoAttack, or ART with --l1_rule art), "
         "uniform (in the linf or l2 ball, not clipped to [0, 1] before the first gradient) or "
-        "uniform-boxed (as in foolbox); default: the attack's own."
+        "uniform-boxed (as in foolbox)."
     )
     l1_rule: str | None = flag(
-        "How these attacks step and project in l1: sparse (the default), as APGD does, or art, as "
-        "ART 1.10 does, along the full gradient and scaled back."
+        "How these attacks step and project in l1: sparse (the default), as in APGD, or art, as in "
+        "ART 1.10, which steps along the full gradient and scales back."
     )
     search_dtype: str = flag(
-        "Type to search in: float32, or bfloat16, which is faster; verdicts use float32.", "float32"
+        "Search dtype: float32, or bfloat16, which is faster; verdicts use float32.", "float32"
     )
     corruptions: str | None = flag(
         "Common corruptions to evaluate instead of an attack: all, kinds such as fog,snow, or a "
         "kind with a severity such as fog-3."
     )
-    frost: str | None = flag("Folder of the photographs of frost, frost1.png to frost5.jpg.")
+    frost: str | None = flag("Folder of the frost photographs, frost1.png to frost5.jpg.")
     certify: float | None = flag(
-        "Standard deviation of the noise of randomised smoothing, such as 0.25, which certifies an "
-        "l2 radius for each image, without attacks.", reads=number
+        "Noise standard deviation of randomised smoothing, such as 0.25; this certifies an l2 "
+        "radius for each image, without attacks.", reads=number
     )  # fmt: skip
     against: str | None = flag(
         "Record to compare with, as for jaxrobust compare: FOLDER or FOLDER#NUMBER. Images go "
         "through all attacks in random order, and the command stops once one network is ahead."
     )
     tie: float | None = flag(
-        "Points, such as 1.0: with --against, also stop once both differ by less.", reads=number
+        "With --against, also stop once both differ by less than this (points).", reads=number
     )
     until_width: float | None = flag(
-        "Points, such as 2.0: stop once the robust accuracy's interval is narrower.", reads=number
+        "Stop once the robust accuracy's interval is narrower than this (points).", reads=number
     )
     alpha: float | None = flag(
         "Error probability of --against and --until_width, over all looks together (default: "
@@ -102,18 +103,16 @@ class EvaluateFlags(SubjectFlags):
         reads=number,
     )
     n: int = flag("Number of images, spread over the classes, or all.", "all", reads=how_many)
-    batch: int | None = flag(
-        "Images at a time, for AutoAttack per process; verdicts do not depend on it."
-    )
+    batch: int | None = flag("Batch size, for AutoAttack per process; no verdict depends on it.")
     seed: int = shared("seed", 0)
     replay: tuple[str, ...] = flag(
-        "Folder of an evaluation of these images, whose adversarial images are tried first.", ()
+        "Folder of an evaluation of these images; its adversarial images are tried first.", ()
     )
-    noreplay: bool = flag("Whether to attack without replaying results at other radii.", False)
-    again: bool = flag("Whether to repeat a finished evaluation, as a second record.", False)
+    noreplay: bool = flag("Whether to attack without replaying results from other radii.", False)
+    again: bool = flag("Whether to repeat a finished evaluation and add a second record.", False)
     selected: bool = flag("Whether to evaluate the weights that jaxrobust select chose.", False)
     bundle: str | None = flag(
-        "New folder for adversarial images, hashes and a program that checks the number."
+        "New folder for adversarial images, hashes and a program that checks the result."
     )
     out: str | None = flag(
         "Folder of the records; default: RUN/evaluation or runs/evaluation-NAME."

@@ -25,12 +25,12 @@ def describe_attacks() -> None:
     from jaxrobust.data.sources.registry import written
 
     defined = flags.FLAGS
-    defined["attack"].help += f" Of K steps:\n{registry.described(registry.fixed)}"
-    defined["attack"].help += f"\nOf AutoAttack:\n{registry.described(ensembles.searching)}"
+    defined["attack"].help += f"\nAttacks with K steps:\n{registry.described(registry.fixed)}"
+    defined["attack"].help += f"\nParts of AutoAttack:\n{registry.described(ensembles.searching)}"
     rows = registry.fixed().values()
-    lengths = [f"{row.length:g} of {row.written}" for row in rows]
-    starts = [f"{row.fixed.start} of {row.written}" for row in rows if row.fixed]
+    lengths = [f"{row.length:g} for {row.written}" for row in rows]
+    starts = [f"{row.fixed.start} for {row.written}" for row in rows if row.fixed]
     kinds = [f"{kind.written}: {kind.help}" for kind in KINDS.values()]
-    defined["dataset"].help += "\n".join([f" Names are {written()}, or TFDS's.", *kinds])
-    defined["relative_step"].help += f" These are {', '.join(lengths)}."
-    defined["start"].help += f" These are {', '.join(starts)}."
+    defined["dataset"].help += "\n".join([f" Names are {written()}, or those of TFDS.", *kinds])
+    defined["relative_step"].help += f" Defaults: {', '.join(lengths)}."
+    defined["start"].help += f" Defaults: {', '.join(starts)}."

@@ -10,39 +10,39 @@ from jaxrobust.weights.fetch.shipped import KINDS
 
 # A flag -> its help, and the default that the help names unless a command overrides it.
 TEXTS: dict[str, tuple[str, str | None]] = {
-    "workdir": ("Run to look at: its network, data, norm and radius.", None),
+    "workdir": ("Run whose network, data, norm and radius to use.", None),
     "phase": ("Phase of the run, such as pretrain or train", "the last one that has weights"),
-    "model": ("Architecture, if the weights are not a run: a name of models.available().", None),
-    "weights": (f"Its weights: {KINDS}.", None),
+    "model": ("Architecture, if the weights are not a run: a name from models.available().", None),
+    "weights": (f"Weights: {KINDS}.", None),
     "options": (
-        "Options of --model that its weights do not store: {'stem_strides': (1,)}.",
+        "Options of --model that its weights do not store, such as {'stem_strides': (1,)}.",
         None,
     ),
     "num_classes": ("Number of classes of --model", "that of the data set"),
-    "image_size": ("Side of the images in pixels", "that of the run or data set"),
+    "image_size": ("Image size in pixels", "that of the run or data set"),
     "function": (
-        "Function of images in [0, 1] to logits instead: my_net.py:logits_fn, or "
+        "Function from images in [0, 1] to logits, instead of weights: my_net.py:logits_fn, or "
         "my_package.nets:logits_fn.",
         None,
     ),
     "torch": (
-        "PyTorch network instead: my_models.py:build or my_package.nets:build, a function that "
-        "returns the module and whose code is run, or a file of torch.export.save or "
+        "PyTorch network, instead of weights: my_models.py:build or my_package.nets:build, a "
+        "function that returns the module (its code is run), or a file from torch.export.save or "
         "torch.jit.save.",
         None,
     ),
-    "torch_args": ('Arguments of that function, as JSON: {"depth": 28}.', None),
-    "torch_output": ("Which of several results are the logits: a key or an index.", None),
+    "torch_args": ('Arguments of that function, as JSON, such as {"depth": 28}.', None),
+    "torch_output": ("Key or index of the logits, if the network returns several outputs.", None),
     "dataset": (
         "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME, or cifar10-c:DIR",
         "that of the run",
     ),
     "split": (
         "Split, such as test[:1000]",
-        "the run's test split; else test, an .npz's only split, or imagenet2012's @robustbench",
+        "the test split of the run, or test, the only one of an .npz, or imagenet2012's @robustbench",
     ),
     "classes": (
-        "List of classes to keep, imagenet100 or a file of names",
+        "Classes to keep: imagenet100, or a file of class names",
         "that of the run",
     ),
     "data_dir": ("Folder of data sets", "that of the run, or $TFDS_DATA_DIR"),
@@ -52,7 +52,7 @@ TEXTS: dict[str, tuple[str, str | None]] = {
     "seed": ("Seed of all random draws", "0"),
     "nocertificate": ("Do not compare with a reference network.", None),
     "json": ("Print one JSON object on the last line.", None),
-    "out": ("Folder of both files", "RUN/analyses, or analyses"),
+    "out": ("Folder for both files", "RUN/analyses, or analyses"),
 }
 READS: dict[str, Any] = {"options": mapping, "torch_args": mapping, "epsilon": number}
 _NAMES = {"model": spelling.network, "dataset": spelling.dataset, "norm": spelling.norm}

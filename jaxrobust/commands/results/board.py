@@ -1,11 +1,11 @@
 """Make a page that ranks networks, from verified bundles only.
 
 `jaxrobust board BUNDLES --out SITE`: every bundle, written by `jaxrobust evaluate --bundle`, is
-checked as by `jaxrobust verify`, which also attacks images that it says survive. The resulting
-bounds determine the ranks. SITE/index.html has a board for each data set and threat, one for the
-union of three norms if a network has a bundle for each, and one for common corruptions.
-A file networks.toml
-next to the bundles names the network of each, with the arguments for verify:
+checked as by `jaxrobust verify`, which also attacks images that survive according to its record.
+The resulting bounds determine the ranks. SITE/index.html has a board for each data set and threat,
+one for the union of three norms if a network has a bundle for each, and one for common corruptions.
+A file networks.toml next to the bundles names the network of each bundle, with the arguments for
+verify:
 
     [resnet18_linf]
     weights = "Salman2020Do_R18"
@@ -36,14 +36,14 @@ class BoardFlags:
     """The bundles of the page, their networks, and the folder of the page."""
 
     bundles: tuple[Path, ...] = flag(
-        "Bundles, or folders of several.", word=True, required=True, metavar="BUNDLES"
+        "Bundles, or folders that contain several.", word=True, required=True, metavar="BUNDLES"
     )
-    out: Path = flag("Folder of the page, index.html.", required=True)
+    out: Path = flag("Folder for the page, index.html.", required=True)
     networks: Path | None = flag(
-        "File of the networks; default: networks.toml next to each bundle."
+        "File that names the networks; default: networks.toml next to each bundle."
     )
-    batch: int | None = flag("Images at a time.", least=1)
-    sample: int = flag("Number of standing images of each bundle to attack.", 60, least=1)
+    batch: int | None = flag("Batch size.", least=1)
+    sample: int = flag("Number of surviving images to attack, per bundle.", 60, least=1)
     seed: int | None = flag(
         "Seed of these samples and attacks; default: random for each bundle.", least=0
     )
@@ -53,7 +53,7 @@ class BoardFlags:
 def main(argv: list[str] | None = None) -> int:
     """Verify the bundles and write the page; return the exit code."""
     flags = fields.read(BoardFlags, __doc__, argv)
-    return 0 if answer(_made, flags, "the same command starts again")["whole"] else 1
+    return 0 if answer(_made, flags, "run the same command to start again")["whole"] else 1
 
 
 def _made(flags: BoardFlags) -> dict[str, Any]:

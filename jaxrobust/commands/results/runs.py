@@ -1,9 +1,9 @@
-"""List the trainings and evaluations below a folder with their results, newest first.
+"""List the training runs and evaluations below a folder with their results, newest first.
 
-`jaxrobust runs [FOLDER]`. A training is one line, with the results of its last phase, and so is
-each evaluation: date, accuracies, number of images, threats, attack, weights, and the pictures and
-reports next to it. Figures of `jaxrobust figure` in folders without records come last. Unreadable
-files are noted, and the rest is listed.
+`jaxrobust runs [FOLDER]`. Each training run is one line, with the results of its last phase, and so
+is each evaluation: date, accuracies, number of images, threats, attack, weights, and the pictures
+and reports next to it. Figures from `jaxrobust figure` in folders without records come last.
+Unreadable files are reported, and the rest is listed.
 
 Exit codes: 0 done; 2 a mistake in the command, or nothing to list, with one sentence on stderr; 3 a
 file cannot be read.
@@ -35,7 +35,7 @@ class RunsFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and print the table."""
-    answer(_listed, fields.read(RunsFlags, __doc__, argv), "the same command starts again")
+    answer(_listed, fields.read(RunsFlags, __doc__, argv), "run the same command to start again")
 
 
 def _listed(flags: RunsFlags) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def account(
       start: seconds until a command begins to work, as measured for this one.
     """
     config, fitted = warnings.fitted_batches(config, target.chips)
-    with patience.of("looking at the config and its data"):
+    with patience.of("reading the config and its data"):
         parts = work(config)
     end = parts[-1]
     if images is None:
@@ -84,7 +84,7 @@ def account(
         "training": costs(sum(row["seconds"] for row in rows) + start, target.whole),
     }
     if images:
-        with patience.of("AutoAttack: looking at what it takes"):
+        with patience.of("AutoAttack: estimating its cost"):
             if target.here:
                 once = attacked.measured(end.config, seconds=seconds)
             else:
@@ -153,10 +153,10 @@ def _phase(
         devices = jax.devices(target.name)
         if target.name == "cpu" and build.one_device(config, len(devices)):
             devices = devices[:1]
-        with patience.lasting(f"{part.name}: compiling and measuring what it runs"):
+        with patience.lasting(f"{part.name}: compiling and measuring its programs"):
             once = here.measured(part, devices, seconds=seconds)
     else:
-        with patience.of(f"{part.name}: looking at what its step takes"):
+        with patience.of(f"{part.name}: estimating the cost of its step"):
             once = elsewhere.computed(part, target, utilisation=utilisation, chips=chips)
     spent = _spent(part, once)
     speed = part.batch_size / once.step
@@ -223,15 +223,15 @@ def decoding_line(work: PhaseWork, target: Target, images_per_s: float) -> str |
         f"decoding and data.augmentation={work.config.data.augmentation}"
     )
     if target.kind not in HOSTS:
-        return f"{needs}, {wanted / target.chips:.1f} for each {target.kind}."
+        return f"{needs}, {wanted / target.chips:.1f} per {target.kind}."
     host_chips, host_cores = HOSTS[target.kind]
     number = math.ceil(target.chips / host_chips)
     available = number * (host_cores * min(target.chips / host_chips, 1) - SPARED)
     if wanted <= available:
         return f"{needs}, of {available:,.0f} on {counted(number, 'host')}."
     return (
-        f"WARNING: {needs}, and there are {available:,.0f} on {counted(number, 'host')}: the chips "
-        f"wait for data {1 - available / wanted:.0%} of the time at least; take a cheaper "
+        f"WARNING: {needs}, but there are only {available:,.0f} on {counted(number, 'host')}: the "
+        f"chips wait for data at least {1 - available / wanted:.0%} of the time; choose a cheaper "
         "data.augmentation."
     )
 
@@ -241,15 +241,15 @@ def _known(
 ) -> list[str]:
     if target.here:
         return [
-            "Measured briefly on this machine, and multiplied by the number of repetitions: steps, "
-            "evaluations, compilation, checkpoints, the start of the program, memory.",
+            "Steps, evaluations, compilation, checkpoints, the start of the program and memory "
+            "were measured briefly on this machine, and multiplied by the number of repetitions.",
             f"Images are decoded by {workers or 'no'} other processes (data.workers).",
         ]
     speeds = zip(parts, (row["images_per_s"] for row in rows), strict=True)
     lines = [line for part, speed in speeds if (line := decoding_line(part, target, speed))]
     lines.append(
-        "Computed, not measured, as no step has run on such chips: the operations are counted in "
-        "the network, and divided by the chips' peak and the share of it that is assumed."
+        "Computed, not measured, because no step has run on such chips: the network's operations "
+        "are counted and divided by the assumed share of the chips' peak."
     )
     if target.slices > 1:
         assert target.chip is not None, "only listed chips have names"
@@ -258,8 +258,10 @@ def _known(
             f"Slices exchange gradients once per step, at {speed / 1e9:.3g} GB/s per chip, which "
             "is Google's figure; no step counts as faster."
             if speed
-            else f"The bandwidth between slices of {target.kind} is not known here: the time to "
-            "exchange gradients between them is not counted."
+            else (
+                f"The bandwidth between slices of {target.kind} is unknown, so the time to "
+                "exchange gradients between them is not counted."
+            )
         )
     if any("roofline" in row for row in rows):
         compiler = "libtpu" if "TPU" in target.kind else "JAX's CUDA plug-in"
@@ -276,7 +278,8 @@ def _assumed(
     lines, aa, rows = [], result.get("autoattack"), result["phases"]
     unknown = sorted({work.config.data.name for work in parts if work.train.source is None})
     published = [
-        f"{name} is not here: its published number of images is taken." for name in unknown
+        f"{name} is not on this machine; its published number of images is used."
+        for name in unknown
     ]
     if target.whole < target.chips:
         lines.append(
@@ -286,27 +289,30 @@ def _assumed(
     if target.here:
         lines += published
         if unknown:
-            lines.append("The step was measured on random images: reading real ones is not in it.")
+            lines.append(
+                "The step was measured on random images, so reading real ones is not included."
+            )
     else:
         lines.append(
-            f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
-            "Start, compilation, checkpoints and waiting for data are not in the times."
+            f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak "
+            "(--utilisation). The times do not include start, compilation, checkpoints and waiting "
+            "for data."
         )
         if any(row["step_s"] == elsewhere.SHORTEST for row in rows):
             lines.append(
-                f"A step takes {1e3 * elsewhere.SHORTEST:.0f} ms at least, as the chips wait for "
-                "their program and their images; larger batches cost hardly more."
+                f"A step takes at least {1e3 * elsewhere.SHORTEST:.0f} ms, because the chips wait "
+                "for their program and their images; larger batches cost hardly more."
             )
         if aa and max(aa["pass_s"].values()) * aa["slots"] < elsewhere.SHORTEST:
             lines.append(
                 "AutoAttack's passes are so short that the chips wait for their program: its time "
-                "is what is possible at best."
+                "is a lower bound."
             )
         lines += published
         if any("roofline" not in row for row in rows):
             why = ""
             if "TPU" in target.kind and target.chips == 1:
-                why = ", as libtpu compiles for four chips at least"
+                why = ", because libtpu compiles for at least four chips"
             elif "TPU" in target.kind and not target.compiles:  # else --fast
                 why = "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
             elif target.name.partition(":")[0] in gpus.CHIPS and not target.compiles:
@@ -314,14 +320,14 @@ def _assumed(
                     f"; {gpus.SCRIPT} makes an environment that compiles for 1 to {gpus.MOST} GPUs"
                 )
             lines.append(
-                "Memory is that of parameters, average, optimiser, and of the activations that a "
-                "backward pass needs, counted in the network; compiled, it may be half or twice as "
-                f"much: the step was not compiled{why}."
+                "Memory counts the parameters, their average, the optimiser's state and the "
+                "activations that a backward pass needs; a compiled step may need half or twice as "
+                f"much. The step was not compiled{why}."
             )
     if aa:
         lines.append(
-            f"{robust:.0%} of the images are robust (--robust); each other one costs "
-            f"{attacked.FALLEN:.0%} of APGD-CE, as on twelve networks on CIFAR-10."
+            f"{robust:.0%} of the images are robust (--robust); each of the others "
+            f"costs {attacked.FALLEN:.0%} of APGD-CE, as for twelve networks on CIFAR-10."
         )
     return lines
 
@@ -349,9 +355,9 @@ def start_sentence(row: dict[str, Any]) -> str:
     """Describe the cost of a run to start from."""
     if row["training"] is None:
         return f"It starts from {row['run']}, which is finished and costs nothing."
-    begun = ", and was begun" if row["state"] == start_run.BEGUN else ""
+    begun = " but has begun" if row["state"] == start_run.BEGUN else ""
     hours, chips = row["training"]["hours"], row["training"]["chip_hours"]
     return (
-        f"It starts from {row['run']}, which is not finished{begun}: that run costs {hours:,.3g} "
-        f"hours and {chips:,.3g} chip-hours more, once for all that start from it."
+        f"It starts from {row['run']}, which is not finished{begun}: that run costs another "
+        f"{hours:,.3g} hours and {chips:,.3g} chip-hours, once for all runs that start from it."
     )

@@ -24,7 +24,7 @@ def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
     while remaining:
         word = remaining.pop(0)
         if re.match(r"--?config(=|$)", word):
-            arguments.stop("give the config as the first word, without --config", 2)
+            arguments.stop("give the config as the first argument, without --config", 2)
         if not re.match(r"--?(no)?config\.", word):
             command_words.append(word)
             continue

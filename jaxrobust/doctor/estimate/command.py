@@ -35,21 +35,21 @@ class EstimateSettings:
     price: float | None = flag("Price of one chip for one hour, in any currency.", reads=number)
     utilisation: float | None = flag(
         f"Assumed share of the chips' bfloat16 peak; default: {UTILISATION}. A step never counts "
-        "as faster than the roofline of its executable, where that is known.",
+        "as faster than the roofline of its executable, if that is known.",
         reads=number,
     )
     batch: int | None = flag("Images per chip and step; default: the config's.")
     fsdp: int | None = flag("Number of devices that share the state; 0: all.")
     seconds: float = flag("Seconds to measure each step and each attack; default: 3.", 3.0)
     robust: float = flag("Assumed share of robust images.", "0.5", reads=number)
-    images: int | None = flag("Number of images of AutoAttack; 0: leave it out.")
+    images: int | None = flag("Number of images for AutoAttack; 0: leave it out.")
     fast: bool = flag("Do not compile for TPUs that this machine lacks.", False)
     target: float | None = flag(
-        "AutoAttack accuracy in percent, instead of a config: estimates what reaches it, by a "
-        "scaling law fitted to published runs.",
+        "AutoAttack accuracy in percent, instead of a config: estimates the cost of reaching it, "
+        "from a scaling law fitted to published runs.",
         reads=number,
     )
-    dataset: str | None = flag("Data set of --target; the law is for cifar10 only.")
+    dataset: str | None = flag("Data set for --target; the law only covers cifar10.")
 
 
 def check(settings: EstimateSettings) -> None:
@@ -61,7 +61,9 @@ def check(settings: EstimateSettings) -> None:
         settings.images,
     )
     if settings.dataset is not None:
-        raise ValueError("--dataset is of --target; a config names its data set, so leave it out")
+        raise ValueError(
+            "--dataset is only for --target; a config names its data set, so leave it out"
+        )
     must_be("--price", price, price is None or 0 < price < float("inf"), "above 0")
     inside = utilisation is None or 0 < utilisation <= 1
     must_be("--utilisation", utilisation, inside, "above 0 and at most 1, such as 0.4")
@@ -85,13 +87,13 @@ def answer(settings: EstimateSettings, changed: list[str], begun: float) -> dict
         target = targets.target(settings.on, settings.num_slices)
     if settings.price is not None and target.name == "cpu":
         raise ValueError(
-            "--price is that of one chip for one hour, and --on cpu has no chips; name some with "
-            "--on, such as v5e:8x8, or leave --price out"
+            "--price is the price of one chip for one hour, but --on cpu has no chips; name some "
+            "with --on, such as v5e:8x8, or leave --price out"
         )
     if settings.utilisation and target.here:
         raise ValueError(
-            f"--utilisation is assumed for chips that are not here, and --on {settings.on} is "
-            "measured; leave it out"
+            f"--utilisation is assumed for chips that this machine lacks, but --on {settings.on} "
+            "is measured; leave it out"
         )
     compiles = target.compiles and not target.here and not settings.fast
     with patience.of("loading the package"):

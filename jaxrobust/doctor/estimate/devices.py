@@ -95,7 +95,7 @@ def target(name: str, slices: int = 1) -> Target:
     tpu = kind.startswith("v")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*" if tpu else r"[1-9]\d*", shape):
         example = f"{kind}:4x4" if tpu else f"{kind}:8"
-        raise ValueError(f"--on {name} does not say how many chips; write one such as {example}")
+        raise ValueError(f"--on {name} lacks the number of chips; write, for example, {example}")
     sides = [int(side) for side in shape.split("x")]
     rented = shape in _PLANE
     if kind in _LARGEST:
@@ -103,7 +103,7 @@ def target(name: str, slices: int = 1) -> Target:
         rented = shape in _SPACE or (in_space and math.prod(sides) <= _LARGEST[kind])
     if tpu and not rented:
         some = f"{kind}:2x2x4 or {kind}:4x4x8" if kind in _LARGEST else f"{kind}:4x4 or {kind}:8x8"
-        raise ValueError(f"--on {name} is not a slice of TPU {kind}; write one such as {some}")
+        raise ValueError(f"--on {name} is not a slice of TPU {kind}; write, for example, {some}")
     from jaxrobust.runtime.devices import hardware
 
     chip = hardware.chip(_KINDS[kind])

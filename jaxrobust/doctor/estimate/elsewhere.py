@@ -86,8 +86,8 @@ def state(work: PhaseWork, target: Target) -> int:
     if count > target.chip.memory:
         raise ValueError(
             f"{work.name}: parameters, their average and the optimiser's state alone take "
-            f"{count / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; "
-            "share them with --fsdp 0"
+            f"{count / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; shard "
+            "them with --fsdp 0"
         )
     return count
 

@@ -35,7 +35,7 @@ def measured(work: PhaseWork, devices: list[Any], *, seconds: float) -> PhaseCos
             raise
         less = max(work.batch_size // len(devices) // 2, 1)
         raise ValueError(
-            f"{work.name}: the programs of a batch of {work.batch_size} images need more memory "
+            f"{work.name}: the programs for a batch of {work.batch_size} images need more memory "
             f"than the devices have; try --batch {less} or --fsdp 0"
         ) from error
 
@@ -47,7 +47,7 @@ def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
     total, runs = 0.0, {}
     with jax.set_mesh(phase.mesh):
         start = time.perf_counter()
-        with patience.of(f"{name}: compiling the draw of the weights"):
+        with patience.of(f"{name}: compiling the weight initialisation"):
             state = jax.block_until_ready(phase.init(jax.random.key(config.seed)))
         total += time.perf_counter() - start
         arguments = build.abstract_arguments(config, name, phase)

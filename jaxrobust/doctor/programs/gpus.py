@@ -43,7 +43,7 @@ def target(name: str) -> dict[str, Any]:
         raise ValueError(f"request 1 to {MOST} GPUs, such as {kind}:1 or {kind}:{MOST}")
     if not available():
         raise ImportError(
-            f"needs the GPU compiler; run python3.13 {SCRIPT} FOLDER in a checkout, and this "
+            f"needs the GPU compiler; run python3.13 {SCRIPT} FOLDER in a checkout, then this "
             "command with FOLDER/bin/python",
             name=_PLUGIN,
         )

@@ -24,7 +24,7 @@ ENVIRONMENT = {
 }
 # Seconds of an executable's arithmetic, memory, cycles, kernels one after another and messages.
 SECONDS = ("flops_s", "hbm_s", "cycles_s", "kernels_s", "ici_s", "network_s")
-_TOO_LARGE = "the program needs {} of memory on each chip, which has {} for it; try {}"
+_TOO_LARGE = "the program needs {} of memory on each chip, which has {} available; try {}"
 PARTS = ("argument", "output", "temporary", "code")
 EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4, v7x:2x2x1, h100:1, h200:8"
 
@@ -57,16 +57,18 @@ def devices(name: str, *, flag: str = "--topology", slices: int = 1) -> list[Any
         return topologies.get_topology_desc(**wanted).devices
     except JaxRuntimeError as error:
         reason = str(error).removeprefix("INVALID_ARGUMENT: ").split("\n")[0]
-        raise ValueError(f"{flag} {name}: {reason}; write one such as {EXAMPLES}") from error
+        raise ValueError(f"{flag} {name}: {reason}; give a topology such as {EXAMPLES}") from error
 
 
 def _tpu_target(name: str) -> dict[str, Any]:
     if not re.match(r"v\d", name):
-        raise ValueError(f"there is no compiler for such a chip; write one such as {EXAMPLES}")
+        raise ValueError(
+            f"there is no compiler for such a chip; give a topology such as {EXAMPLES}"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError("needs the TPU compiler", name="libtpu")
     if "0" in re.split("[:x]", name)[1:]:  # newer compilers divide by zero and crash
-        raise ValueError(f"a side has no chips; write one such as {EXAMPLES}")
+        raise ValueError(f"a side has no chips; give a topology such as {EXAMPLES}")
     os.environ.update(ENVIRONMENT)
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}  # as on Cloud TPU
     libtpu_name = f"tpu{name.removeprefix('v')}" if name.startswith("v7x:") else name

@@ -2,7 +2,7 @@
 
 `jaxrobust analyse ANALYSIS --workdir RUN` (or --weights, as `jaxrobust evaluate` takes them). The
 analyses are those of Debenedetti's thesis: perturbations, semantic-score, synthesis, effectiveness,
-convergence; and augmentations, a contact sheet of a user's own images.
+convergence; and augmentations, a contact sheet of your own images.
 """
 
 from dataclasses import asdict, dataclass
@@ -33,14 +33,14 @@ class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
     n: int | None = flag(
         "Number of images, spread over the classes of the split, or of samples.", least=1
     )
-    steps: tuple[int, ...] = flag("Attack steps; some analyses take several.", ())
+    steps: tuple[int, ...] = flag("Number of attack steps; some analyses take several values.", ())
     seed: int = shared("seed", 0, least=0)
-    batch: int = flag("Images at a time; results do not depend on it.", 64, least=1)
+    batch: int = flag("Batch size; results do not depend on it.", 64, least=1)
     out: Path | None = shared("out")
     sign: str | None = _own(
         "sign",
-        "What is shown: x_adv - x (attack), or the authors' x - x_adv (code); default: attack, for "
-        "semantic-score code.",
+        "Perturbation to show: x_adv - x (attack), or the authors' x - x_adv (code); default: "
+        "attack, but code for semantic-score.",
         choices=["attack", "code"],
     )
     judges: tuple[str, ...] = _own(
@@ -49,25 +49,23 @@ class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
         default=(),
     )
     top: int | None = _own(
-        "top", "Number of guesses of a judge; default: 5, or 1 of 20 classes or fewer.", least=1
+        "top", "Number of guesses per judge; default: 5, or 1 for 20 classes or fewer.", least=1
     )
-    step_size: float | None = _own("step_size", "Length of a step of synthesis; default: 0.225.")
-    targets: tuple[int, ...] = _own(
-        "targets", "Classes to aim at; default: random ones.", default=()
-    )
+    step_size: float | None = _own("step_size", "Step size of the synthesis; default: 0.225.")
+    targets: tuple[int, ...] = _own("targets", "Target classes; default: random ones.", default=())
     seeds: int | None = _own(
-        "seeds", "Number of random starts; default: 3, for convergence 20.", least=1
+        "seeds", "Number of random starts; default: 3, or 20 for convergence.", least=1
     )
     checkpoints: tuple[str, ...] = _own(
         "checkpoints",
-        "Networks in the order of training, in place of those of --workdir.",
+        "Networks in the order of training, instead of those of --workdir.",
         default=(),
     )
     images: tuple[Path, ...] = _own("images", "Pictures, or folders of them.", default=())
     chain: str | None = _own(
         "chain", "Preset or chain, such as heavy or 'resized-crop|flip'; default: heavy."
     )
-    views: int | None = _own("views", "Views of each picture; default: 6.", least=1)
+    views: int | None = _own("views", "Number of views per picture; default: 6.", least=1)
 
 
 _NAMED = (*NetworkFlags.__annotations__, *ImageFlags.__annotations__, *ThreatFlags.__annotations__)
@@ -76,8 +74,8 @@ _NAMED = (*NetworkFlags.__annotations__, *ImageFlags.__annotations__, *ThreatFla
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, compute, write both files."""
     quiet_libraries()
-    again = "the same command starts again"
-    with ending(again, ". With that solved, run the same command again"):
+    again = "run the same command to start again"
+    with ending(again, ". Once this is fixed, run the same command again"):
         values = asdict(fields.read(AnalyseFlags, __doc__, argv, usual=USUAL))
         network_flags = {name: values.pop(name) for name in _NAMED}
         settings = analyses.checked(values, network_flags)

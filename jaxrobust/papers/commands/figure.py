@@ -7,7 +7,8 @@ the table. `attacks` shows the accuracy after each attack of a cascade, `radius`
 ladder as the radius grows, `compare` robust accuracies and which differ by McNemar's test,
 `certified` the certified accuracy as the radius grows, next to an L2 ladder of the same folder,
 `resolution` clean and robust accuracy at several test resolutions (`evaluate --image_size`). All
-have 95% intervals. Records of other images, threats or attacks are refused, with all differences.
+have 95% intervals. Records with different images, threats or attacks are refused, and all
+differences are listed.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 a file
 cannot be read or written.
@@ -32,17 +33,17 @@ class FigureFlags:
 
     records: tuple[str, ...] = flag(
         "Folders of evaluations, runs, or results.jsonl files; FOLDER#NUMBER names one of several "
-        "evaluations that a folder holds.",
+        "evaluations in a folder.",
         word=True,
         required=True,
     )
     kind: str | None = flag(
-        f"What to draw: {', '.join(KINDS[:-1])} or {KINDS[-1]}; default: attacks of one "
-        "evaluation, compare of several.",
+        f"What to draw: {', '.join(KINDS[:-1])} or {KINDS[-1]}; default: attacks for one "
+        "evaluation, compare for several.",
         choices=KINDS,
     )
     out: Path = flag(
-        "Picture: a .pdf, .svg or .png; the table is next to it; default: figure.pdf.",
+        "Picture to write (.pdf, .svg or .png), with the table next to it; default: figure.pdf.",
         Path("figure.pdf"),
     )
     names: tuple[str, ...] = flag("Names of the networks, in order.", ())
@@ -54,7 +55,7 @@ class FigureFlags:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, draw, write."""
-    answer(_drawn, fields.read(FigureFlags, __doc__, argv), "the same command starts again")
+    answer(_drawn, fields.read(FigureFlags, __doc__, argv), "run the same command to start again")
 
 
 def _drawn(flags: FigureFlags) -> dict[str, Any]:

@@ -27,18 +27,19 @@ class LandscapeFlags(NetworkFlags, ImageFlags):
     n: int = flag(
         "Number of images, spread over the classes of the split; default: 1000.", 1000, least=1
     )
-    side: int = flag("Number of points along a side, an odd number; default: 51.", 51, least=3)
+    side: int = flag("Number of points per side, an odd number; default: 51.", 51, least=3)
     points: int = flag("Number of points per call; default: 51.", 51, least=1)
-    batch: int = flag("Images at a time; default: 250.", 250, least=1)
+    batch: int = flag("Batch size; default: 250.", 250, least=1)
     seed: int = shared("seed", 0, least=0)
-    reach: float = flag("Half the side of the plane; default: 1.", 1.0)
+    reach: float = flag("Half the side length of the plane; default: 1.", 1.0)
     out: Path | None = shared("out")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, compute what is missing, write both files."""
     quiet_libraries()
-    with ending("the same command continues", ". With that solved, run the same command again"):
+    again = "run the same command to continue"
+    with ending(again, f". Once this is fixed, {again}"):
         flags = fields.read(
             LandscapeFlags, __doc__, argv, usual="workdir weights dataset n side out"
         )

@@ -2,10 +2,10 @@
 
 Lists the runs that fill the paper's tables, each once and after the run whose weights it starts
 from; runs behind the paper's main claims come first. Costs are estimated as by `jaxrobust estimate
---fast`, and stored; progress is read from `runs/`. Run the same command again to see how far the
-plan is. A run needs no further evaluation once McNemar's test, on the images evaluated so far,
-separates it from all networks that the tables compare it with. `--write` writes the remaining runs
-as scripts: for a pod, and as Slurm arrays.
+--fast`, and stored; progress is read from `runs/`. Run the same command again to see the progress.
+A run needs no further evaluation once McNemar's test, on the images evaluated so far, separates it
+from all networks that the tables compare it with. `--write` writes the remaining runs as scripts:
+for a pod, and as Slurm arrays.
 
 Exit codes: 0 done; 2 a mistake in the command, with one sentence on stderr; 3 another reason.
 """
@@ -43,11 +43,11 @@ class PlanFlags:
         "outside tables."
     )
     row: str | None = flag("Only one row of --table, by its number or name.")
-    budget: float | None = flag("Hours that may be spent; default: unlimited.", reads=number)
+    budget: float | None = flag("Maximum number of hours; default: unlimited.", reads=number)
     utilisation: float = flag("Assumed share of the chips' peak.", str(UTILISATION), reads=number)
     write: Path | None = flag("Folder for the scripts of the remaining runs.")
     estimates: Path = flag(
-        "File that remembers estimates; default: runs/estimates.jsonl.",
+        "File that caches estimates; default: runs/estimates.jsonl.",
         Path("runs/estimates.jsonl"),
     )
 
@@ -64,7 +64,7 @@ def main() -> None:
         stop(f"--budget={flags.budget:g} must be above 0 hours; leave it out for all runs", 2)
     if not 0 < flags.utilisation <= 1:
         stop(f"--utilisation={flags.utilisation:g} must be above 0 and at most 1", 2)
-    with ending("the same command continues"):
+    with ending("run the same command to continue"):
         with patience.of(patience.LOADING):
             from jaxrobust.papers.planning import answer
         made_by = shlex.join(["jaxrobust", "plan", *sys.argv[1:]])

@@ -4,7 +4,7 @@
 from `jaxrobust train` and `jaxrobust evaluate`; without any, only the paper's numbers are shown. A
 record fills a cell only if it measures exactly that: the same network, trained or downloaded, the
 same attack, radius and images. Other records are listed with their differences. `--commands`
-prints the commands that train and evaluate each row, or why there are none; then those of the
+prints the commands that train and evaluate each row, or why there are none; then those for the
 paper's figures and text.
 """
 
@@ -23,15 +23,15 @@ class ReproduceFlags:
     """The records and the tables to compare."""
 
     records: tuple[Path, ...] = flag(
-        "Runs, folders with results.jsonl, such files, imported folders of weights.",
+        "Runs, results.jsonl files or folders that have one, and imported folders of weights.",
         (),
         word=True,
         nargs="*",
     )
-    paper: str | None = flag(f"Only one: {', '.join(tables.PAPERS)}; default: all.")
+    paper: str | None = flag(f"Only one paper: {', '.join(tables.PAPERS)}; default: all.")
     table: str | None = flag(
-        "Only one table of --paper: its number, an id such as text_1, or figures, everything "
-        "outside tables, with --commands."
+        "Only one table of --paper: its number, an id such as text_1, or with --commands figures: "
+        "everything outside tables."
     )
     row: str | None = flag("Only one row of --table, by its number or name; with --commands.")
     out: Path | None = flag(
@@ -40,14 +40,14 @@ class ReproduceFlags:
     commands: bool = flag(
         "Print the commands that measure each row instead, or why there is no command.", False
     )
-    alike: bool = flag("Also show records of other trainings or images, in italics.", False)
+    alike: bool = flag("Also show records with different training or images, in italics.", False)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, print or write."""
     flags = asdict(fields.read(ReproduceFlags, __doc__, argv))
     places = flags.pop("records")
-    with ending("the same command starts again"):
+    with ending("run the same command to start again"):
         with patience.of(patience.LOADING):
             from jaxrobust.papers.tables import documents
 

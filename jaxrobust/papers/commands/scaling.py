@@ -3,8 +3,8 @@
 Prints the rule's solution for this many multiply-adds per image, the nearest integers of equal
 cost, their cost, and for comparison the published networks A1 to A4. `--study` lists the networks
 of a study instead, one per line: name and options for `models.create` or a config (`model.name`,
-`model.options`), in the study of ratios the cost, and last the config that trains it (`jaxrobust
-train CONFIG`). The studies of the block are at four capacities.
+`model.options`), in the study of ratios also the cost, and finally the config that trains it
+(`jaxrobust train CONFIG`). The block studies have four capacities.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr.
 """
@@ -36,13 +36,13 @@ class ScalingFlags:
         nargs="?",
     )
     block: str = flag("Block: basic, or robust for RobustResBlocks.", "basic")
-    image_size: int = flag("Side of the images in pixels.", 32, least=1)
+    image_size: int = flag("Image size in pixels.", 32, least=1)
     study: str | None = flag(
-        "Study to list: depth, width or ratio; or of the block blocks, cardinality, scales, kernel "
-        "or activation (with weight decay and data sets)."
+        "Study to list: depth, width or ratio; or, for the block, blocks, cardinality, scales, "
+        "kernel or activation (with weight decay and data sets)."
     )
     capacity: str | None = flag(
-        "Only one capacity of a study of the block: wrn_28_10, wrn_34_12, wrn_46_14 or wrn_70_16."
+        "Only one capacity of a block study: wrn_28_10, wrn_34_12, wrn_46_14 or wrn_70_16."
     )
     json: bool = shared("json", False)
 
@@ -50,7 +50,7 @@ class ScalingFlags:
 def run(flags: ScalingFlags) -> dict[str, Any]:
     """Print the networks, and return them."""
     if flags.capacity and not flags.study:
-        raise ValueError(f"--capacity={flags.capacity} is of a study; name it with --study")
+        raise ValueError(f"--capacity={flags.capacity} is for a study; name one with --study")
     with patience.of(patience.LOADING):
         from jaxrobust.models.families.robust_resnets import robust_resnet
         from jaxrobust.papers import scaling, studies
@@ -106,7 +106,7 @@ def _line(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Answer as the command line says."""
-    answer(run, fields.read(ScalingFlags, __doc__, argv), "the same command prints it again")
+    answer(run, fields.read(ScalingFlags, __doc__, argv), "run the same command to print it again")
 
 
 if __name__ == "__main__":  # as `jaxrobust.scaling` was started

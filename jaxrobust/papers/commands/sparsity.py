@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read the command line, count, write both files."""
     quiet_libraries()
     network_flags = asdict(fields.read(SparsityFlags, __doc__, argv))
-    with ending("the same command starts again"):
+    with ending("run the same command to start again"):
         with patience.of(patience.LOADING):
             from jaxrobust.papers.networks import sparsity
 

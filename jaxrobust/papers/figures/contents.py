@@ -14,9 +14,7 @@ from jaxrobust.types import fraction
 
 MOST_LINES = 7  # of one figure: the palette has no more distinct colours
 MOST_ROWS = 30  # networks of a comparison: more do not fit into a column
-EXACT = (
-    rf"exact (Clopper--Pearson) {100 * LEVEL:.0f}\,\% intervals, each for itself"  # of the images
-)
+EXACT = rf"pointwise exact (Clopper--Pearson) {100 * LEVEL:.0f}\,\% intervals"  # of the images
 
 
 class Series(NamedTuple):
@@ -73,7 +71,7 @@ def attacks(
     union = first.record.is_union
     order = "after each threat in turn" if union else "after each attack in turn"
     caption = (
-        rf"Accuracy in \% on images as they are (clean) and {order}: "
+        rf"Accuracy in \% on unmodified images (clean) and {order}: "
         f"{latex.attack_words(first.record)}, {latex.threat_words(first.record)}; "
         f"{latex.images_words(first.record, first.images)}. Intervals of the last column and bars: "
         f"{EXACT}."
@@ -106,7 +104,7 @@ def radius(places: Sequence[str], chosen_names: Sequence[str], threat: str | Non
     for at in range(len(radii)):
         rows.append([f"${words[at]}$", *cells(series, at)])
     caption = (
-        rf"Accuracy in \% within balls of rising ${latex.NORMS[norm]}$ radius; attack: "
+        rf"Accuracy in \% within balls of growing ${latex.NORMS[norm]}$ radius; attack: "
         f"{latex.attack_words(largest.record)}, whose points count at every radius that contains "
         f"them; radii 0 to ${words[-1]}$ of pixels in $[0, 1]$; "
         f"{latex.images_words(largest.record, largest.images)}. Radius 0 is clean accuracy. "
@@ -169,8 +167,8 @@ def certified(
         rows.append([f"${radius:.4g}$", *cells])
     first = facts[0]
     attacked_words = (
-        f" Next to it, what {latex.attack_words(ladder[-1].record)} leaves of the network without "
-        "noise, which is another classifier."
+        f" For comparison, what {latex.attack_words(ladder[-1].record)} leaves of the network "
+        "without noise, which is a different classifier."
         if attacked
         else ""
     )

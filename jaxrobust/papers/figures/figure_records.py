@@ -42,7 +42,7 @@ class FigureRecord(NamedTuple):
         if not count:
             raise ValueError(
                 f"{self.ours.file} has a record of images {self.record.image_ids}, whose number is "
-                "unknown, so they have no intervals; evaluate again"
+                "unknown, so there are no intervals; evaluate again"
             )
         return count
 
@@ -65,8 +65,8 @@ def _cascade(place: str, threat: str | None, ball: set[tuple[str, str]] | None) 
     if not having:
         under = f" under {threat}" if threat else ""
         raise ValueError(
-            f"{place} has no evaluation by several attacks{under}, so there is nothing to draw for "
-            "--kind attacks; evaluate with --attack=autoattack, or name another place"
+            f"{place} has no evaluation with several attacks{under}, so there is nothing to draw "
+            "for --kind attacks; evaluate with --attack=autoattack, or name another place"
         )
     if len(having) > 1:
         listed = evaluations.few(evaluations.addresses(folder, having))
@@ -319,11 +319,11 @@ def names(shown: Sequence[FigureRecord], chosen: Sequence[str]) -> list[str]:
     if chosen:
         if len(chosen) != len(shown):
             raise ValueError(
-                f"--names has {len(chosen)} names, and the figure shows {len(shown)} networks; "
-                "give one for each, in their order"
+                f"--names has {len(chosen)} names, but the figure shows {len(shown)} networks; "
+                "give one for each, in the same order"
             )
         if len({*chosen}) < len(chosen):
-            raise ValueError("--names repeats a name; give each network its own")
+            raise ValueError("--names repeats a name; give each network a different one")
         return list(chosen)
     ways: list[Callable[[FigureRecord], Iterator[str]]] = [_folder, _network, _weights]
     for way in ways:
@@ -351,8 +351,8 @@ def _weights(one: FigureRecord) -> Iterator[str]:
 def doubts(name: str, record: AccuracyRecord) -> Iterator[str]:
     """Yield remarks about a record that readers of the figure need."""
     for flag, text in record.flags.items():
-        yield f"In doubt of {name}, {flag}: {text}."
+        yield f"Doubt about {name}, {flag}: {text}."
     shared = record.ladder is not None and checked.own_radii([record])  # as in every ladder
     if (line := records.replayed_line(record)) and not shared:
-        yield f"Of {name}, {line}, which the attacks alone might have left standing."
-    yield from (f"Of {name}: {line}." for line in records.notes_of(record))
+        yield f"In {name}, {line}, which the attacks alone might not have fooled."
+    yield from (f"{name}: {line}." for line in records.notes_of(record))

@@ -41,7 +41,7 @@ def resolution(
     attack = latex.attack_words(last.record) if last.record.attacks else "no attack"
     caption = (
         rf"Accuracy in \% at several test resolutions, in pixels, of networks that were not "
-        f"trained again for them: {attack}{_radii_words(curves)}; "
+        f"retrained for them: {attack}{_radii_words(curves)}; "
         f"{latex.images_words(last.record, last.images)}. Brackets and bands: {contents.EXACT}."
     )
     records = [one for of in shown for one in of]

@@ -67,11 +67,11 @@ def checked(values: dict[str, Any], network_flags: dict[str, Any]) -> AnalysisSe
     settings = AnalysisSettings(named=network_flags, **(defaults | values))
     steps = settings.steps
     if any(step < row.least for step in steps):
-        raise ValueError(f"--steps of {name} must be at least {row.least}")
+        raise ValueError(f"--steps for {name} must be at least {row.least}")
     if len(steps) > 1 and not row.many:
-        raise ValueError(f"{name} takes one number of --steps")
+        raise ValueError(f"{name} takes a single value of --steps")
     if row.many and max(steps) < 1:
-        raise ValueError("--steps must name an attack of at least 1 step")
+        raise ValueError("--steps must name an attack with at least 1 step")
     if settings.step_size <= 0:
         raise ValueError(f"--step_size={settings.step_size} must be above 0")
     from jaxrobust.types import check_length

@@ -86,5 +86,5 @@ def draw(sample: None, rows: Rows, result: Any, settings: AnalysisSettings) -> A
     preset = PRESETS.get(settings.chain)
     about = f"{settings.chain}: {preset.chain}" if preset else settings.chain
     about += f"\nleft: as evaluation sees it; then {settings.views} views"
-    about += " on the host, and as many after the device" if len(kinds) > 1 else ""
+    about += " on the host, and as many after augmentation on the device" if len(kinds) > 1 else ""
     return picture_parts.grid(cells, 1 + settings.views * len(kinds), about)

@@ -60,8 +60,8 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
 def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
     """Draw each image's loss over the steps, and their mean."""
     ball = sample.threat.written()
-    about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {result.shape[2]} images that are right "
-    about += f"clean, each the mean of {result.shape[0]} starts"
+    about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {result.shape[2]} correctly classified "
+    about += f"images, each the mean of {result.shape[0]} starts"
     figure = picture_parts.figure(f"{sample.name}\n{about}", 7.2, 4.6)
     panel, mean = figure.subplots(), result.mean(0)
     steps = np.arange(len(mean))

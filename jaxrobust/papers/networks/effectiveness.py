@@ -62,7 +62,7 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
             xs = [places[row["checkpoint"]] for row in step_rows]
             panel.plot(xs, [row[key] for row in step_rows], "o-", color=colour, label=f"{k}", ms=4)
     loss_panel.set_ylabel("cross-entropy reached")
-    share_panel.set_ylabel(f"left to {max(settings.steps)} steps, % of its loss")
+    share_panel.set_ylabel(f"gap to {max(settings.steps)} steps, % of its loss")
     for panel in (loss_panel, share_panel):
         panel.grid(color="#dddddd", linewidth=0.5)
         panel.set_ylim(bottom=0)
@@ -70,7 +70,7 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
             panel.set_xticks([*places.values()], [*places], fontsize=8)
             panel.margins(x=0.25)
         else:
-            panel.set_xlabel("steps of training")
+            panel.set_xlabel("training steps")
             for previous, name in itertools.pairwise(places):
                 phase = name.partition(" ")[0]
                 if previous.partition(" ")[0] != phase:

@@ -220,7 +220,7 @@ def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any])
     lines = panel.contour(line, line, shown, levels, colors="white", linewidths=0.5)
     panel.clabel(lines, fontsize=6, fmt="%.1f")
     panel.plot(0, 0, "+", color="#d1495b", ms=9, mew=1.6)
-    panel.set(xlabel="first direction, in norms of the filters", ylabel="second direction")
+    panel.set(xlabel="first direction, in filter norms", ylabel="second direction")
     panel.set_aspect("equal")
     figure.colorbar(colours, ax=panel, shrink=0.9)
     return figure

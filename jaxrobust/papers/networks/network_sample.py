@@ -48,7 +48,7 @@ def seen(network_flags: dict[str, Any], *, attacked: bool = True) -> NetworkSamp
     """Read the network that flags name, and `n` images of its test split (0: all)."""
     values = flags.GivenFlags(**_NONE | network_flags)
     if values.n < 0 or values.n > 100_000:
-        raise ValueError(f"--n={values.n} must be at least 1 image, at most 100000")
+        raise ValueError(f"--n={values.n} must be from 1 to 100000 images")
     values = flags.placed(values)
     flags.check(values)
     origin, subject, source = flags.settled(values)
@@ -129,7 +129,7 @@ def other(place: str, like: NetworkSample) -> tuple[str, Subject, LogitsFn]:
     if classes not in (None, about.network.num_classes):
         raise ValueError(
             f"{place} has {classes} classes, and {like.name} {about.network.num_classes}; name a "
-            "network of the same classes"
+            "network with the same classes"
         )
     data: dict[str, Any] = {"dataset": about.dataset, "split": about.split}
     data |= {"data_dir": about.data_dir, "classes": about.classes}

@@ -65,7 +65,7 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
         cells += [(images[i], *title) for (_, images), title in zip(kinds, titles, strict=False)]
     ball = sample.threat.written()
     about = f"PGD-{settings.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
-    about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"
-    about += "perturbation: grey means no change, white as much brighter as the ball allows"
+    about += "titles: the class, and the prediction for the adversarial image (red: wrong)\n"
+    about += "perturbation: grey means no change, white means as much brighter as the ball allows"
     across = len(kinds) * (2 if len(rows) > 4 else 1)
     return picture_parts.grid(cells, across, f"{sample.name}\n{about}")

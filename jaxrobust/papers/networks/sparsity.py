@@ -84,7 +84,7 @@ def rows(sets: list[WeightGroup]) -> picture_parts.Rows:
 
 def draw(name: str, sets: list[WeightGroup]) -> Any:
     """Draw the histograms, one below the other, and mark what counts as zero."""
-    title = f"{name}: share of weights below 1% of the largest of their set"
+    title = f"{name}: share of weights below 1% of the largest in their set"
     figure = picture_parts.figure(title, 6.4, 0.5 + 1.75 * len(sets))
     panels = figure.subplots(len(sets), 1, squeeze=False)[:, 0]
     for panel, part in zip(panels, sets, strict=True):

@@ -17,19 +17,14 @@ from jaxrobust.runtime.text.spelling import counted
 
 _HEAD = """#!/bin/bash
 # Made by `{made_by}`.
-# A run that was stopped continues when this is started again; what is done takes a moment.
+# Start this again to continue after an interruption; finished runs take a moment.
 """
 _ARRAY = """#!/bin/bash
-# Makes one line of the file that is given, a run with its evaluations, on one node.
-#SBATCH --job-name=jaxrobust-plan
-#SBATCH --ntasks=1
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --signal=TERM@180
-trap : TERM # a preemption asks this shell as well, which has to outlive the processes
-srun bash -c "$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")"
-code=$?
-if [[ $code == 75 || $code == 143 ]]; then # preempted: it continues
+# Runs one line of the given file, a run with its evaluations, on one node. #SBATCH
+--job-name=jaxrobust-plan #SBATCH --ntasks=1 #SBATCH --requeue #SBATCH --open-mode=append #SBATCH
+--signal=TERM@180 trap : TERM # a preemption also signals this shell, which must outlive the
+processes srun bash -c "$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")" code=$? if [[ $code == 75 || $code
+== 143 ]]; then # preempted: it continues
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 fi
 exit "$code"
@@ -40,7 +35,7 @@ def of(flags: Any, made_by: str) -> str:
     """Make the plan for the flags of `jaxrobust plan`; return its text."""
     target = devices.target(flags.on)
     if target.here:
-        raise ValueError(f"--on {flags.on} is not a known chip; write one such as v5e:8x8")
+        raise ValueError(f"--on {flags.on} is not a known chip; write, for example, v5e:8x8")
     planned = runs.of_paper(flags.paper, flags.table, flags.row)
     with patience.lasting(f"estimating {len(planned)} runs"):
         options: dict[str, Any] = {"utilisation": flags.utilisation, "file": flags.estimates}
@@ -83,9 +78,7 @@ def text(
         f"{hours * target.whole:,.0f} chip-hours",
     ]
     if decided := sum(step.state == APART for step in steps):
-        lines[1] += (
-            f"; McNemar's test tells {decided} apart already from what they are compared with"
-        )
+        lines[1] += f"; McNemar's test already separates {decided} from what they are compared with"
     if budget is not None:
         beyond = sum(step.state == BEYOND for step in steps)
         lines[-1] += f", within a budget of {budget:,.0f} hours; {beyond} runs are beyond it"

@@ -59,7 +59,7 @@ def of_paper(paper: str, table: str | None = None, row: str | None = None) -> li
         if not places:
             raise ValueError(
                 f"--row {row}: nothing is trained for that row; jaxrobust reproduce --commands "
-                f"--paper {paper} --table {table} --row {row} says why"
+                f"--paper {paper} --table {table} --row {row} explains why"
             )
     first = [*CLAIMS[paper], *dict.fromkeys(place.table for place, _ in places)]
     places.sort(key=lambda entry: first.index(entry[0].table))

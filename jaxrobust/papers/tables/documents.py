@@ -12,11 +12,10 @@ from jaxrobust.papers.tables.tables_markdown import Filled, plain, varying
 from jaxrobust.results.run_records import RunRecord
 
 _ABOUT = (
-    "What measures each row: trained here, or downloaded where a second way stands below it. "
-    "`jaxrobust reproduce RUN ... weights/ID ...` shows the records of runs, of their `evaluation` "
-    "folders and of downloaded weights (`runs/evaluation-...`, next to `weights/ID`) in the "
-    "tables. "
-    "A run that several rows have is trained once."
+    "Commands that measure each row: by training here or, if a second way is listed below it, with "
+    "downloaded weights. `jaxrobust reproduce RUN ... weights/ID ...` shows the records of runs, "
+    "of their `evaluation` folders and of downloaded weights (`runs/evaluation-...`, next to "
+    "`weights/ID`) in the tables. A run that several rows share is trained once."
 )
 
 
@@ -112,8 +111,8 @@ def command_document(
             parts += [_block(line.texts())] * bool(line.texts())
             if line.start:
                 parts.append(
-                    f"  The training starts from {line.start.workdir}, and makes that run first "
-                    "where it is not finished."
+                    f"  The training starts from {line.start.workdir}, and makes that run first if "
+                    "it is not finished."
                 )
             parts += [f"  {line.why}"] * bool(line.why)
             if curve and line.run:
@@ -121,7 +120,7 @@ def command_document(
                 place, flags = line.run.workdir, f"--attack {curve['attack']} {sizes}"
                 drawing = f"--kind resolution --out {place}/resolution.pdf"
                 parts += [
-                    f"  How its size was chosen ({curve['figure']}), and a picture of that:",
+                    f"  How its size was chosen ({curve['figure']}), and a figure of this:",
                     _block(
                         [
                             f"jaxrobust evaluate --workdir {place} {flags}",

@@ -103,7 +103,7 @@ def _other_network(row: Any, run_record: RunRecord, of_training: bool) -> Iterat
             yield "weights that are not those of the row"
         return
     if row.get("origin") != "authors":
-        yield f"a network of our own training, and the row's is of {row.get('origin')}"
+        yield f"a network that we trained, but the row's comes from {row.get('origin')}"
         return
     classes = _CLASSES.get(record.classes_sha256)  # as proved by the images of an evaluation
     data = config.get("data", {})
@@ -113,7 +113,7 @@ def _other_network(row: Any, run_record: RunRecord, of_training: bool) -> Iterat
     last = phases(run_records.whole_config(config))[-1]
     phase = str(record.weights).partition(",")[0]
     if of_training and phase != last:
-        yield f"weights of the phase {phase}, not of the last"
+        yield f"weights from the phase {phase}, not from the last"
 
 
 def other_training(
@@ -267,7 +267,7 @@ def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iter
     if row["dataset"] == "imagenet100":
         expected_hash = hashes.classes_sha256(imagenet.imagenet100())
         if name != "imagenet2012" or record.classes_sha256 != expected_hash:
-            yield f"{record.dataset} with other classes than imagenet100"
+            yield f"{record.dataset} with classes other than imagenet100"
     elif name != row["dataset"] and not (on_list and is_on_list):  # ImageNet's files lie anywhere
         yield f"{record.dataset}, not {row['dataset']}"
     if on_list and not is_on_list:
@@ -278,7 +278,7 @@ def _other_images(row: Any, record: "AccuracyRecord", of_training: bool) -> Iter
     if not of_training:
         return
     if images is None:
-        yield "the paper does not say on how many images"
+        yield "the paper does not state the number of images"
     elif record.image_ids != f"0..{images - 1}":
         yield f"images {record.image_ids}, not all {images}"
     if record.damaged:
@@ -329,7 +329,7 @@ def _other_union(members: list[dict[str, Any]], record: "AccuracyRecord") -> Ite
         return
     pgd = {_pgd(attack) for attack in record.attacks if attack["name"] == "pgd"}
     if pgd != {_pgd(member) for member in members if member["attack"] == "pgd"}:
-        yield "another PGD than the study's in one of the norms"
+        yield "a different PGD than the study's in one of the norms"
     others = [attack for attack in record.attacks if attack["name"] != "pgd"]
     for member in members:
         if member["attack"] != "pgd":
@@ -355,18 +355,18 @@ def _other_attack(result: dict[str, Any], record: "AccuracyRecord") -> Iterator[
         yield "the fast version, whose verdicts are not AutoAttack's"
     elif kind == "autoattack":
         if settings != _STANDARD:
-            yield "another attack than standard AutoAttack"
+            yield "a different attack than standard AutoAttack"
     elif kind == "apgd-ce" and "restarts" in result:
         if settings != {("apgd-ce", result["steps"], result["restarts"], 0)}:
             name = f"APGD-CE, {result['steps']} steps, {result['restarts']} restarts"
-            yield f"another attack than {name}"
+            yield f"a different attack than {name}"
     elif "name" in result:  # with fixed steps
         names = [attack["name"] for attack in attacks]
         if names != [result["name"]] or _pgd(attacks[0]) != _pgd(result):
             name = f"{result['name'].upper()}, {result['steps']} steps"
-            yield f"another attack than {name} of the study's length and start"
+            yield f"a different attack than {name} with the study's length and start"
     else:
-        yield f"the paper does not say the settings of its {kind}"
+        yield f"the paper does not state the settings of its {kind}"
 
 
 def measured(result: dict[str, Any], record: "AccuracyRecord") -> float | None:

@@ -87,7 +87,7 @@ def figures(name: str) -> Table:
     """Return the experiments that a paper has in figures and text, as rows of a table."""
     entries = json.loads((_DATA / "figures.json").read_text()).get(name, [])
     rows = [{"model": None, "image_size": None} | entry for entry in entries]
-    caption = "experiments that no table of the paper has"
+    caption = "experiments outside the paper's tables"
     return Table(name, FIGURES, caption, FIGURES, 2, {}, rows, [])
 
 

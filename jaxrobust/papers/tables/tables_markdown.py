@@ -51,9 +51,9 @@ def filled(table: Table, records: list[RunRecord], *, alike: bool = False) -> Fi
                     printed = [table.value(table.rows[at], key) for at in (first, index)]
                     if all(printed) and printed[0] != printed[1]:
                         raise ValueError(
-                            f"{run_record.file}: a record fits rows {first + 1} and {index + 1} of "
-                            f"{tables.title(table)} of {table.paper}, which print {printed[0]} and "
-                            f"{printed[1]}; correct the line of one in "
+                            f"{run_record.file}: a record matches rows {first + 1} and {index + 1} "
+                            f"of {tables.title(table)} in {table.paper}, which print {printed[0]} "
+                            f"and {printed[1]}; correct one of these rows in "
                             f"papers/tables/data/{table.paper}.json"
                         )
     return Filled(table, cells)
@@ -65,19 +65,19 @@ def document(name: str, shown: list[Filled], records: list[RunRecord]) -> str:
     where = f"arXiv {source['arxiv']}" if source["arxiv"] else "thesis"
     parts = [
         f"# {source['title']}",
-        f"{source['authors']} {source['year']} ({where}); its numbers next to ours. A number of "
-        "ours appears only with its record. `?`: something contradicts the printed value.",
+        f"{source['authors']} {source['year']} ({where}); its numbers next to ours. Our numbers "
+        "appear only with their records. `?`: something contradicts the printed value.",
     ]
     if any(cell.alike for one in shown for cell in one.cells.values()):
         parts.append(
-            "*In italics*: the same network, data set, objective and attack, but another training "
-            "or other images; what differs stands below, under Records."
+            "*In italics*: the same network, data set, objective and attack, but different "
+            "training or images; the differences are listed below, under Records."
         )
     tables_shown = [_table(one) for one in shown]
     if any(f"| {NOT_MEASURED} |" in text for text in tables_shown):
         parts.append(
-            f"`{NOT_MEASURED}`: `jaxrobust reproduce --paper {name} --commands` prints what "
-            "measures each row."
+            f"`{NOT_MEASURED}`: `jaxrobust reproduce --paper {name} --commands` prints the "
+            "commands that measure each row."
         )
     parts += tables_shown
     if records:
@@ -158,10 +158,10 @@ def _records(records: list[RunRecord], shown: list[Filled]) -> str:
             f"{short(record)}; {place}."
         )
         for name, doubt in record.flags.items():
-            text += f" In doubt, {name}: {doubt}."
+            text += f" Doubt about it, {name}: {doubt}."
         if number not in used:
             alike = any(c.record == number for one in shown for c in one.cells.values())
-            where = "In cells in italics alone" if alike else "In no cell above"
+            where = "Only in cells in italics" if alike else "In no cell above"
             text += f" **{where}**: {_nearest(run_record, shown)}."
         lines.append(text)
     return "\n".join(lines)

@@ -143,10 +143,10 @@ def part(one: ReportedEvaluation) -> Markup:
         board = {"RobustBench's JSON": entry}
         board["RobustBench's issue text"] = robustbench_entry.issue(*issue)
     except (KeyError, TypeError, ValueError, AttributeError):
-        note = "The record lacks what RobustBench's entry is made of."
+        note = "The record lacks fields that RobustBench's entry needs."
     else:
         if lacks:  # an entry would claim the data and radius of a leaderboard
-            note = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
+            note = f"RobustBench would not accept it, so there is no entry: {'; '.join(lacks)}."
         else:
             texts |= board
     copied = Markup().join(markup.parts.copied(*item) for item in texts.items())
@@ -159,12 +159,12 @@ def about(one: ReportedEvaluation) -> str:
     """Describe what the command reproduces."""
     if not one.record.method and one.record.attacks:
         return (
-            "This is the test of a training; jaxrobust train with its config repeats it. "
-            "The command below asks evaluate's attack of this name, with other random draws."
+            "This is the test of a training run; jaxrobust train with its config repeats it. The "
+            "command below uses evaluate's attack of the same name, with different random draws."
         )
     if one.record.task:
-        return "No command takes a task: call this in Python, with the record's seed and attacks."
+        return "No command supports tasks: call this in Python, with the record's seed and attacks."
     same = "The command gives the same verdicts with the same weights, data and versions."
     if one.record.replayed is not None or "ladder" in str(one.record.method):
-        return f"{same} What other evaluations had found was tried first here, as the record says."
-    return f"{same} Add --noreplay if evaluations at other radii are in the same folder by now."
+        return f"{same} Images from other evaluations were tried first here, as the record says."
+    return f"{same} Add --noreplay if the folder now contains evaluations at other radii."

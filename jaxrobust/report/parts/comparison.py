@@ -16,7 +16,7 @@ from jaxrobust.report.parts import sentences
 
 _OVERLAID = {
     "loss": ("Loss", False),
-    "robust": ("Accuracy of batches under attack", True),
+    "robust": ("Accuracy under attack on training batches", True),
     "selection_clean": ("Clean accuracy on the selection split", True),
     "selection_robust": ("Robust accuracy on the selection split", True),
 }
@@ -45,7 +45,7 @@ def overlays(runs: Sequence[ReportedRun]) -> Markup | None:
             note = f"The first {_DRAWN} of {len(having)} runs." if len(having) > _DRAWN else ""
             key, axes = f"overlay-{at}-{quantity}", (Axis("step"), Axis(title.lower(), percent))
             drawn.append(figures.lines(key, f"{title}, {phase}", curves, *axes, note=note))
-    return markup.parts.section("Runs over each other", figures=drawn) if drawn else None
+    return markup.parts.section("Runs overlaid", figures=drawn) if drawn else None
 
 
 def groups(evaluations: Sequence[ReportedEvaluation]) -> list[list[ReportedEvaluation]]:
@@ -83,9 +83,10 @@ def part(evaluations: Sequence[ReportedEvaluation]) -> Markup | None:
         return None
     lead = (
         "Networks that were attacked in the same way are compared on the same images. The interval "
-        "is Tango's for paired proportions; p is McNemar's exact test, corrected by Holm for the "
-        "number of comparisons. Where an evaluation stopped early, both are those of a sequence, "
-        "which hold at any time. Significant differences (p below 0.05) are drawn in orange."
+        "is Tango's interval for paired proportions; p is from McNemar's exact test, with Holm's "
+        "correction for the number of comparisons. If an evaluation stopped early, both come from "
+        "a confidence sequence and hold at any time. Significant differences (p below 0.05) are "
+        "drawn in orange."
     )
     return markup.parts.section("Differences, image by image", texts=[lead], below=shown)
 
@@ -115,14 +116,14 @@ def _group(group: Sequence[ReportedEvaluation], key: str) -> Markup | None:
     replayed = [(int(_aligned(first, other)[1].sum()), _label(other)) for other in others]
     if without := [f"{n:,} with {label}" for n, label in replayed if n]:
         texts.append(
-            "Images that replayed points decided are left out, as the attacks alone might have "
-            f"left them standing: {', '.join(without)}."
+            "Images decided by replayed points are left out, because the attacks alone might not "
+            f"have fooled them: {', '.join(without)}."
         )
     unsure = [_label(one) for one in others if not _same_images(first, one)]
     if unsure:
         texts.append(
             f"Only the images' names show that {', '.join(unsure)} saw the same images as "
-            f"{_label(first)}: older versions noted no hash of each image."
+            f"{_label(first)}: older versions did not store a hash of each image."
         )
     threat = ", ".join(sentences.balls(first.record)) or "no attack"
     return markup.parts.section(

@@ -32,12 +32,12 @@ _INTERVALS: dict[str, Literal["clean", "robust"]] = {
 }
 _TITLE = "Classes that the attacks reached"
 _UNKNOWN = (
-    "Which classes the attacks reached is unknown: an older version, which did not note them, "
-    "wrote these verdicts. The same evaluation with another --out notes them."
+    "Which classes the attacks reached is unknown: these verdicts come from an older version, "
+    "which did not record them. Repeat the evaluation with another --out to record them."
 )
 _NO_VERDICTS = (
-    "Classes, the confusion and images are not shown: there are no verdicts image by image, as "
-    "jaxrobust evaluate writes them. A training writes none, nor did older versions."
+    "Classes, confusion and images are not shown, because there are no per-image verdicts. "
+    "jaxrobust evaluate writes them; training and older versions do not."
 )
 _NOT_FOOLED = "No attack fooled an image that is classified correctly, so no class was reached."
 
@@ -127,7 +127,7 @@ def _accuracies(one: ReportedEvaluation, key: str) -> Markup:
         elif ends is None and one.images and name != _CORRUPTED:
             ends = checks.binomial_interval(round(value * one.images), one.images)
         bars.append(Bar(name, value, *(ends or (None, None))))
-    head = f"What each {'threat' if record.method == sentences.UNION else 'attack'} leaves"
+    head = f"Accuracy after each {'threat' if record.method == sentences.UNION else 'attack'}"
     if _each_alone(one):
         head = "Accuracy under each attack and under all"
     note = "Bars: exact 95% intervals." if one.images else ""
@@ -135,8 +135,8 @@ def _accuracies(one: ReportedEvaluation, key: str) -> Markup:
         note = f"Bars: {interval_name(one)}."
     if fast := record.fast:
         note += (
-            f" Of {fast['survivors']:,} images that survived, {fast['sampled']:,} at random met "
-            f"all attacks; {sentences.at_least(fast)}."
+            f" Of {fast['survivors']:,} surviving images, {fast['sampled']:,} random ones met all "
+            f"attacks; {sentences.at_least(fast)}."
         )
     return figures.rows(key, head, bars, ACCURACY, names=("right", ""), note=note)
 
@@ -145,7 +145,7 @@ def _costs(one: ReportedEvaluation) -> Markup:
     costs: list[Any] = [*(one.record.costs or ())]
     if not costs:
         return markup.parts.note(
-            "What each attack cost is not in this record: a training wrote it, or an older version."
+            "This record lacks the cost of each attack: it comes from training or an older version."
         )
     total = {k: sum(c.get(k) or 0 for c in costs) for k in (*_COUNTS, *_SECONDS)}
     rows = []
@@ -180,7 +180,7 @@ def _classes(one: ReportedEvaluation, key: str) -> Markup | None:
     bars.sort(key=lambda bar: bar.value or 0.0)
     note = "Sorted; bars: exact 95% intervals of robust accuracy."
     if one.record.stopped:
-        note = "Sorted, of the images that were evaluated; classes have no sequences."
+        note = "Sorted, for the evaluated images; classes have no confidence sequences."
     if len(bars) > _CLASSES:
         note = f"The 30 lowest and the 10 highest of {len(bars):,} classes. {note}"
         bars = bars[:30] + bars[-10:]
@@ -214,7 +214,7 @@ def confusion(one: ReportedEvaluation, key: str) -> tuple[Markup | None, Markup 
     if not pairs:
         return None, markup.parts.note(_UNKNOWN)
     unknown = fooled - sum(n for _, _, n in pairs)
-    lacking = f" For {unknown:,} more fooled images it is unknown." if unknown > 0 else ""
+    lacking = f" It is unknown for {unknown:,} more fooled images." if unknown > 0 else ""
     size = max(len(one.classes), *(1 + max(a, b) for a, b, _ in pairs))
     if 1 < size <= figures.CLASSES and min(a for a, _, _ in pairs) >= 0:
         counts = np.zeros((size, size), int)
@@ -224,7 +224,7 @@ def confusion(one: ReportedEvaluation, key: str) -> tuple[Markup | None, Markup 
         alt = "; ".join(f"{names[a]} became {names[b]} {n} times" for a, b, n in pairs[:5])
         note = (
             "Rows: the label. Columns: the network's prediction for the image that fooled it. "
-            f"Images that were wrong without an attack do not count.{lacking}"
+            f"Images misclassified without an attack do not count.{lacking}"
         )
         return figures.cells(key, _TITLE, names, counts, alt=alt, note=note), None
     totals: Counter[int] = Counter()
@@ -235,7 +235,7 @@ def confusion(one: ReportedEvaluation, key: str) -> tuple[Markup | None, Markup 
         for a, b, n in pairs[:_PAIRS]
     ]
     more = f": the {_PAIRS} most frequent of {len(pairs):,} pairs" if pairs[_PAIRS:] else ""
-    head = ("label", "class reached", "images", "of the fooled with this label")
+    head = ("label", "class reached", "images", "of fooled images with this label")
     of = f": {one.name}, {one.file}"
     table = markup.parts.table(f"{_TITLE}{more}", head, rows, words=2, of=of)
     return None, table + markup.parts.note(lacking.strip())

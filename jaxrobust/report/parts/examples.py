@@ -22,10 +22,10 @@ from jaxrobust.types import Threat
 _EACH = 4  # number of easiest and of hardest images
 _SIDE = 96  # maximum side of a picture in pixels; larger images are reduced
 RULE = (
-    "Easiest: fooled by the first attack that fools any, in the fewest iterations. Hardest of "
-    "those that were fooled: by the last attack, in the most iterations. Ties go to the smaller "
-    "number of the image. From left to right: the image, its adversarial version, and what was "
-    "added, amplified until its largest change is full black or white around grey."
+    "Easiest: fooled by the first attack that fools any, in the fewest iterations. Hardest: fooled "
+    "only by the last attack, in the most iterations. Ties go to the smaller image number. From "
+    "left to right: the image, its adversarial version, and the perturbation, amplified until its "
+    "largest change is full black or white around grey."
 )
 
 
@@ -49,7 +49,8 @@ class Album:
         """Return the pictures of an evaluation, or a sentence on why they are missing."""
         if self._left <= 0:
             return markup.parts.note(
-                "Its images are not shown: the page would be too large. Report it alone."
+                "Its images are not shown, because the page would be too large. Report it alone to "
+                "see them."
             )
         try:
             shown = _part(one)
@@ -139,7 +140,7 @@ def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
                 fields = int(row["image"]), str(row["attack"]), int(row.get("iterations") or 0)
                 points.append(Fooled(*fields, file.with_suffix(".images"), int(row["stored"])))
     if len(shape) != 3:
-        raise ValueError(f"{ledger} does not say how large its images are; evaluate again")
+        raise ValueError(f"{ledger} does not store the size of its images; evaluate again")
     return shape, points
 
 
@@ -176,15 +177,15 @@ def _pictures(
     count = int(np.prod(shape))
     point = np.fromfile(fooling.file, np.float32, count, offset=4 * count * fooling.stored)
     if len(point) != count:
-        raise ValueError(f"{fooling.file} is cut off; copy it again")
+        raise ValueError(f"{fooling.file} is truncated; copy it again")
     added = point.reshape(shape) - image
     largest = float(np.abs(added).max())
     grey = 0.5 + added / (2 * largest) if largest else np.full(shape, 0.5)
     name = f"image {fooling.image}, {label}"
     shown = {
-        f"{name}, as it is": _uri(image, smooth=True),
+        f"{name}, original": _uri(image, smooth=True),
         f"{name}, adversarial": _uri(point.reshape(shape), smooth=True),
-        f"what was added to {name}, amplified": _uri(grey, smooth=False),
+        f"perturbation of {name}, amplified": _uri(grey, smooth=False),
     }
     times = f", amplified {0.5 / largest:.3g} times" if largest else ""
     search = f"{fooling.attack}, {fooling.iterations} iterations{times}"

@@ -84,9 +84,9 @@ def certified(
         if shown := [_without_noise(one) for one in in_l2 if _images(one[0]) == images]:
             curves += shown
             note += (
-                " The attacks were on the network itself, without noise, which is another "
-                "classifier: the line is an upper bound for that network, not for the "
-                "smoothed one. Bars: exact 95% intervals."
+                " The attacks targeted the network itself, without noise, which is a different "
+                "classifier: the line is an upper bound for that network, not for the smoothed "
+                "one. Bars: exact 95% intervals."
             )
         title = f"Certified accuracy: {group[0].name}"
         radius = Axis("l2 radius, pixels in [0, 1]", low=0.0)

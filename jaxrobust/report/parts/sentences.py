@@ -93,7 +93,7 @@ def headline(one: ReportedEvaluation) -> str:
         )
     right = f"classifies {clean} of {where} correctly"
     if record.task:
-        right = f"is right on {clean} of {where} in the task {record.task}"
+        right = f"is correct on {clean} of {where} in the task {record.task}"
     text = f"{one.name}: {network(one)} {right}"
     if ends := interval(one, "clean"):
         text += f" ({interval_name(one)} {between(ends)})"
@@ -129,8 +129,8 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     if record.robust is not None and (record.worst_case or not (version == standard or union)):
         reasons.append(
             f"The attack was {'the ' * bool(record.fast)}{method(record)}, not the standard "
-            "version of AutoAttack: a stronger attack can only find more, so the robust accuracy "
-            "is at most this."
+            "version of AutoAttack: a stronger attack can only fool more images, so the robust "
+            "accuracy is at most this."
         )
     ends = interval(one, "clean" if record.robust is None else "robust")
     if n and n < _FEW and ends and not record.stopped:
@@ -139,11 +139,11 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
             f"{100 * (ends[1] - ends[0]):.1f} points wide."
         )
     if str(record.split).startswith("train"):
-        reasons.append("The images are of the training split, which the network may have seen.")
+        reasons.append("The images come from the training split, which the network may have seen.")
     if tried := records.replayed_line(record):
         reasons.append(
-            f"Points that other evaluations had found were replayed before the attacks: {tried}, "
-            "which the attacks alone might have left standing."
+            f"Adversarial images from other evaluations were tried before the attacks: {tried}, "
+            "which the attacks alone might not have fooled."
         )
     if "+changes" in str(record.commit):
         reasons.append("The code differed from its commit when this was measured.")
@@ -205,7 +205,7 @@ def state(run: ReportedRun) -> str:
     if "selection_robust" in curves and "selection_clean" in curves:
         clean, robust = (curves[f"selection_{key}"].values[-1] for key in ("clean", "robust"))
         text += (
-            f"; on the selection split {spelled(float(clean), True)} of the images are right, and "
-            f"{spelled(float(robust), True)} under the attack of the selection"
+            f"; on the selection split, {spelled(float(clean), True)} of the images are classified "
+            f"correctly, and {spelled(float(robust), True)} under the selection attack"
         )
     return f"{text}. {f'At work: {run.at_work}.' if run.at_work else 'No process is at work.'}"

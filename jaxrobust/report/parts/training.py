@@ -39,12 +39,12 @@ PANELS = {
     "lr": Panel("Learning rate", {"lr": "learning rate"}),
     "speed": Panel("Images per second", {"images_per_second": "images/s"}),
     "wait": Panel("Time spent waiting for data", {"data_wait": "waiting"}, percent=True),
-    "gradient": Panel("Norm of the gradient", {"gradient_norm": "norm"}, log=True),
+    "gradient": Panel("Gradient norm", {"gradient_norm": "norm"}, log=True),
     "skipped": Panel("Steps that updated nothing", {"skipped": "steps"}),
     "epsilon": Panel("Radius of the attack", {"epsilon": "radius"}),
     "alarm": Panel(
         "Loss under the attack and under a stronger one",
-        {"alarm_loss": "the training's attack", "alarm_loss_stronger": "three steps more"},
+        {"alarm_loss": "the training attack", "alarm_loss_stronger": "three more steps"},
     ),
 }
 
@@ -88,7 +88,7 @@ def _panel(run: ReportedRun, phase: str, name: str, key: str, most: int) -> Mark
             last = f"steps {steps[0]:,.0f} to {steps[-1]:,.0f}"
             notes.append(f"Not finite: {label} at {count}, {last}.")
     if thin:
-        notes.append("Thinned; the lowest and highest value of each stretch of steps are kept.")
+        notes.append("Thinned to the lowest and highest values of each stretch of steps.")
     events = [event for event in run.metrics.events if event.phase == phase]
     marks = [Mark(float(e.step), f"{e.kind}: {e.text}", e.kind not in DOUBTFUL) for e in events]
     if kinds := [KINDS[kind] for kind in KINDS if any(e.kind == kind for e in events)]:
@@ -104,5 +104,5 @@ def _events(run: ReportedRun) -> Markup:
             "<p>No alarm was raised, no step was skipped and nothing was rolled back.</p>"
         )
     more = len(run.metrics.events) - 50
-    caption = f"What happened{f' (and {more} more events)' if more > 0 else ''}"
+    caption = f"Events{f' (and {more} more)' if more > 0 else ''}"
     return markup.parts.table(caption, ("phase", "step", "what", "details"), rows, words=4)

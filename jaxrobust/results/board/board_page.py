@@ -14,13 +14,13 @@ from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import counted
 
-_WEAKER = "A stronger attack than this can only find more: robust accuracies are at most these."
+_WEAKER = "A stronger attack can only fool more images: robust accuracies are at most these."
 PAGE = "index.html"
 TITLE = "Robust accuracy, verified"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _HEAD = (
     *("rank", "network", "clean", "robust", "95% interval", "images"),
-    *("passes an image", "time", "flags"),
+    *("passes per image", "time", "flags"),
 )
 _LEAD = (
     "Every number here is from a bundle that was verified before this page was made. The network "
@@ -35,10 +35,10 @@ _LEAD = (
 _RANKS = (
     "Sorted by the lower bound on robust accuracy. A network shares the rank of the first of its "
     "group if McNemar's exact test, on their common images, cannot tell the two apart (p at least "
-    f"{ALPHA}, corrected by Holm's method for all pairs of a table; standing images that may fall "
-    "are not counted as kept by the first alone). Intervals are exact (Clopper-Pearson), for "
+    f"{ALPHA}, corrected by Holm's method for all pairs of a table; surviving images that may fall "
+    "do not count as survived by the first alone). Intervals are exact (Clopper-Pearson), for "
     "robust accuracy. Under common corruptions, networks are sorted by the mean over all "
-    "corruptions and compared by the paired t test over images; intervals use the standard error "
+    "corruptions and compared by a paired t test over images; intervals use the standard error "
     "over images. A pass is one image through the network, forward or backward."
 )
 
@@ -111,12 +111,12 @@ def _network(row: Standing, rows: Sequence[Standing], head: Sequence[str]) -> di
     values: list[tuple[str, str]] = [
         (f"{row.rank}{' (shared)' if shared else ''}", ""),
         (one.name, one.weights),
-        ("not said" if one.clean is None else percent(one.clean), ""),
+        ("not stated" if one.clean is None else percent(one.clean), ""),
         (percent(one.robust), "" if one.corruptions else f"at least {percent(one.at_least)}"),
         (f"{100 * one.interval[0]:.2f} to {percent(one.interval[1])}", ""),
         (f"{one.n:,} of {split:,}" if split else f"{one.n:,}", ""),
-        ("not said" if one.passes is None else f"{one.passes / one.n:,.0f}", ""),
-        ("not said" if one.seconds is None else _time(one.seconds), ""),
+        ("not stated" if one.passes is None else f"{one.passes / one.n:,.0f}", ""),
+        ("not stated" if one.seconds is None else _time(one.seconds), ""),
         (", ".join(one.flags) or "none", ""),
     ]
     remarks = [f"time on {one.device}"] if one.device else []

@@ -87,7 +87,7 @@ def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
     Bundles come from others, so any fault becomes a reason and does not stop the board.
     """
     if not listed.flags:
-        return f"no network is named for it; give [{listed.folder.name}] of {NETWORKS} its weights"
+        return f"{NETWORKS} names no network for it; add its weights under [{listed.folder.name}]"
     try:
         flags: dict[str, Any] = {**listed.flags, **settings}
         done = verification.check(VerificationSettings(listed.folder, **flags))
@@ -189,12 +189,12 @@ def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle)
     published = measured.get("images") == "files"
     drawn = f"computed with seed {record.seed}"
     if frost := measured.get("frost_sha256"):
-        drawn += f", frost of photographs {frost[:12]}"
+        drawn += f", frost from photographs {frost[:12]}"
     where = {"data": listed.given.get("data") or str(record.dataset).partition(":")[0]}
     flags = done.flags | _flags(record)
     if (findings := done.findings).undecided:
         of = f"{findings.undecided:,} of {findings.answers:,} answers"
-        flags["rounding"] = f"Float32 rounding decides {of}, which are others here."
+        flags["rounding"] = f"Float32 rounding decides {of}, which differ here."
     return {
         **(where if published else {}),
         "flags": flags,
@@ -211,7 +211,7 @@ def _corrupted(done: Verification, record: AccuracyRecord, listed: ListedBundle)
 def _flags(record: AccuracyRecord) -> dict[str, str]:
     flags = {str(name): str(text) for name, text in record.flags.items()}
     if tried := replayed_line(record):
-        flags["replayed"] = f"{tried}, which the attacks alone might have left standing."
+        flags["replayed"] = f"{tried}, which the attacks alone might not have fooled."
     if str(record.split).startswith("train"):
         flags["training split"] = "The network may have been trained on these images."
     if "+changes" in str(record.commit):
@@ -242,7 +242,7 @@ def corruptions_of(one: BoardEntry) -> str:
     without_frost = [kind for kind in KINDS if kind != "frost"]
     if len(complete) == len(kinds) and complete in (list(KINDS), without_frost):
         without = "" if len(complete) == len(KINDS) else ", without frost"
-        return f"{len(complete)} common corruptions in {len(SEVERITIES)} severities{without}"
+        return f"{len(complete)} common corruptions at {len(SEVERITIES)} severities{without}"
     shown = [[kind] if kind in complete else names for kind, names in kinds.items()]
     return f"common corruptions: {', '.join(itertools.chain(*shown))}"
 

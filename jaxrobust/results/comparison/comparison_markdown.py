@@ -20,14 +20,14 @@ from jaxrobust.results.comparison.group_tests import Over
 
 CLASSES = 20  # rows of a table: the classes that differ most; JSON has all
 _FIXED = (
-    "p: McNemar's exact test, two-sided. Intervals: Tango's score interval of paired proportions "
+    "p: McNemar's exact test, two-sided. Intervals: Tango's score interval for paired proportions "
     "(1998)."
 )
 _LOOKED = (
-    "An evaluation was stopped by a rule, so p-values and intervals for a fixed "
-    "number of images do not hold. Here p is the inverse of the largest e-value of a Beta mixture "
-    "(Lindon and Malek 2022), and sequences are by betting (Waudby-Smith and Ramdas 2023): both "
-    "hold at any look, and are therefore wider."
+    "An evaluation was stopped by a rule, so p-values and intervals for a fixed number of images "
+    "do not hold. Here p is the inverse of the largest e-value of a Beta mixture (Lindon and Malek "
+    "2022), and confidence sequences are from betting (Waudby-Smith and Ramdas 2023): both hold at "
+    "any look, and are therefore wider."
 )
 
 
@@ -85,8 +85,8 @@ def document(findings: ComparisonFindings, picture: str | None = None) -> str:
     computed = (
         "Both networks saw the same images, so only images on which they disagree matter. "
         f"{_LOOKED if any(pair.sequence for pair in compared) else _FIXED} {correction} These "
-        "results are for these weights on images like these: no test of two networks can show "
-        "how much trainings of one recipe differ by their seeds."
+        "results are for these weights on images like these: no test of two networks can show how "
+        "much training runs of one recipe differ between seeds."
     )
     parts += ["## How this was computed", computed]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -136,9 +136,7 @@ def _verdict(pair: Pair, one: Difference, accuracy: str, count: int) -> str:
     if pair.sequence:
         return sentence
     if both.low > 0 or both.high < 0:
-        sentence += (
-            " The interval leaves 0 out by a hair; the exact test is the stricter judge here."
-        )
+        sentence += " The interval barely excludes 0; the exact test is stricter and decides here."
     if needed := comparisons.images_needed(both):
         rounded = float(f"{needed:.2g}")  # two digits count: 41,000
         sentence += (
@@ -162,8 +160,8 @@ def _of_classes(pair: Pair) -> str:
     most = int(np.max(pair.by_class.n))
     if 2 * 0.5**most * count >= 1 - LEVEL:
         return (
-            f"{names} could not be told apart on a single class, whatever they did: {most} images "
-            f"a class at most are too few for {count:,} tests."
+            f"{names} could not be told apart on any class, whatever they did: at most {most} "
+            f"images per class are too few for {count:,} tests."
         )
     return (
         f"{names} cannot be told apart on any single one of {count:,} classes (corrected for all "

@@ -68,7 +68,7 @@ def load(places: Sequence[str], threat: str | None = None) -> list[ComparedEvalu
         fit = [n for folder, rows in folders.items() for n in _fitting(folder, [first.ours], rows)]
         raise ValueError(
             f"these cannot be compared with {first.place} (there): {'; '.join(wrong)}; "
-            + (f"{few(fit)} can be; else " if fit else "")
+            + (f"{few(fit)} can be; otherwise " if fit else "")
             + "evaluate all of them on the same images, with the same preprocessing, radius and "
             "attack"
         )
@@ -180,7 +180,7 @@ def _chosen(
     check(chosen.record, str(chosen.file))
     if not decided:
         raise ValueError(
-            f"{place} has no per-image verdicts, because it comes from a training or an older "
+            f"{place} has no per-image verdicts, because it comes from a training run or an older "
             "version; evaluate again with --out DIR"
         )
     return chosen
@@ -192,12 +192,12 @@ def differences(first: ComparedEvaluation, other: ComparedEvaluation) -> str:
     there, here = verdicts.aligned([first.verdicts, other.verdicts])
     if not len(there.labels):
         ids = (records.ranges(one.verdicts.image_ids.tolist()) for one in (first, other))
-        texts.append("no image is common, images {} there, {} here".format(*ids))
+        texts.append("no images in common, {} there, {} here".format(*ids))
     if len(wrong := np.flatnonzero(there.labels != here.labels)):
         image, a, b = (of[wrong[0]] for of in (there.image_ids, there.labels, here.labels))
         texts.append(
-            f"labels of {len(wrong)} of {len(here.labels)} images differ, that of image {image} is "
-            f"{a} there, {b} here"
+            f"the labels of {len(wrong)} of {len(here.labels)} images differ, such as image "
+            f"{image} with {a} there, {b} here"
         )
     images = (first.verdicts.images, other.verdicts.images)
     texts.append(checked.image_differences(first.record, other.record, *images))
@@ -225,10 +225,10 @@ def without_replayed(
     both = [(v.robust, v.robust | mask) for v, mask in zip(images, replayed, strict=True)]
     ranges = [f"{100 * low.mean():.2f} to {100 * high.mean():.2f}%" for low, high in both]
     sentence = (
-        f"**{left_out.sum():,} of {len(left_out):,} images are left out, which replayed points "
-        f"decided ({counts}): the attacks alone might have left them standing.** On all images the "
-        f"robust accuracy under the attacks alone lies within: {_each(ranges, names)}; --noreplay "
-        "computes it."
+        f"**{left_out.sum():,} of {len(left_out):,} images are left out because replayed points "
+        f"decided them ({counts}): the attacks alone might not have fooled them.** On all images "
+        f"the robust accuracy under the attacks alone lies within: {_each(ranges, names)}; "
+        "--noreplay computes it."
     )
     others = [Verdicts(*(column[~left_out] for column in one)) for one in images]
     pairs = zip(evaluations, others, strict=True)
@@ -246,8 +246,8 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
     images = len(evaluations[0].verdicts.labels)
     if {one.images for one in evaluations} != {images}:
         counts = _each([f"{one.images:,}" for one in evaluations], names)
-        common = f"the {images:,} images that all have"
-        sentences.append(f"Compared are {common}; evaluated were {counts}.")
+        common = f"the {images:,} images common to all"
+        sentences.append(f"The comparison uses {common}; the evaluations have {counts}.")
     for name, record in named_records:
         if stopped := record.stopped:
             n, of = stopped["stopped_after"], stopped["of"]
@@ -255,12 +255,15 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
             sentences.append(f"{name} stopped after {n:,} of its {of:,} images: {why}.")
         if record.fast and (fallen := record.fast["fooled"]):
             sentences.append(
-                f"{name} is of the fast version: {fallen:,} images fooled only by the attacks on "
-                "its sample count as standing here, because other images did not meet these."
+                f"{name} comes from the fast version: {fallen:,} images fooled only by the attacks "
+                "on its sample count as robust here, because other images did not meet these "
+                "attacks."
             )
     tried = [name for name, record in named_records if record.replayed]
     if tried and not any(checked.replayed(one.verdicts).any() for one in evaluations):
-        sentences.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
+        sentences.append(
+            f"None of these images was decided by the replayed points that {_and(tried)} met."
+        )
     sentences += unconfirmed(evaluations, names)
     seeds = [one.record.seed for one in evaluations]
     if evaluations[0].record.attacks and len(set(seeds)) > 1:
@@ -272,10 +275,10 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
             sentences.append(f"{both} have the same weights.")
     for name, one in zip(names, evaluations, strict=True):
         if words := run_records.other_config(one.ours):
-            sentences.append(f"In doubt of {name}: {words}.")
+            sentences.append(f"Doubt about {name}: {words}.")
     for name, record in named_records:
         flags = record.flags.items()
-        sentences += [f"In doubt of {name}, {flag}: {text}." for flag, text in flags]
+        sentences += [f"Doubt about {name}, {flag}: {text}." for flag, text in flags]
     return sentences
 
 
@@ -291,13 +294,13 @@ def unconfirmed(evaluations: Sequence[ComparedEvaluation], names: Sequence[str])
             unsure.append(name)
     if older:
         sentences.append(
-            f"The images of {_and(older)} are known only by their names: an older "
-            "version, which did not note their bytes, wrote the record."
+            f"The images of {_and(older)} are known only by their names: the record comes from an "
+            "older version, which did not store their hashes."
         )
     if unsure and names[0] not in older:
         sentences.append(
-            f"Only the images' names show that {_and(unsure)} evaluated the same as {names[0]}: "
-            "hashes of each image, which older versions did not note, are missing."
+            f"Only the images' names show that {_and(unsure)} evaluated the same images as "
+            f"{names[0]}: older versions did not store a hash of each image."
         )
     return sentences
 

@@ -22,14 +22,15 @@ from jaxrobust.runtime.text.spelling import counted
 AGAINST = "against"  # the word between two groups
 _SIDES = ("A", "B")
 _HOW = (
-    "Two questions, with two answers. *These networks*: if other images had been drawn, would they "
-    "still differ? Each image counts by the share of each group's networks that "
-    "are right on it; p is from the exact sign-flip test over images (Fisher 1935), with one "
-    "network a side McNemar's, and the interval is Student's over images. *Networks trained so*: "
-    "if other seeds had been drawn, would networks of these recipes still differ on these images? "
-    "Each network counts once, by its accuracy; test and interval are Welch's (1947). The spread "
-    "is the standard deviation over the networks of a group. Clean and robust accuracy, images and "
-    "seeds are tested separately, without correction for multiple tests."
+    "There are two questions. *These networks*: if other images had been drawn, would they still "
+    "differ? Each image counts by the share of each group's networks that classify it correctly; p "
+    "is from the exact sign-flip test over images (Fisher 1935), which for one network per side is "
+    "McNemar's, and the interval is a Student's t interval over images. *Networks trained like "
+    "these*: if other seeds had been drawn, would networks from these recipes still differ on "
+    "these images? Each network counts once, by its accuracy; the test and the interval are "
+    "Welch's (1947). The spread is the standard deviation over the networks of a group. Clean and "
+    "robust accuracy, images and seeds are tested separately, without correction for multiple "
+    "tests."
 )
 
 
@@ -109,8 +110,8 @@ def find(first: Sequence[str], second: Sequence[str], threat: str | None = None)
         if stopped:
             raise ValueError(
                 f"{one.place} stopped after {stopped['stopped_after']:,} images, but bounds for "
-                "groups need a number fixed in advance; repeat the command without --against and "
-                "--until_width to finish it"
+                "groups need a number of images fixed in advance; repeat the command without "
+                "--against and --until_width to finish it"
             )
     size = len(first)
     names = [f"A{at + 1}" for at in range(size)] + [f"B{at + 1}" for at in range(len(second))]
@@ -198,13 +199,13 @@ def sentences(one: GroupDifference, accuracy: str, images: int) -> Iterator[str]
     """Yield an answer for these networks, and one for networks trained in the same way."""
     a, b = (f"{100 * mean:.2f}" for mean in one.means)
     means = (
-        f"A has {a}% in the mean of {counted(len(one.first), 'network')}, B {b}% of "
+        f"A has a mean of {a}% over {counted(len(one.first), 'network')}, B {b}% over "
         f"{counted(len(one.second), 'network')}"
     )
     if (one.images.low, one.images.high) == (0, 0):
         yield (
             f"**These networks: A and B have the same {accuracy}, image by image.** {means}; each "
-            "image is right in the same share of both groups."
+            "image is classified correctly by the same share of both groups."
         )
     else:
         yield _verdict(
@@ -217,13 +218,13 @@ def sentences(one: GroupDifference, accuracy: str, images: int) -> Iterator[str]
         why = "one network" if few else "networks that do not differ"
         more = "two networks or more on both sides" if few else "more seeds"
         yield (
-            f"**Networks trained so: nothing is known of their {accuracy}.** A group of {why} does "
-            f"not show how far seeds scatter; {more} would."
+            f"**Networks trained like these: nothing is known about their {accuracy}.** A group of "
+            f"{why} does not show how much seeds vary; {more} would."
         )
         return
     shown = ["one network" if s is None else f"{100 * s:.2f}" for s in one.spreads]
     yield _verdict(
-        *("Networks trained so", accuracy, one.seeds),
+        *("Networks trained like these", accuracy, one.seeds),
         f"Over seeds: {points(one.seeds)} points, Welch's {INTERVAL} {interval(one.seeds)}, "
         f"{said_p(one.seeds.p)}; spread (standard deviation) A {shown[0]}, B {shown[1]} points.",
     )
@@ -232,7 +233,7 @@ def sentences(one: GroupDifference, accuracy: str, images: int) -> Iterator[str]
 def _verdict(of: str, accuracy: str, over: Over, figures: str) -> str:
     if over.p >= 1 - LEVEL:
         close = over.low > 0 or over.high < 0
-        hair = " The interval leaves 0 out by a hair; the test is the judge here." if close else ""
+        hair = " The interval barely excludes 0; the test decides here." if close else ""
         return f"**{of}: A and B cannot be told apart in {accuracy}.** {figures}{hair}"
     winner, loser = ("B", "A") if over.difference > 0 else ("A", "B")
     return f"**{of}: the {accuracy} of {winner} is higher than that of {loser}.** {figures}"

@@ -67,7 +67,7 @@ def _forest(panel: Any, accuracy: str, lines: list[tuple[str, Paired, bool]], ax
         _bar(panel, at, one, apart, 5, 2)
     panel.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=7.5)
     panel.set_ylim(len(lines) - 0.4, -0.6)
-    legend = "red: told apart" if any(apart for _, _, apart in lines) else "none is told apart"
+    legend = "red: significant" if any(apart for _, _, apart in lines) else "none is significant"
     panel.set_title(f"{accuracy}; {legend}", fontsize=8)
     _axis(panel, axis)
 
@@ -111,8 +111,8 @@ def _classes(panel: Any, pair: Pair, axis: str) -> None:
         panel.set_ylim(len(order), -1)
         panel.set_yticks([])
     panel.set_ylabel("class" if has_names else "classes, by their difference", fontsize=8)
-    tested = f"red: told apart, corrected for all {len(order):,}"
-    verdict = tested if apart.any() else "none is told apart"
+    tested = f"red: significant, corrected for all {len(order):,}"
+    verdict = tested if apart.any() else "none is significant"
     panel.set_title(f"class by class; {verdict}", fontsize=8)
     _axis(panel, axis if has_names else axis.partition(",")[0])
 
@@ -169,7 +169,7 @@ def write(out: Path, name: str, findings: ComparisonFindings | GroupFindings) ->
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")
     if table.exists() and _compares(table) != _files(plain):
-        raise ValueError(f"{table} compares other evaluations; name another folder with --out")
+        raise ValueError(f"{table} compares different evaluations; name another folder with --out")
     image = io.BytesIO()
     drawing.savefig(image, dpi=130, format="png")
     out.mkdir(parents=True, exist_ok=True)

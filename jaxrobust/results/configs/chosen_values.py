@@ -100,9 +100,11 @@ def lines(data: DataFacts, choice: NetworkChoice) -> list[ConfigLine]:
         *_data(data, size),
         *_training(data, size, starts),
         *_threat(choice, size),
-        ConfigLine("evaluation.every_epochs", 5, "looks at the selection split"),
+        ConfigLine(
+            "evaluation.every_epochs", 5, "epochs between evaluations on the selection split"
+        ),
         ConfigLine("test.images", 1000, "at most; 0: all of the test split"),
-        ConfigLine("alarm.images", 16, "a look for overfitting to the attack takes few images"),
+        ConfigLine("alarm.images", 16, "few images suffice to detect overfitting to the attack"),
     ]
 
 
@@ -137,7 +139,7 @@ def _network(data: DataFacts, choice: NetworkChoice, size: int) -> list[ConfigLi
         start = ConfigLine("init.weights", choice.weights, "the weights that you named")
         if choice.classes in (None, len(data.classes)):
             return [name, *lines, start]
-        reason = f"they tell {choice.classes} classes apart, and yours are {len(data.classes)}"
+        reason = f"they have {choice.classes} classes, and your data has {len(data.classes)}"
         return [name, *lines, start, ConfigLine("init.head", "fresh", reason)]
     if choice.model or size <= _SMALL or data.channels != 3:
         small = "convnext_n" if size < 16 else "convnext_n_cvst"
@@ -147,7 +149,7 @@ def _network(data: DataFacts, choice: NetworkChoice, size: int) -> list[ConfigLi
         ConfigLine("model.name", "convnext_t_cvst", "the paper's smallest, with its ConvStem"),
         *lines,
         ConfigLine("init.weights", _PUBLIC, "public clean weights, to download; None: random"),
-        ConfigLine("init.stem", "fresh", "these weights have another stem"),
+        ConfigLine("init.stem", "fresh", "these weights have a different stem"),
         ConfigLine("init.head", "fresh", "these weights are for ImageNet's 1,000 classes"),
         ConfigLine("init.normalize", "imagenet", "as these weights were trained"),
     ]
@@ -158,7 +160,7 @@ def _data(data: DataFacts, size: int) -> list[ConfigLine]:
     crop = "crop" if data.same_size and size <= _SMALL and size == data.sides[1] else "basic"
     mirrored = {"crop": "crop-flip", "basic": "resized-crop-flip"}[crop]
     grey = data.channels == 1  # mostly characters
-    why = "mirrored signs would be others" if grey else f"use {crop} if mirroring changes the class"
+    why = "mirroring may change the class" if grey else f"use {crop} if mirroring changes the class"
     augmentation = ConfigLine("data.augmentation", crop if grey else mirrored, why)
     return [
         ConfigLine("data.name", data.name, f"{data.images:,} images to train on"),
@@ -176,10 +178,10 @@ def _training(data: DataFacts, size: int, starts: bool) -> list[ConfigLine]:
     while batch > 8 and batch > data.images // 16:
         batch //= 2
     per_epoch = max(data.images // batch, 1)
-    clean = "for the fresh parts, before the attack" if starts else "first: the paper's clean start"
+    clean = "for the fresh parts, before the attack" if starts else "first, as in the paper"
     refusals = []
     for phase, updates, why in (
-        ("pretrain", _CLEAN_UPDATES, f"clean ones {clean}"),
+        ("pretrain", _CLEAN_UPDATES, f"clean epochs {clean}"),
         ("train", _ATTACKED_UPDATES, "a first run; papers train far longer"),
     ):
         epochs = min(max(round(updates / per_epoch), 3), _MOST_EPOCHS)
@@ -187,9 +189,9 @@ def _training(data: DataFacts, size: int, starts: bool) -> list[ConfigLine]:
         decay = float(f"{min(max(1 - 10 / steps, 0.5), 0.9999):.3g}")
         refusals += [
             ConfigLine(f"{phase}.epochs", epochs, why),
-            ConfigLine(f"{phase}.batch_size", batch, f"{counted(per_epoch, 'update')} an epoch"),
+            ConfigLine(f"{phase}.batch_size", batch, f"{counted(per_epoch, 'update')} per epoch"),
             ConfigLine(f"{phase}.warmup_epochs", max(epochs // 10, 1), "a tenth of the epochs"),
-            ConfigLine(f"{phase}.ema_decay", decay, f"averages a tenth of {steps:,} updates"),
+            ConfigLine(f"{phase}.ema_decay", decay, f"averages over a tenth of {steps:,} updates"),
         ]
     return refusals
 
@@ -200,7 +202,7 @@ def _threat(choice: NetworkChoice, size: int) -> list[ConfigLine]:
     written = choice.epsilon or usual
     reason = "the one that you gave"
     if choice.epsilon is None:
-        reason = f"the usual radius of images {'up to' if small else 'above'} {_SMALL} px"
+        reason = f"the usual radius for images {'up to' if small else 'above'} {_SMALL} px"
     check_radius(choice.norm, float(Fraction(written.replace(" ", ""))))
     value = Expression(" / ".join(part.strip() for part in written.split("/")))
     wide = choice.norm == "linf" and Fraction(written.replace(" ", "")) >= Fraction(8, 255)
@@ -238,12 +240,12 @@ def text(data: DataFacts, lines: Sequence[ConfigLine], file: str) -> str:
             f"    jaxrobust check {shlex.quote(file)}",
             f"    jaxrobust train {shlex.quote(file)}",
             "",
-            "jaxrobust new wrote it from what it saw in the data. Change what you know better.",
+            "Written by jaxrobust new, based on the data. Change what you know better.",
             '"""',
             "",
             "from jaxrobust.config import base",
             "",
-            "# `jaxrobust why` prints it.",
+            "# `jaxrobust why` prints this.",
             'SOURCES = {"*": "ours: jaxrobust new chose it for these images"}',
             "",
             "",

@@ -159,7 +159,7 @@ def _divided(
     files = (f"{config.with_suffix('')}.{key}.txt" for key in ("train", "selection", "test"))
     lists = dict(zip(files, _lists(source, shares), strict=False))
     splits = [*(f"{divided}@{file}" for file in lists), *held_out]
-    return splits, f"{words}, of each class alike", lists
+    return splits, f"{words}, equally from each class", lists
 
 
 def _lists(source: Source, shares: tuple[float, ...]) -> list[list[str]]:

@@ -136,7 +136,7 @@ def _memory(config: Config, devices: int) -> list[str]:
         activations = elsewhere.kept(part.config, part.name, images=images)
         has = _capacity() // (devices if jax.default_backend() == "cpu" else 1)
         total = f"about {_gigabytes(state + activations)} GB of {_gigabytes(has)}"
-        line = f"{part.name}: {total} for {images} images a device at a time"
+        line = f"{part.name}: {total} for {images} images per device at a time"
         if state + activations > has:
             line += f"; lower {part.name}.batch_size, or set {part.name}.microbatches=2 or more"
             line += "" if torch else ", or model.remat=True"

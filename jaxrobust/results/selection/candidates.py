@@ -150,14 +150,13 @@ def candidates(
     for size, hashed in computed["computed"].items():
         there = begun["computed"].get(size, hashed)
         other = [key for key in hashed if there[key] != hashed[key]]
-        is_another = "are others" if "images" in other else "is another"
         whose = ""  # another version may trace the same network as another program
         if "images" not in other and fingerprint.other_versions(begun["by"], computed["by"]):
             whose = f" (begun by {fingerprint.words(begun['by'])})"
         if other:
             raise ValueError(
-                f"{path} holds a different choice: under the same name, at {size} px, its "
-                f"{' and '.join(other)} {is_another}{whose}. Move it away"
+                f"{path} holds a different choice: under the same name, it differs at "
+                f"{size} px in its {' and '.join(other)}{whose}. Move it away"
             )
     both = begun["computed"] | computed["computed"]
     return begun["candidates"], computed | {"computed": both}

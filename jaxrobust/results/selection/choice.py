@@ -23,8 +23,8 @@ from jaxrobust.types import Threat, threats
 from jaxrobust.weights.store import hashes
 from jaxrobust.weights.trained import history, kept, runs
 
-RULE = "of equal ones the later epoch, then ema before raw, then the smaller images"
-ONE_CLASS = "one that answers one class only where all do"
+RULE = "ties go to the later epoch, then to ema over raw, then to the smaller images"
+ONE_CLASS = "one that predicts a single class only if all do"
 _COLOURS = ("#1f4e79", "#d1495b", "#3c896d", "#b07d2b", "#6b4c9a", "#5f6b73")
 
 
@@ -100,7 +100,7 @@ def _phase(settings: SelectionSettings) -> str:
     if not having or settings.phase not in (None, *having):
         of = f"the phase {settings.phase} of {settings.run}" if having else str(settings.run)
         raise ValueError(
-            f"{of} has kept no weights to choose from; train with "
+            f"{of} has no saved weights to choose from; train with "
             "--config.checkpoint.keep_every_epochs=N"
         )
     return settings.phase or having[-1]
@@ -114,7 +114,7 @@ def _config(settings: SelectionSettings, phase: str) -> Any:
     data = config.data
     if splits.overlap(data.selection_split, data.test_split, data.name):
         same = data.selection_split == data.test_split
-        why = "is" if same else f"holds images, or may, of {data.test_split},"
+        why = "is" if same else f"may overlap with {data.test_split},"
         raise ValueError(
             f"{data.selection_split} {why} the test split of {settings.run}, which must not "
             "be used to choose weights; give another --split"
@@ -123,8 +123,8 @@ def _config(settings: SelectionSettings, phase: str) -> Any:
         trained = images["dataset"], images["split"]
         if splits.same_images(trained, (data.name, data.selection_split)):
             say(
-                f"WARNING: {data.selection_split} holds images of {trained[1]}, which {phase} is "
-                "trained on: the choice does not see where the weights overfit"
+                f"WARNING: {data.selection_split} shares images with {trained[1]}, which {phase} "
+                "is trained on, so the choice does not reveal overfitting"
             )
     return config
 
@@ -209,10 +209,10 @@ def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any
         f"{best['images']:,} images"
     )
     if aside:
-        words = "one that answers" if len(aside) == 1 else f"{len(aside)} that answer"
-        reason += f"; {words} one class left out, at most {max(r[metric] for r in aside):.2%}"
+        words = "one that predicts" if len(aside) == 1 else f"{len(aside)} that predict"
+        reason += f"; {words} a single class left out, at most {max(r[metric] for r in aside):.2%}"
     bounded = sum(not row.get("exact", True) for row in candidates)
-    reason += f"; {bounded} reach no more after APGD-CE alone" if bounded else ""
+    reason += f"; {bounded} cannot do better after APGD-CE alone" if bounded else ""
     others = "another reaches" if equal == 1 else f"{equal} others reach"
     return best, reason + (f"; {others} as much: {RULE}" if equal else "")
 
@@ -229,7 +229,8 @@ def warnings_of(chosen: dict[str, Any], candidates: list[dict[str, Any]]) -> Ite
     if older := sum("collapse" not in row for row in candidates):
         yield (
             f"{older} of {len(candidates)} candidates were measured by an older version, which did "
-            "not look whether they answer one class; move the file away to measure them again"
+            "not check whether they predict a single class; move the file away to measure them "
+            "again"
         )
 
 

@@ -44,8 +44,8 @@ def prepared(config: Any, stages: Sequence[Stage]) -> list[str]:
     every = max(config[phases(config)[-1]].epochs // _MOMENTS, 1)
     config.checkpoint.keep_every_epochs = every
     return [
-        f"--then=select chooses among weights that are kept on the way: checkpoint."
-        f"keep_every_epochs becomes {every}"
+        "--then=select needs weights saved during training, so checkpoint.keep_every_epochs "
+        f"becomes {every}"
     ]
 
 
@@ -75,7 +75,7 @@ def _check_selection(config: Config) -> None:
             "used for neither training nor test, such as train[98%:]"
         )
     if grammar.overlap(data.selection_split, data.test_split, data.name):
-        same = "is" if data.selection_split == data.test_split else "holds images, or may, of"
+        same = "is" if data.selection_split == data.test_split else "may overlap with"
         raise ValueError(
             f"the selection split {data.selection_split} {same} the test split {data.test_split}, "
             "which must not be used to choose weights; set data.selection_split to other images, "
@@ -113,7 +113,7 @@ def _check_export(config: Config, stage: Stage, workdir: Path) -> None:
     if stage.id:
         robustbench_entry.check_id(stage.id)
         if stage.layout == "jaxrobust":
-            raise ValueError("RobustBench reads PyTorch's files; choose export:module")
+            raise ValueError("RobustBench needs PyTorch files; choose export:module")
 
 
 def place(workdir: Path, stage: Stage) -> Path:
@@ -146,7 +146,7 @@ def _check_entry(config: Config, stage: Stage, attacks: Sequence[Stage]) -> None
         lacking.append(robustbench_entry.lacks(record))
     if least := min(lacking, key=len):
         raise ValueError(
-            f"--then={stage.text}: RobustBench would accept none of the records before it: "
+            f"--then={stage.text}: RobustBench would accept none of the preceding records: "
             f"{'; '.join(least)}. Leave {stage.id} out, or evaluate as it requires"
         )
 
@@ -184,7 +184,7 @@ def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
     if on is None:
         kind = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         return [
-            f"cannot estimate the cost on {kind}, whose speed is not known; jaxrobust estimate "
+            f"cannot estimate the cost on {kind}, whose speed is unknown; jaxrobust estimate "
             "CONFIG --on v5e:8x8 estimates it for other devices"
         ]
     searches = any(stage.attack == AUTOATTACK for stage in stages)
@@ -201,14 +201,14 @@ def lines(config: Config, stages: Sequence[Stage], workdir: Path) -> list[str]:
     ]
     if len(rows) > 1:
         total = sum(seconds for seconds in rows.values() if seconds)
-        parts.append(f"in all {account_lines.duration(total)}")
+        parts.append(f"total {account_lines.duration(total)}")
     assumed = f"at {UTILISATION:.0%} of the peak, without compilation"
     sentences = [f"estimated cost ({assumed}): {'; '.join(parts)}"]
     if autoattack := result.get("autoattack"):
         most = autoattack["at_most"]["seconds"] / max(autoattack["expected"]["seconds"], 1e-9)
         sentences.append(
-            f"AutoAttack's time is that with {autoattack['robust']:.0%} of the images robust in "
-            f"each threat; with all robust it takes {most:.2g} times as long"
+            f"AutoAttack's time assumes that {autoattack['robust']:.0%} of the images are robust "
+            f"to each threat; if all are, it takes {most:.2g} times as long"
         )
     return sentences
 

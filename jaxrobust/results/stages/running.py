@@ -102,7 +102,7 @@ def run(
 @contextlib.contextmanager
 def _alone(workdir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as locked:
-        resource, otherwise = f"what follows the training in {workdir}", "copy the run"
+        resource, otherwise = f"the stages after the training in {workdir}", "copy the run"
         lock = locks.held(workdir / "stages.lock", resource=resource, otherwise=otherwise)
         hosts.together(lambda: None if jax.process_index() else locked.enter_context(lock))
         yield

@@ -12,7 +12,7 @@ from jaxrobust.runtime.text.spelling import meant
 from jaxrobust.types import Threat
 
 SELECT, ATTACK, EXPORT, CLEAN = "select", "attack", "export", "clean"
-_FORM = "write such as --then select,autoattack:linf:4/255+l2:2+l1:75,export:hub"
+_FORM = "write, for example, --then select,autoattack:linf:4/255+l2:2+l1:75,export:hub"
 
 
 class Stage(NamedTuple):
@@ -86,8 +86,8 @@ def _parsed(word: str) -> Stage:
 def _export(word: str, text: str) -> Stage:
     layout, _, name = (part.strip() for part in text.partition(":"))
     if layout not in (*layouts.LAYOUTS, *PUBLISHED):
-        fault = f"{layout!r} is not a layout" if layout else "it does not say in which layout"
+        fault = f"{layout!r} is not a layout" if layout else "the layout is missing"
         near = meant(layout, [*layouts.LAYOUTS, *PUBLISHED])
-        of = f"one of {', '.join(layouts.LAYOUTS)}, or an id of RobustBench, as export:hub"
+        of = f"choose one of {', '.join(layouts.LAYOUTS)}, or a RobustBench id, as in export:hub"
         raise ValueError(f"--then={word}: {fault}; {near if near.startswith('did') else of}")
     return Stage(word, EXPORT, layout=layout, id=name or None)

@@ -50,7 +50,7 @@ class Ending:
 
     Inside the context, SIGTERM and Ctrl-C are answered at once, even during a compilation. An error
     caused by another process's end ends this one, with what is known about that end. `again` says
-    how the same command continues from what is saved.
+    how to continue with the same command from what is saved.
     """
 
     def __init__(self, again: Callable[[], str]) -> None:

@@ -44,7 +44,7 @@ class Notice(NamedTuple):
 
 def verdict(notice: Notice, again: str) -> tuple[str, int]:
     """Return the last message and exit code of a process whose pod has lost a process."""
-    who, solved = f"process {notice.process}", f"with that solved, {again}"
+    who, solved = f"process {notice.process}", f"once this is fixed, {again}"
     if notice.code is None:
         return f"{who} is gone; {again}", 75
     if notice.code == STANDS_STILL:

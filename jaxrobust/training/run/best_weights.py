@@ -41,13 +41,13 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
         for key in ("step_size", "start"):
             if e[key] is not None:
                 raise ValueError(
-                    f"evaluation.{key}={e[key]} has no effect on evaluation.attack='apgd-ce'; "
+                    f"evaluation.{key}={e[key]} has no effect with evaluation.attack='apgd-ce'; "
                     "leave it out, or set evaluation.attack='pgd-20'"
                 )
         return build.evaluation(config, mesh, steps=e.steps)
     if (parsed := fixed_steps.parse(e.attack)) is None:
         raise ValueError(
-            f"evaluation.attack={e.attack!r}; one of 'apgd-ce', {fixed_steps.written()}"
+            f"evaluation.attack={e.attack!r} must be one of 'apgd-ce', {fixed_steps.written()}"
         )
     if e.start is not None:
         one_of("evaluation.start", e.start, fixed_steps.STARTS)
@@ -82,7 +82,7 @@ def selection(
     chosen_by = {"image_choice": choice} if choice == spread.HASH else {}
     older = [row for row in jsonl.read(run.file("selection.jsonl")) if "image_choice" not in row]
     if chosen_by and hosts.first(bool(older)):  # to compare weights on the same images
-        say(f"{name}: selection continues with the first {len(images)} images, as it began")
+        say(f"{name}: selection keeps using the first {len(images)} images, as at its start")
         images, chosen_by = replace(images, places=tuple(range(len(images)))), {}
     evaluate = counter(config, phase.mesh)
     attacked = objectives.named(config[name].objective).attacks
@@ -122,9 +122,9 @@ def selection(
             jsonl.replace(file, "".join(json.dumps(row) + "\n" for row in rows))
         for flag in ("one-class", "lopsided-classes", "permuted-labels"):
             if flag in doubts:
-                say(f"{name}: WARNING, at step {step}: {doubts[flag]}")
+                say(f"{name}: WARNING at step {step}: {doubts[flag]}")
         if one:
-            say(f"{name}: WARNING, at step {step}: {one['words']}")
+            say(f"{name}: WARNING at step {step}: {one['words']}")
         if attacked and (sentence := _overfitting(run)):
             say(f"{name}: WARNING: {sentence}")
         return {f"selection_{key}": value for key, value in reached.items()}

@@ -139,7 +139,7 @@ class Goodput(NamedTuple):
         text = f"Goodput {self.share:.1%}. Of {clock(total)} at work: {', '.join(parts)}."
         if self.restarts:
             times = counted(self.restarts, "restart")
-            text += f" In addition, {clock(self.between)} passed without a process before {times}."
+            text += f" In addition, no process ran for {clock(self.between)} before {times}."
         return text
 
 

@@ -185,7 +185,7 @@ class _Loop:
             return None
         norms = alarm.of_norms(self.state.stats)
         if norms.dead and norms.dead != self.dead:
-            say(f"{self.run.name}: WARNING, at step {self.step}: {norms.dead}")
+            say(f"{self.run.name}: WARNING at step {self.step}: {norms.dead}")
         self.dead = norms.dead
         return (self.step, f"at step {self.step} {norms.broken}") if norms.broken else None
 
@@ -200,7 +200,7 @@ class _Loop:
             grown = zip(names, balls, strict=True)
             row |= {f"epsilon{name}": ball.epsilon * share for name, ball in grown}
         for sentence in alarm.warnings(row) if "alarm_loss" in row else ():
-            say(f"{name}: WARNING, up to step {self.step}: {sentence}")
+            say(f"{name}: WARNING up to step {self.step}: {sentence}")
         shown = self.progress.show(self.step, row) if "loss" in row else {}
         self.write(self.step, row | shown)
 
@@ -272,8 +272,8 @@ class _Loop:
             run.stopped.wait()
             run.latest.wait()
         text = (
-            f"stopped after step {step} of {run.phase.total_steps}, saved under {run.workdir}; the "
-            "same command continues there"
+            f"stopped after step {step} of {run.phase.total_steps}, saved under {run.workdir}; run "
+            "the same command to continue there"
         )
         if self.ahead.skipped:
             text += f" (the last {self.ahead.skipped} in a row found no finite gradient)"
@@ -292,7 +292,7 @@ def _compiled(run: PhaseRun, start: int) -> tuple[Any, Any]:
         program = compilation.program(f"{config.model.name}: alarm of {name}", *arguments)
         with compiling(name, "the alarm", program):
             probe, seconds, _ = tpus.compile_timed(probe, *arguments)
-        say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {every} steps")
+        say(f"{name}: alarm compiled in {seconds:.1f} s, runs every {every} steps")
     return step, probe
 
 
@@ -300,10 +300,10 @@ def evaluates(run: PhaseRun, state: TrainState) -> None:
     """Refuse to resume with running statistics that make every evaluation meaningless."""
     if broken := alarm.of_norms(state.stats).broken:
         step = int(state.step)
-        where = f"its checkpoint of step {step}" if step else "the weights it starts from"
-        remedy = "start again in a new --workdir" if step else "give other weights"
+        where = f"its checkpoint at step {step}" if step else "the weights it starts from"
+        remedy = "start again in a new --workdir" if step else "start from other weights"
         raise ValueError(
-            f"{run.name}: in {where} {broken}, so an evaluation is meaningless; {remedy}"
+            f"{run.name}: in {where}, {broken}, so an evaluation would be meaningless; {remedy}"
         )
 
 
@@ -312,8 +312,8 @@ def same_groups(run: PhaseRun, meta: dict[str, Any]) -> None:
     old, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
     if old != now:
         raise ValueError(
-            f"{run.name}: batch norms have taken the statistics of {old} images at a time so far, "
-            f"and would take those of {now} on these devices; continue with "
-            f"model.options.bn_group={old}, {run.name}.microbatches or devices that keep their "
-            "number, or start again in a new --workdir"
+            f"{run.name}: batch norms have used the statistics of {old} images at a time so far, "
+            f"but would use {now} on these devices; continue with model.options.bn_group={old}, "
+            f"with {run.name}.microbatches or devices that keep this number, or start again in a "
+            "new --workdir"
         )

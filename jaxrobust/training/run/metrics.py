@@ -47,7 +47,7 @@ def parameters(workdir: Path, params: Params, *, enabled: bool) -> str:
     if enabled:
         jsonl.replace(file, overview.get_parameter_overview(params, include_stats=False) + "\n")
     count = overview.count_parameters(params)
-    return f"{count:,} parameters in {len(params)} arrays, which {file} lists"
+    return f"{count:,} parameters in {len(params)} arrays, listed in {file}"
 
 
 class Ahead:

@@ -102,31 +102,31 @@ def _run(
     config, fitted = warnings.fitted_batches(config, jax.device_count())
     values = plain(config)
     shared = {k: v for k, v in flat(values).items() if k not in ("data.dir", "data.workers")}
-    hosts.agree(shared, problem="has another config", remedy="Start the same command on every host")
+    hosts.agree(shared, problem="has a different config", remedy="Start all with the same command")
     compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
     hosts.together(lambda: runs.remember_programs(workdir, config.phases))
     if jax.process_count() > 1:  # the other hosts may lack PyTorch
         _keep_programs(config, workdir)
     with patience.of("checking the config, its networks and its data", here=first_host):
         parts, data = hosts.together(lambda: check(config, workdir))
-    hosts.agree(data, problem="has other data", remedy="Give every host the same data set")
+    hosts.agree(data, problem="has different data", remedy="Give every host the same data set")
     names = list(parts)
     first = names[0]
     # The origin of the network, if a user's function makes it.
     function = models.origin(parts[names[-1]].config.model.name)
     same = "Give every host the same"
     sha256 = function and function["sha256"]
-    hosts.agree({"model.name": sha256}, problem="has another file of the network", remedy=same)
+    hosts.agree({"model.name": sha256}, problem="has a different file for the network", remedy=same)
     begun = hosts.first(bool(steps(workdir / first / "latest")))
 
     def first_weights(phase_config: Config) -> tuple[Network, dict] | None:
         warnings.check_start(phase_config, first)
         return start_weights.of_config(phase_config, workdir)
 
-    with patience.of("reading the weights that it starts from", here=first_host):
+    with patience.of("reading the initial weights", here=first_host):
         start = hosts.together(lambda: None if begun else first_weights(parts[first].config))
     sha256 = None if start is None else start[1]["start_sha256"]
-    hosts.agree({"init.weights": sha256}, problem="has other weights", remedy=same)
+    hosts.agree({"init.weights": sha256}, problem="has different weights", remedy=same)
     with _alone(workdir, otherwise), clock:
         hosts.together(lambda: claim(workdir, values, data))
         _keep_programs(config, workdir)
@@ -340,8 +340,8 @@ def claim(workdir: Path, values: dict, data: dict[str, Any]) -> None:
     free = (*_FREE, *(f"{name}.microbatches" for name in values["phases"]))
     if differing := _differing(old, new, free=free):
         raise ValueError(
-            f"{workdir} holds a run of another config; give a new --workdir, or repeat that run's "
-            "values:\n  " + "\n  ".join(differing)
+            f"{workdir} holds a run with a different config; give a new --workdir, or repeat that "
+            "run's values:\n  " + "\n  ".join(differing)
         )
     if differing := _differing(_noted(workdir / "data.json", data), data):
         of_loss = all(attack_losses.KEY in line for line in differing)
@@ -372,7 +372,7 @@ def _noted(path: Path, value: dict) -> dict:
             jsonl.replace(path, json.dumps(value, indent=2) + "\n")
         return value
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, or --workdir") from error
+        raise ValueError(f"{path} is damaged ({error}); remove it or its folder") from error
 
 
 def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
@@ -421,5 +421,5 @@ def _state(run: PhaseRun, start: Weights | None) -> TrainState:
     if start is not None:  # stored, or from the previous phase; the average starts there too
         return run.phase.state_of(key, *start)
     program = compilation.program(f"{run.config.model.name}: first state", run.phase.abstract_state)
-    with phase_progress.compiling(run.name, "the draw of the weights", program):
+    with phase_progress.compiling(run.name, "the weight initialisation", program):
         return jax.block_until_ready(run.phase.init(key))

@@ -61,9 +61,9 @@ def examples(config: Config, name: str, source: registry.Source) -> int:
         setting = f"data.epoch_images={length} is"
         if options["extra"] is None:
             remedy = "leave it out, or set data.extra"
-            raise ValueError(f"{setting} for runs with a second source; {remedy}")
+            raise ValueError(f"{setting} only for runs with a second source; {remedy}")
         if length < size:
-            short = f"less than {name}.batch_size={size}; an epoch has at least one step"
+            short = f"less than {name}.batch_size={size}; an epoch needs at least one step"
             raise ValueError(f"{setting} {short}")
     if options["extra"] is None and options["views"] == 1 and 0 <= options["extra_share"] <= 1:
         return len(source)
@@ -83,7 +83,7 @@ def check_preprocessing(config: Config, source: registry.Source) -> None:
     if shape != (size, size):
         raise ValueError(
             f"data.preprocessing={wanted!r} makes images of {shape[0]}x{shape[1]} pixels, but "
-            f"model.image_size={size}; set one of them to the other"
+            f"model.image_size={size}; set both to the same size"
         )
 
 

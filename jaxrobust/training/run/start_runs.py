@@ -14,7 +14,7 @@ from jaxrobust.weights.trained import start_run
 from jaxrobust.weights.trained.start_run import ABSENT, BEGUN, FINISHED, StartRun
 
 # What to do when another process holds the lock of a start's folder.
-OTHERWISE = "repeat this command when it has ended, which then starts from its weights"
+OTHERWISE = "repeat this command when that run has ended; it then starts from its weights"
 
 
 def before(config: Config, workdir: Path) -> list[StartRun]:
@@ -56,10 +56,12 @@ def _said(run: StartRun, state: str) -> str:
     if not Path(file).is_file():  # one of the recipes
         file = f"configs/{Path(file).stem}.py"
     return {
-        FINISHED: f"the run in {run.folder} is finished, and gives its best weights",
-        BEGUN: f"the run in {run.folder} was begun, and continues before this one",
-        ABSENT: f"it is trained in {run.folder} before this one, once for all that start from it, "
-        f"as by jaxrobust train --config {file}{colon}{words} --workdir {run.folder}",
+        FINISHED: f"the run in {run.folder} is finished, and its best weights are used",
+        BEGUN: f"the run in {run.folder} has begun, and continues before this one",
+        ABSENT: (
+            f"it is trained in {run.folder} before this one, once for all runs that start from it, "
+            f"as by jaxrobust train --config {file}{colon}{words} --workdir {run.folder}"
+        ),
     }[state]
 
 
@@ -76,7 +78,7 @@ def explained(run: StartRun) -> Iterator[None]:
 
 
 def again(config: Config, workdir: Path) -> str:
-    """Say how the same command would continue a run, or one that comes before it."""
+    """Say how to continue a run, or one that comes before it, with the same command."""
     runs = [(workdir, config, "")]
     with contextlib.suppress(ValueError, OSError):
         runs += [(r.folder, r.config, f" in {r.folder}") for r in start_run.chain(config, workdir)]
@@ -90,4 +92,4 @@ def again(config: Config, workdir: Path) -> str:
                 return stopping.again(folder, run_config.phases) + where
         return stopping.again(workdir, config.phases)
     except OSError:  # the bucket is gone
-        return "the same command continues at the last complete checkpoint"
+        return "run the same command to continue at the last complete checkpoint"

@@ -19,11 +19,11 @@ _DATA = 64  # reason for a host to stop, in place of a signal number
 
 
 def again(workdir: Path, phases: Sequence[str]) -> str:
-    """Say how the same command would continue, given what a workdir holds of a run's phases."""
+    """Say how to continue with the same command, given what a workdir holds of a run's phases."""
     for name in reversed(phases):
         if saved := [s for kind in ("latest", "stopped") for s in steps(workdir / name / kind)]:
-            return f"the same command continues after step {max(saved)} of {name}"
-    return "the same command starts over, because nothing was saved yet"
+            return f"run the same command to continue after step {max(saved)} of {name}"
+    return "run the same command to start over, because nothing was saved yet"
 
 
 class StopSignals:
@@ -119,7 +119,7 @@ class Stops:
             others = "" if self.alone else "; the other hosts stop as well"
             return BadData(f"{self.failure}{others}. Repair the data first: {text}")
         if why == _DATA:
-            return HostStopped(f"another host cannot read its data, and names it; {text}")
+            return HostStopped(f"another host cannot read its data, and reports which; {text}")
         return (Preempted if why == signal.SIGTERM else Interrupted)(text)
 
 
@@ -137,7 +137,7 @@ class Trouble:
         rollbacks = jsonl.read(self._file)
         self.rollbacks = hosts.first(len(rollbacks))
         if self.rollbacks > self._settings.rollbacks:
-            raise self._diverged(rollbacks[-1]["why"] if rollbacks else "another host went back")
+            raise self._diverged(rollbacks[-1]["why"] if rollbacks else "another host rolled back")
 
     @property
     def lr_scale(self) -> float:
@@ -150,7 +150,7 @@ class Trouble:
             return ""
         row = ahead.last
         return (
-            f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "
+            f"the loss is {row['loss']} at step {row['step']}, with gradient norm "
             f"{row['gradient_norm']}; {ahead.skipped} steps in a row updated nothing"
         )
 

@@ -155,8 +155,8 @@ def _logged_in() -> None:
         wandb.login(verify=False)
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
         raise ValueError(
-            f"log.to=wandb: W&B says: {' '.join(str(error).split())} WANDB_MODE=offline writes "
-            "without a login, and `wandb sync` sends it later"
+            f"log.to=wandb: W&B reports: {' '.join(str(error).split())} Set WANDB_MODE=offline to "
+            "log without a login; `wandb sync` uploads it later"
         ) from error
 
 
@@ -183,7 +183,9 @@ def check(text: str, *, first: bool = True) -> None:
     """Reject a tracker that is unknown or cannot start; the `first` process logs in."""
     if unknown := [name for name in named(text) if name not in KINDS]:
         there = ", ".join(KINDS)
-        raise ValueError(f"log.to={text!r} names {unknown[0]!r}; the trackers are {there}")
+        raise ValueError(
+            f"log.to={text!r} names the unknown tracker {unknown[0]!r}; choose from {there}"
+        )
     for name in named(text):
         try:
             importlib.import_module(KINDS[name].package)
@@ -297,7 +299,7 @@ NONE = Trackers(Path(), [])
 def _warn(name: str, error: Exception) -> None:
     say(
         f"WARNING: {name} is disabled from here on, and training continues: {_short(error)}. "
-        "metrics.jsonl has everything, and the same command tries again"
+        "metrics.jsonl has everything, and running the same command tries again"
     )
 
 

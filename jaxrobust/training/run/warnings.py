@@ -24,11 +24,14 @@ def lines(configs: Mapping[str, Config]) -> list[str]:
 
 # Why two splits in a config must not share images.
 _SHARED = {
-    ("selection_split", "test_split"): "the weights are chosen on what is reported, and the record "
-    "says so",
-    ("train_split", "test_split"): "what is reported was trained on, and the record says so",
-    ("train_split", "selection_split"): "the weights are chosen on what they were trained on, "
-    "which does not show where they overfit",
+    ("selection_split", "test_split"): "the weights are chosen on the reported images, and the "
+    "record says so",
+    (
+        "train_split",
+        "test_split",
+    ): "the reported images are also trained on, and the record says so",
+    ("train_split", "selection_split"): "the weights are chosen on training images, which does not "
+    "reveal overfitting",
 }
 
 
@@ -40,7 +43,7 @@ def _splits(config: Config) -> list[str]:
             splits["extra_split"] = data.extra, data.extra_split
         for key, images in splits.items():
             if grammar.same_images(images, (data.name, data[other])):
-                says = f"data.{key}={images[1]} holds images of data.{other}={data[other]}"
+                says = f"data.{key}={images[1]} shares images with data.{other}={data[other]}"
                 sentences.append(f"{says}: {why}")
     return sentences
 
@@ -58,15 +61,15 @@ def _of_step(a: AttackSection) -> list[str]:
     if a[key] is None:
         return []
     if registry.trained(a.name).length is None:
-        return [f"attack.{key}={a[key]:.4g} is not read: {a.name.upper()} chooses its steps itself"]
+        return [f"attack.{key}={a[key]:.4g} has no effect: {a.name.upper()} chooses its own steps"]
     (size,) = inner.step_sizes(a)
     if size is None or not a.epsilon:
         return []
     epsilon = Threat.of(a).epsilon
     share = f"{size / epsilon:.3g}"
     return [
-        f"attack.step_size={size:.4g} is {share} of attack.epsilon={epsilon:.4g}; written "
-        f"as attack.relative_step={share} it stays so whatever the radius"
+        f"attack.step_size={size:.4g} is {share} times attack.epsilon={epsilon:.4g}; set "
+        f"attack.relative_step={share} instead to keep this ratio at any radius"
     ]
 
 
@@ -120,13 +123,11 @@ def fitted_batches(config: Any, devices: int) -> tuple[Any, list[str]]:
         wrong = p.batch_size % (unit if p.batch_size % at_a_time == 0 else devices)
         if wrong and abs(nearest - p.batch_size) <= FARTHEST * p.batch_size:
             sizes[name] = nearest
-            part = (
-                f"into parts of {p.batch_size // devices} images, because {at_a_time} go together"
-            )
+            part = f"into parts of {p.batch_size // devices} images, as {at_a_time} belong together"
             sentences.append(
-                f"{name}.batch_size={p.batch_size} cannot be split over {devices} devices"
-                f"{f' {part}' if parted else ''}: it becomes {nearest}, the nearest that can, and "
-                f"{name}.lr stays {p.lr:g}"
+                f"{name}.batch_size={p.batch_size} cannot be split over {devices} "
+                f"devices{f' {part}' if parted else ''}: it becomes {nearest}, the nearest size "
+                f"that can, and {name}.lr stays {p.lr:g}"
             )
     if sizes:
         config = config.copy_and_resolve_references()

@@ -119,21 +119,22 @@ def warnings(
     sentences = []
     if stronger > loss_ratio * loss and stronger > loss + loss_rise:
         sentences.append(
-            f"the loss under an attack of {STRONGER} steps more is {stronger:.3g}, under the "
-            f"training attack {loss:.3g}: training no longer sees the adversarial examples that "
-            "exist (catastrophic overfitting), and its robust accuracy is too high; go back to "
+            f"the loss is {stronger:.3g} under an attack with {STRONGER} more steps, but "
+            f"{loss:.3g} under the training attack, which no longer finds the adversarial examples "
+            "that exist (catastrophic overfitting), so its robust accuracy is too high; go back to "
             "an earlier checkpoint with more attack.steps, a smaller step or a lower learning rate"
         )
     if without > zero:
         sentences.append(
-            f"{without:.0%} of the images have no input gradient but rounding: the network is so "
-            "certain of them that attacks find no direction (gradient masking), which looks like "
-            "robustness; start from weights that were trained less long, or set label_smoothing"
+            f"for {without:.0%} of the images, the input gradient is only rounding error: the "
+            "network is so confident that attacks find no direction (gradient masking), which "
+            "looks like robustness; start from weights that were trained for fewer epochs, or set "
+            "label_smoothing"
         )
     if same < agreement:
         sentences.append(
-            f"the signs of the input gradient agree with those in float32 at {same:.0%} of the "
-            "pixels: the compute type is too coarse for this network, and the attack partly "
+            f"the signs of the input gradient agree with those in float32 at only {same:.0%} of "
+            "the pixels: the compute type is too coarse for this network, so the attack partly "
             "guesses; set model.dtype='float32', or lower the learning rate if weights or logits "
             "have grown"
         )
@@ -191,9 +192,9 @@ def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -
     cost = of_probe * images / (objectives.passes(p.objective, a) * p.batch_size)
     if cost > share * every:
         raise ValueError(
-            f"alarm.every_steps={every} with {images} images costs {cost / every:.2%} of the "
-            f"training, more than {share:.0%}; set alarm.every_steps={math.ceil(cost / share)} or "
-            "more, or fewer alarm.images"
+            f"alarm.every_steps={every} with {images} images adds {cost / every:.2%} to the cost "
+            f"of training, more than {share:.0%}; set alarm.every_steps={math.ceil(cost / share)} "
+            "or more, or fewer alarm.images"
         )
     return cost / every
 
@@ -243,7 +244,7 @@ def of_norms(stats: Mapping[str, Any]) -> Norms:
             dead.append(f"{still.sum()} of {array.size} in {norm}")
     warning = (
         f"{_listed(dead)} channels are dead: a running variance of at most {_DEAD:g} means that "
-        "they give the same number for all images. Where that is not meant, as with train.l1, go "
+        "they return the same number for all images. Unless this is intended, as with train.l1, go "
         "back to an earlier checkpoint with a lower learning rate or a longer warm-up"
     )
     return Norms(_listed(broken), warning if dead else "")

@@ -70,7 +70,7 @@ def of_objective(attack: AttackSection, objective: str) -> objectives.Loss:
     if loss not in NAMES:
         example = f"{loss}:margin" if loss.endswith(".py") else "my_losses.py:margin"
         raise ValueError(
-            f"{KEY}={loss!r} is not a loss on labels; {near(loss, NAMES)}one of "
+            f"{KEY}={loss!r} is not a loss on labels; {near(loss, NAMES)}choose one of "
             f"{', '.join(NAMES)}, or your own function, such as {example}"
         )
     return loss
@@ -131,10 +131,10 @@ def _try(loss: Named, soft: bool, classes: int) -> None:
     if ((slopes[diagonal] * climbs).sum(axis=1) < 0).all():
         raise ValueError(
             f"{KEY}={loss.name} falls where cross-entropy rises, so its attack helps the network; "
-            "return minus the loss, which must be larger where the network is worse"
+            "return minus the loss, so that it is larger where the network is worse"
         )
     if not slopes[diagonal].any():
         raise ValueError(
-            f"{KEY}={loss.name} has no gradient in the logits, so no attack can raise it; compute "
-            "it without argmax, comparisons, rounding or stop_gradient"
+            f"{KEY}={loss.name} has no gradient with respect to the logits, so no attack can raise "
+            "it; compute it without argmax, comparisons, rounding or stop_gradient"
         )

@@ -36,7 +36,7 @@ def averaging(p: PhaseSection, name: str, *, steps_per_epoch: int) -> Averaging:
     epochs = p.ema_warmup_epochs
     must_be(f"{name}.ema_decay", p.ema_decay, 0 <= p.ema_decay < 1, "at least 0 and below 1")
     inside = epochs is None or 0 <= epochs < p.epochs
-    wanted = f"at least 0 and below {name}.epochs={p.epochs}, or None for a decay that is constant"
+    wanted = f"at least 0 and below {name}.epochs={p.epochs}, or None for a constant decay"
     must_be(f"{name}.ema_warmup_epochs", epochs, inside, wanted)
     one_of(f"{name}.ema_statistics", p.ema_statistics, ("averaged", "copied"))
 
@@ -67,13 +67,13 @@ def running_statistics(p: PhaseSection, name: str) -> Statistics:
     setting = f"{name}.bn_momentum={values}"
     if len(values) != 2 or not all(0 < value <= 1 for value in values):
         raise ValueError(
-            f"{setting} must be two numbers above 0, at most 1, of the first update and of the "
-            "others, such as (1.0, 0.01), or () for the network's own"
+            f"{setting} must be two numbers above 0 and at most 1, for the first update and for "
+            "the others, such as (1.0, 0.01), or () to use the network's own"
         )
     if objectives.named(p.objective).both and p.bn_statistics != "adversarial":
         raise ValueError(
-            f"{setting} needs statistics that move once per update, but objective="
-            f"{p.objective!r} moves them twice; set {name}.bn_statistics='adversarial'"
+            f"{setting} needs statistics that change once per update, but "
+            f"objective={p.objective!r} changes them twice; set {name}.bn_statistics='adversarial'"
         )
     first, later = values
 

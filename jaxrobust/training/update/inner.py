@@ -72,14 +72,14 @@ def step_sizes(attack: AttackSection) -> tuple[float | None, ...]:
         if len(balls) > 1:
             raise ValueError(
                 f"attack.step_size={sizes:.4g} pixels would apply to all norms {norms}, whose "
-                "radii differ; give one for each, in their order, or set attack.relative_step"
+                "radii differ; give one for each, in the same order, or set attack.relative_step"
             )
         sizes = (sizes,)
     if len(sizes) != len(balls):
         listed = ",".join(f"{size:.4g}" for size in sizes)
         raise ValueError(
-            f"attack.step_size={listed} and attack.norm={norms}: give a step for each norm, in "
-            "their order, or set attack.relative_step"
+            f"attack.step_size={listed} does not match attack.norm={norms}; give a step for each "
+            "norm, in the same order, or set attack.relative_step"
         )
     return tuple(sizes)
 
@@ -117,7 +117,7 @@ def _planned(a: AttackSection, objective: str, extra_steps: int) -> InnerPlan:
     if row.of_probabilities and a.labels != "soft":
         raise ValueError(
             f"objective={objective!r} with attack.labels={a.labels!r}: its attack aims at the "
-            "network's outputs for clean images and reads no labels; leave attack.labels='soft'"
+            "network's outputs for clean images and uses no labels; keep attack.labels='soft'"
         )
     if row.of_probabilities and a.start == "image":
         raise ValueError(
@@ -168,7 +168,7 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
     normal = isinstance(start, attacks.Noise) and start.normal
     if a.start_std is not None and not normal:
         raise ValueError(
-            f"attack.start_std={a.start_std} has no effect on attack.start={a.start!r}; leave it "
+            f"attack.start_std={a.start_std} has no effect with attack.start={a.start!r}; leave it "
             "out, or set attack.start='gauss'"
         )
     check_length("attack.start_std", a.start_std or 0)
@@ -177,8 +177,8 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
     if registry.trained(a.name).length is None:
         names = [repr(row.name) for row in registry.training().values() if row.length is not None]
         raise ValueError(
-            f"attack.start={a.start!r} is of attack.name={', '.join(names)}; {a.name.upper()} "
-            "starts at 'image' or 'random'"
+            f"attack.start={a.start!r} is only for attack.name={', '.join(names)}; "
+            f"{a.name.upper()} starts at 'image' or 'random'"
         )
     if not normal:
         return start
@@ -186,7 +186,7 @@ def _start(a: AttackSection) -> bool | attacks.Noise:
     if std is None:
         raise ValueError(
             f"attack.start={a.start!r} needs attack.start_std, its standard deviation in pixels, "
-            "or attack.step_size, which it is by default"
+            "or attack.step_size, the default"
         )
     return start._replace(std=std)
 
@@ -245,6 +245,6 @@ def check(attack: AttackSection, *, epochs: int, phase: str) -> None:
     if grows(attack) and not any(ball.epsilon for ball in threats(attack)):
         key, count = ("warmup", warmup) if warmup else ("delay", delay)
         raise ValueError(
-            f"attack.{key}_epochs={count} with attack.epsilon=0: there is no radius to grow to; "
-            f"set attack.{key}_epochs=0"
+            f"attack.{key}_epochs={count} has no effect with attack.epsilon=0; set "
+            f"attack.{key}_epochs=0"
         )

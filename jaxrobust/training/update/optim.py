@@ -103,7 +103,7 @@ def _scheduled_trace(momentum: optax.Schedule, nesterov: bool) -> optax.Gradient
 
 def _mask(decay_mask: str) -> Callable[[Params], dict[str, bool]]:
     if decay_mask not in DECAY_MASKS:
-        raise ValueError(f"unknown decay_mask {decay_mask!r}; one of {sorted(DECAY_MASKS)}")
+        raise ValueError(f"unknown decay_mask {decay_mask!r}; choose one of {sorted(DECAY_MASKS)}")
     rule = DECAY_MASKS[decay_mask]
     return lambda params: {name: rule(name, array) for name, array in params.items()}
 
@@ -140,7 +140,7 @@ def of_phase(
         "b2": (0 <= p.b2 < 1, "at least 0 and below 1"),
         "momentum": (
             0 <= p.momentum < 1 and (p.momentum > 0 or not p.nesterov),
-            "at least 0 and below 1; nesterov=True needs one above 0",
+            "at least 0 and below 1; nesterov=True needs a value above 0",
         ),
         "clip_norm": (
             p.clip_norm is None or 0 < p.clip_norm < math.inf,

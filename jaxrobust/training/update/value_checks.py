@@ -23,7 +23,7 @@ def one_of(key: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise `ValueError` for a value that is not one of the choices."""
     allowed = list(allowed)
     if value not in allowed:
-        _refuse(f"{key}={value!r}; one of {', '.join(map(repr, allowed))}")
+        _refuse(f"{key}={value!r} must be one of {', '.join(map(repr, allowed))}")
 
 
 def must_be(key: str, value: Any, inside: bool, wanted: str) -> None:

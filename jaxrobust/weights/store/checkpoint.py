@@ -114,12 +114,12 @@ class Checkpoints:
         if self._in_bucket and (folder / "arrays").is_dir() and (folder / "meta").is_dir():
             return (
                 f"{folder} has no {MARKER}, so it may be incomplete: if the original was complete, "
-                "add such a file, else move it away, and the same command continues at "
+                "add such a file, else move it away, and run the same command to continue at "
                 f"{there}"
             )
         return (
-            f"{folder} is not a complete checkpoint: move it away, and the same command continues "
-            f"at {there}"
+            f"{folder} is not a complete checkpoint: move it away, and run the same command to "
+            f"continue at {there}"
         )
 
     def _note(self, step: int) -> Any:

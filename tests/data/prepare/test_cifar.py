@@ -297,8 +297,8 @@ class RefusedTest(CifarCase):
 
     def test_the_command_line(self):
         for words, why in (
-            ((), "prepare needs a data set; write one of imagenet, cifar10, cifar100"),
-            (("mnist",), "prepare knows no data set 'mnist'; write one of imagenet, "),
+            ((), "prepare needs a data set; choose one of imagenet, cifar10, cifar100"),
+            (("mnist",), "prepare does not support 'mnist'; choose one of imagenet, "),
         ):
             ended = command_calls.ended(lambda words=words: prepare.main(list(words)))
             self.assertEqual(ended.code, 2)

@@ -56,7 +56,7 @@ class AccountTest(parameterized.TestCase):
         self.assertAlmostEqual(found["training"]["chip_hours"], 8 * total / 3600)
         self.assertFalse(found["measured"])
         self.assertIn("reach 1% of", found["assumed"][0])
-        self.assertTrue(any("imagenet2012 is not here" in line for line in found["assumed"]))
+        self.assertTrue(any("imagenet2012 is not on this" in line for line in found["assumed"]))
 
     def test_evaluations_are_passes_over_speed_and_that_of_the_test_split_is_in_float32(self):
         config = imagenet()
@@ -88,9 +88,7 @@ class AccountTest(parameterized.TestCase):
         self.assertAlmostEqual(row["images_per_s"], 8 * row["images_per_s_per_chip"])
         self.assertAlmostEqual(row["mfu"], 0.01)
 
-    @sweeps.rows(
-        ("TPU v5p", 6.25e9, "at 6.25 GB/s per chip"), ("TPU v4", None, "is not known here")
-    )
+    @sweeps.rows(("TPU v5p", 6.25e9, "at 6.25 GB/s per chip"), ("TPU v4", None, " is unknown, so"))
     def test_gradients_between_slices(self, kind, bandwidth, line):
         """Of two slices, each chip sends its quarter of its slice's gradients, in float32."""
         on = H100._replace(kind=kind, chip=hardware.chip(kind), slices=2)
@@ -186,7 +184,7 @@ class AccountTest(parameterized.TestCase):
         ({"test.batch_size": 12}, "test.batch_size=12 cannot be split over 8"),
         ({"mesh.fsdp": 3}, "mesh.fsdp=3 does not divide the 8 chips; use one of 1, 2, 4, 8"),
         ({"train.microbatches": 3}, "microbatches=3 does not divide the 128 images"),
-        ({}, "GiB of a chip that has 0; share them with --fsdp 0", {"chip": SMALL}),
+        ({}, "GiB of a chip that has 0; shard them with --fsdp 0", {"chip": SMALL}),
     )
     def test_is_refused(self, changes, message, on=None):
         config = imagenet()
@@ -230,7 +228,7 @@ class HereTest(parameterized.TestCase):
         self.assertEqual((row["mfu"], row["data_cores"]), (None, None))
         self.assertEqual(devices, jax.devices("cpu"))  # as training does
         self.assertEqual(self.account(HERE, batch_size=36)[2], jax.devices("cpu")[:1])
-        self.assertIn("Measured briefly on this machine", found["known"][0])
+        self.assertIn("were measured briefly on this machine", found["known"][0])
         self.assertNotIn("peak", " ".join(found["assumed"]))
 
     def test_all_devices_of_an_accelerator(self):
@@ -266,12 +264,12 @@ class DecodingTest(parameterized.TestCase):
         (
             ("TPU v5e", 16, 200_000),
             "WARNING: train: 200,000 images/s keep 494 cores busy with decoding and "
-            "data.augmentation=heavy, and there are 432 on 4 hosts: the chips wait for data 13% of "
-            "the time at least; take a cheaper data.augmentation.",
+            "data.augmentation=heavy, but there are only 432 on 4 hosts: the chips wait for data "
+            "at least 13% of the time; choose a cheaper data.augmentation.",
         ),
         (("TPU v5e", 16, 174_000), "keep 430 cores busy .*=heavy, of 432 on 4 hosts.$"),
-        (("TPU v5e", 2, 40_500), "^WARNING.* keep 100 cores .*, and there are 52 on 1 host:"),
-        (("NVIDIA H100 SXM", 8, 40_500), "=heavy, 12.5 for each NVIDIA H100 SXM.$"),
+        (("TPU v5e", 2, 40_500), "^WARNING.* keep 100 cores .*, but there are only 52 on 1 host:"),
+        (("NVIDIA H100 SXM", 8, 40_500), "=heavy, 12.5 per NVIDIA H100 SXM.$"),
         # ct4p, ct5p-hightpu-4t, ct6e-standard-4t; of Ironwood JAX counts chips twice.
         *((("TPU " + kind, 16, 405), f"of {4 * (cores - 4)} on 4 hosts.$")
           for kind, cores in (("v4", 240), ("v5e", 112), ("v5p", 208), ("v6e", 180))),
@@ -306,14 +304,14 @@ class StartCostTest(parameterized.TestCase):
         self.assertEqual(
             lines[0],
             "It starts from runs/revisiting_at-convnext_t_cvst, which is not finished: that run "
-            "costs 2.5 hours and 160 chip-hours more, once for all that start from it.",
+            "costs another 2.5 hours and 160 chip-hours, once for all runs that start from it.",
         )
         self.assertStartsWith(lines[1], "It starts from runs/convstem_pretraining-convnext_t_cvst,")
         folder = Path("runs/convstem_pretraining-convnext_t_cvst")
         (folder / "pretrain" / "best" / "7").mkdir(parents=True)
         values = plain(refresh_configs.load("convstem_pretraining:convnext_t_cvst"))
         (folder / "config.json").write_text(json.dumps({"version": 1} | values))
-        self.assertIn("which is not finished, and was begun: that", estimated()[1][1])
+        self.assertIn("which is not finished but has begun: that", estimated()[1][1])
         line = json.dumps({"weights": "pretrain, step 7, ema"})
         (folder / "results.jsonl").write_text(f"{line}\n")
         count, lines = estimated()

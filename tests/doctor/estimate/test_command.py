@@ -69,7 +69,7 @@ class CommandTest(parameterized.TestCase):
         for part in ("steps", "selection", "test", "compile", "checkpoints"):
             self.assertGreater(row["parts_s"][part], 0, part)
         self.assertGreater(row["memory_bytes"], 0)
-        self.assertIn("Measured briefly on this machine", out)
+        self.assertIn("were measured briefly on this machine", out)
 
     @pytest.mark.slow
     @absltest.skipUnless(
@@ -174,7 +174,7 @@ class QuickCommandTest(parameterized.TestCase):
         ("--on abacus:8", "'abacus' is not a known device; one of cpu, gpu"),
         ("--on h10:8", "'h10' is not a known device; did you mean h100?"),
         ("--on v5e:3x3", "--on v5e:3x3 is not a slice of TPU v5e; write one such as v5e:4x4"),
-        ("--on v5e", "does not say how many chips; write one such as v5e:4x4"),
+        ("--on v5e", "lacks the number of chips; write, for example, v5e:4x4"),
         ("--on gpu", "JAX finds no GPU on this machine; write cpu, gpu or tpu"),
         ("--on h100:1 --utilisation 0", "above 0 and at most 1"),
         ("--on cpu --utilisation 0.5", "is measured; leave it out"),
@@ -213,7 +213,7 @@ class QuickCommandTest(parameterized.TestCase):
         ),
         ("--on h100:8 --fsdp 3", "mesh.fsdp=3 does not divide the 8 chips; use one of 1, 2, 4, 8"),
         ("--on h100:1 --config.data.name=flowers", "flowers"),
-        ("--on h100:1 --config=other", "give the config as the first word, without --config"),
+        ("--on h100:1 --config=other", "give the config as the first argument, without --config"),
     )
     def test_more_mistakes_are_one_sentence(self, words, sentence):
         self.refused(("quickstart", *words.split()), sentence)

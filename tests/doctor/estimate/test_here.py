@@ -18,7 +18,7 @@ from tests.support.estimates import digits
 class HereTest(parameterized.TestCase):
     @sweeps.rows(
         ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9G", ValueError,
-         "train: the programs of a batch of 32 .* --batch 16"),
+         "train: the programs for a batch of 32 .* --batch 16"),
         ("INTERNAL: none", JaxRuntimeError, "INTERNAL"),
     )  # fmt: skip
     def test_too_little_memory_is_a_sentence_and_other_failures_stay(self, error, kind, message):

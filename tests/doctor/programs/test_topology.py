@@ -74,7 +74,7 @@ class RefusedTest(parameterized.TestCase):
     def test_too_large(self):
         error = "RESOURCE_EXHAUSTED: Used 25.31G of 15.75G hbm. Exceeded by 9.56G.\n pages"
         expected = (
-            "the program needs 25.31G of memory on each chip, which has 15.75G for it; try less"
+            "the program needs 25.31G of memory on each chip, which has 15.75G available; try less"
         )
         self.assertEqual(topology.too_large(error, "less"), expected)
         self.assertIn(
@@ -83,15 +83,15 @@ class RefusedTest(parameterized.TestCase):
 
     @sweeps.rows(
         ("v5e:4x4", None, ImportError, "--on v5e:4x4 needs the TPU compiler"),
-        ("v5e:0x4", "there", ValueError, "--on v5e:0x4: a side has no chips; write one"),
-        ("p100:8", "there", ValueError, "no compiler for such a chip; write one .*, h100:1"),
+        ("v5e:0x4", "there", ValueError, "--on v5e:0x4: a side has no chips; give a topology"),
+        ("p100:8", "there", ValueError, "no compiler for such a chip; give a topology .*, h100:1"),
         ("h100:9", "there", ValueError, "--on h100:9: request 1 to 8 GPUs, such as h100:1 or"),
         (
             "h200:1",
             None,
             ImportError,
             "--on h200:1 needs the GPU compiler; run python3.13 "
-            "tools/gpu/make_environment.py FOLDER in a checkout, and this command with FOLDER/bin",
+            "tools/gpu/make_environment.py FOLDER in a checkout, then this command with FOLDER/bin",
         ),
     )
     def test_names(self, name, spec, error, message):

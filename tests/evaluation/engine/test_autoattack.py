@@ -492,7 +492,7 @@ class MessagesTest(parameterized.TestCase):
     @sweeps.rows(
         ({"norm": "linfty"}, "norm='linfty' is unknown; choose one of linf, l2, l1"),
         ({"epsilon": 8.0}, "larger than the pixel range .*; write 8/255"),
-        ({"epsilon": -1}, "epsilon=-1.0 is not a radius"),
+        ({"epsilon": -1}, "epsilon=-1.0 is not a valid radius"),
         (
             {"norm": "l0", "epsilon": 1.5},
             "epsilon=1.5 must be a whole number of pixels, such as 24",

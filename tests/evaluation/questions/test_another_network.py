@@ -265,4 +265,4 @@ class OtherImagesTest(CommandCase):
         del found["hashes"]
         path.write_text(json.dumps(found))
         printed, _ = ended(command_calls.words(compare.main, "first", "second"))
-        self.assertIn("Only the images' names show that B evaluated the same as A", printed)
+        self.assertIn("Only the images' names show that B evaluated the same images as A", printed)

@@ -286,7 +286,7 @@ class RunTest(OfRun):
         ({"threat": ["linf:4"]}, "--threat=linf:4: .* larger than the pixel range .*write 4/255"),
         ({"threat": ["l1:4/255"]}, "an l1 radius of 0.01569 .* is probably meant for linf"),
         ({"epsilon": "4"}, "write 4/255"),
-        ({"epsilon": "-1"}, "epsilon=-1.0 is not a radius"),
+        ({"epsilon": "-1"}, "epsilon=-1.0 is not a valid radius"),
         ({"epsilon": "4/0"}, "--epsilon=4/0 is not a number"),
         ({"options": "{}"}, "--options would replace the run's own"),
         ({"epsilon": "four"}, "--epsilon=four is not a number; write one, or a fraction"),
@@ -507,7 +507,7 @@ class CommandLineTest(parameterized.TestCase):
             "--atack is not a flag; did you mean --attack. --help-all lists all flags",
         ),
         (["--n=many"], "--n=many is not a number of images; give 1 or more, or all"),
-        (["a", "b"], "'b' is one word too many; name one network"),
+        (["a", "b"], "unexpected argument 'b'; name one network"),
     )
     def test_mistakes_in_flags(self, arguments, message):
         process = self.run_it("evaluate", *arguments, without="jax")

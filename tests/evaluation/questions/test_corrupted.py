@@ -305,7 +305,7 @@ class BundleTest(CommandCase):
         page = (site / "index.html").read_text()
         self.assertIn("Images: computed with seed 3", page)
         self.assertIn('data-head="mean"', page)
-        self.assertNotIn("A stronger attack than this", page)
+        self.assertNotIn("A stronger attack can only fool", page)
 
     def test_published_files(self):
         (self.folder / "net.py").write_text(NET.replace("5)", "10)"))

@@ -152,7 +152,7 @@ class CommandTest(parameterized.TestCase):
         fooled = self.fast["fast"]["fooled"]
         self.assertIn(
             f"A is of the fast version: {fooled} images fooled only by the attacks on its sample "
-            "count as standing here, because other images did not meet these.",
+            "count as robust here, because other images did not meet these attacks.",
             evaluations.remarks(found),
         )
 
@@ -167,7 +167,7 @@ class CommandTest(parameterized.TestCase):
             text,
         )
         self.assertIn(f"(fast; standard at least {least})", text)
-        words = f"Of {fast['survivors']} images that survived, {fast['sampled']} at random met all"
+        words = f"Of {fast['survivors']} surviving images, {fast['sampled']} random ones met all"
         self.assertIn(words, text)
         self.assertIn(
             "The attack was the fast version, not the standard version of AutoAttack", text
@@ -182,14 +182,14 @@ class CommandTest(parameterized.TestCase):
         Path("broken").mkdir(exist_ok=True)
         row = self.fast | {"fast": self.fast["fast"] | {"sampled": "all"}}
         Path("broken", "results.jsonl").write_text(json.dumps(row) + "\n")
-        with self.assertRaisesRegex(ValueError, "parts of a wrong type; restore the original"):
+        with self.assertRaisesRegex(ValueError, "fields of the wrong type; restore the original"):
             gather([Path("broken")])
 
     def test_captions_say_it(self):
         record = AccuracyRecord.from_json(self.fast)
         self.assertEqual(latex.attack_words(record), "the fast version")
         said = [*figure_records.doubts("A", record)]
-        self.assertIn(f"In doubt of A, fast: {stopping.fast_line(record.fast)}.", said)
+        self.assertIn(f"Doubt about A, fast: {stopping.fast_line(record.fast)}.", said)
 
     def test_no_entry_of_robustbench(self):
         record = AccuracyRecord.from_json(self.fast)

@@ -209,7 +209,7 @@ class RefusedTest(FolderCase):
         for words, message in (
             (
                 ("c.txt", "--data", "digits"),
-                "c.txt is not a config's name; choose one that ends in",
+                "c.txt is not a Python file; choose a name that ends in",
             ),
             (("c.py",), "name the images with --data"),
             (("c.py", "--data", "digits", "--epsilon", "0"), "--epsilon=0 must be above 0"),

@@ -55,7 +55,10 @@ class ParseTest(parameterized.TestCase):
             ("selekt", "did you mean select?"),
             ("pgd-0", "'pgd-0' is neither a stage"),
             ("certificate", "is neither a stage nor an attack; one of select, export, autoattack,"),
-            ("", "--then has an empty stage; write such as --then select,autoattack:linf:4/255+l2"),
+            (
+                "",
+                "--then has an empty stage; write, for example, --then select,autoattack:linf:4",
+            ),
             ("select,,export:hub", "has an empty stage"),
             ("autoattack:", "has nothing after its colon"),
             ("select:30", "select takes nothing after a colon; leave it out"),
@@ -65,9 +68,9 @@ class ParseTest(parameterized.TestCase):
             ("autoattack:linf:4/255+", "the norm '' is unknown"),
             ("autoattack:linf:4/255+linf:4/255", "repeats a threat; give it once"),
             ("clean:linf:4/255", "clean takes no threat; leave linf:4/255 out"),
-            ("export", "it does not say in which layout; one of jaxrobust, timm, hub, module, sta"),
+            ("export", "the layout is missing; choose one of jaxrobust, timm, hub, module, sta"),
             ("export:hubb", "'hubb' is not a layout; did you mean hub?"),
-            ("export:torch", "'torch' is not a layout; one of jaxrobust, timm, hub, module, state"),
+            ("export:torch", "'torch' is not a layout; choose one of jaxrobust, timm, hub, module"),
             ("export:Singh2023Revisiting_ViT-S-ConvStm", "did you mean Singh2023Revisiting_ViT-S-"),
             ("export:hub,select", "select chooses the weights for export:hub; put it first"),
             ("clean,select", "select chooses the weights for clean; put it first"),
@@ -100,7 +103,7 @@ class CheckTest(parameterized.TestCase):
                 {"data__selection_split": "test[:80]"},
                 "split test[:80] is the test split test[:80], ",
             ),
-            ({"data__selection_split": "test[40:90]"}, "holds images, or may, of the test split"),
+            ({"data__selection_split": "test[40:90]"}, "may overlap with the test split"),
             ({"data__selection_split": ""}, "has no selection split to choose on; set data.select"),
         ):
             with self.subTest(row=(changes, words)):
@@ -140,14 +143,14 @@ class CheckTest(parameterized.TestCase):
         own = {"model__name": name, "model__options": {}}
         for layout in ("jaxrobust", "state-dict", "robustbench"):
             checks.check(tiny(**own), stage.parse(f"export:{layout}"), Path("runs/x"))
-        self.refused("export:hub", f"does not go with {name}: choose --layout state-dict", **own)
+        self.refused("export:hub", f"does not support {name}: choose --layout state-dict", **own)
         own["model__name"] = "torch:examples/none.py:build"
         self.refused("export:robustbench", "examples/none.py does not exist; run the", **own)
 
     def test_an_entry_of_robustbench_is_of_its_images_and_radius(self):
         text = "autoattack:linf:8/255,export:module:Me2026Robust"
-        self.refused(text, "RobustBench would accept none of the records before it: its data, dig")
-        self.refused("autoattack,export:module:me", "is not an id of RobustBench")
+        self.refused(text, "RobustBench would accept none of the preceding records: its data, dig")
+        self.refused("autoattack,export:module:me", "is not a RobustBench id")
         self.refused("autoattack,export:jaxrobust:Me2026Robust", "choose export:module")
 
 
@@ -169,7 +172,7 @@ class EntryTest(absltest.TestCase):
         self.checked("autoattack")
         self.checked("autoattack:l2:2+linf:4/255")
         with self.assertRaisesRegex(
-            ValueError, r"RobustBench would accept none .*: its balls are .* not linf 4/2"
+            ValueError, r"RobustBench would accept none .*: its threats are .* not linf 4/2"
         ):
             self.checked("autoattack:linf:8/255")
         with self.assertRaisesRegex(ValueError, "its images are 0..99, not 0..4999. Leave Me2026"):
@@ -220,19 +223,17 @@ class CostTest(absltest.TestCase):
         # Eight candidates under APGD of ten steps, which costs (3 x 10 + 2) / (3 x 2 + 2) of two's.
         for said in (
             "training 60.0 min; select 64.0 s; autoattack:linf:.1+l2:1+l1:9 30.0 min; pgd-3 22.0 s;"
-            " clean 2.0 s; export:hub not estimated; in all 91.5 min",
+            " clean 2.0 s; export:hub not estimated; total 91.5 min",
         ):
             self.assertIn(said, first)
         self.assertIn(
-            "with 50% of the images robust in each threat; with all robust it takes 2 ti", second
+            "50% of the images are robust to each threat; if all are, it takes 2 times", second
         )
 
     def test_of_a_pod_it_is_computed_and_of_unknown_devices_it_is_not(self):
         with mock.patch.object(checks.jax, "process_count", return_value=4):
             (said,) = checks.lines(tiny(), stage.parse("clean"), self.workdir)
-            self.assertRegex(
-                said, r"cannot estimate the cost on \d x cpu, whose speed is not known"
-            )
+            self.assertRegex(said, r"cannot estimate the cost on \d x cpu, whose speed is unknown")
             device = mock.Mock(device_kind="TPU v5e")
             with mock.patch.object(checks.jax, "devices", return_value=[device]):
                 on = checks.devices()
@@ -246,7 +247,7 @@ class CostTest(absltest.TestCase):
         with measures[0], measures[1]:
             text = "select,autoattack,export:hub"
             first, second = checks.lines(tiny(), stage.parse(text), self.workdir)
-        self.assertRegex(first, r"estimated cost \(at 20% of the peak, .*\): training .*; in all")
+        self.assertRegex(first, r"estimated cost \(at 20% of the peak, .*\): training .*; total")
         self.assertIn("AutoAttack's time", second)
         self.assertGreater(checks.devices().chip.flops, 1e8)
 

@@ -240,14 +240,14 @@ class EndingTest(parameterized.TestCase):
 
     def ended(self, error: BaseException, solved: str = "", place=None) -> command_calls.Ended:
         def call():
-            with arguments.ending("the same command continues", solved):
+            with arguments.ending("run the same command to continue", solved):
                 raise error
 
         with mock.patch.object(arguments.functions, "of_users", return_value=place):
             return command_calls.ended(call)
 
     @sweeps.rows(
-        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command to continue"),
         (ValueError("a wrong word"), 2, "a wrong word"),
         (OSError("a full disk"), 3, "a full disk. Try again"),
         (

@@ -60,7 +60,7 @@ class EndingTest(parameterized.TestCase):
         self.said = self.enterContext(mock.patch.object(sys, "stderr"))
 
     def pod(self, line):
-        end = ending.Ending(lambda: "the same command continues")
+        end = ending.Ending(lambda: "run the same command to continue")
         with (
             mock.patch.object(ending, "join_hosts"),
             mock.patch.object(lifeline, "joined", lambda *_: line),
@@ -89,7 +89,7 @@ class EndingTest(parameterized.TestCase):
         with self.assertRaises(Ended), self.pod(line):
             raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [::1]")
         self.exit.assert_called_once_with(75)
-        self.assertRegex(self.words(), "the connection to another .*Gloo.*; the same command cont")
+        self.assertRegex(self.words(), "the connection to another .*Gloo.*; run the same command")
 
     def test_a_mistake_stays_one(self):
         with self.assertRaisesRegex(ValueError, "epsilon"), self.pod(mock.Mock()):
@@ -177,7 +177,7 @@ class PodTest(parameterized.TestCase):
         codes, said, seconds = signalled(pod, "train 5/", KILL, 1)
         self.assertEqual(codes, [75, -9], said)
         self.assertRegex(
-            said[0], r"process 1 is gone; the same command continues after step \d+ of"
+            said[0], r"process 1 is gone; run the same command to continue after step \d+ of"
         )
         self.assertNotIn("Traceback", said[0])
         self.assertLess(max(seconds), 15)
@@ -192,7 +192,7 @@ def compiled():
 WAITS = f"""
 from jaxrobust.runtime.commandline.ending import Ending
 from jaxrobust.runtime.text.progress import say
-end, space = Ending(lambda: "the same command starts over"), {{}}
+end, space = Ending(lambda: "run the same command to start over"), {{}}
 exec(compile({COMPILER!r}, "/jax/_src/compiler.py", "exec"), space)
 try:
     with end:
@@ -228,7 +228,7 @@ class AloneTest(parameterized.TestCase):
         folder = Path(self.create_tempdir())
         command = [*written(folder), f"--workdir={folder / 'run'}"]
         code, said, seconds = self.asked(command, TERM)
-        again = "the same command starts over, because nothing was saved yet"
+        again = "run the same command to start over, because nothing was saved yet"
         self.assertEqual((code, said[-1]), (143, f"jaxrobust: stopped (SIGTERM); {again}"))
         self.assertFalse([line for line in said if "step compiled in" in line])
         self.assertLess(seconds, 2)
@@ -238,11 +238,11 @@ class AloneTest(parameterized.TestCase):
         self.assertEqual(code, 130, said)
         waits, ended = said[1:]
         self.assertRegex(waits, "^stopping once the compiler is done.*again: stop at once")
-        self.assertEqual(ended, "jaxrobust: interrupted; the same command starts over")
+        self.assertEqual(ended, "jaxrobust: interrupted; run the same command to start over")
         self.assertGreater(seconds, 0.5)
 
     def test_ctrl_c_twice_does_not_wait(self):
         code, said, seconds = self.asked(["-c", WAITS], CTRL_C, CTRL_C)
-        again = "jaxrobust: interrupted while compiling; the same command starts over"
+        again = "jaxrobust: interrupted while compiling; run the same command to start over"
         self.assertEqual((code, said[-1]), (130, again), said)
         self.assertLess(seconds, 2)

@@ -414,9 +414,12 @@ class RefusalTest(parameterized.TestCase):
         ({"train__microbatches": 0}, "train.microbatches=0 must be at least 1"),
         (
             {"train__batch_size": 32, "train__microbatches": 3},
-            r"train.microbatches=3 does not divide the 4 images of a device; .* of \[1, 2, 4\]",
+            r"train.microbatches=3 does not divide the 4 images per device; .* of \[1, 2, 4\]",
         ),
-        ({"attack__statistics": "own"}, "attack.statistics='own'; one of 'running', 'batch'"),
+        (
+            {"attack__statistics": "own"},
+            "attack.statistics='own' must be one of 'running', 'batch'",
+        ),
     )
     def test_messages(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):

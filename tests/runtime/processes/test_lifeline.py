@@ -14,25 +14,33 @@ from jaxrobust.runtime.processes import lifeline
 from jaxrobust.runtime.processes.lifeline import Notice
 from tests.support import sweeps
 
-AGAIN = "the same command continues"
+AGAIN = "run the same command to continue"
 
 
 class VerdictTest(parameterized.TestCase):
     @sweeps.rows(
-        (None, 75, "process 1 is gone; the same command continues"),
+        (None, 75, "process 1 is gone; run the same command to continue"),
         (
             lifeline.STANDS_STILL,
             75,
-            "process 1 has not answered for 30 s; the same command continues",
+            "process 1 has not answered for 30 s; run the same command to continue",
         ),
-        (143, 75, "process 1 was asked to stop (SIGTERM) and is gone; the same command continues"),
-        (75, 75, "process 1 was asked to stop (SIGTERM) and is gone; the same command continues"),
-        (130, 130, "process 1 was interrupted (Ctrl-C); the same command continues"),
+        (
+            143,
+            75,
+            "process 1 was asked to stop (SIGTERM) and is gone; run the same command to continue",
+        ),
+        (
+            75,
+            75,
+            "process 1 was asked to stop (SIGTERM) and is gone; run the same command to continue",
+        ),
+        (130, 130, "process 1 was interrupted (Ctrl-C); run the same command to continue"),
         (
             2,
             3,
-            "process 1 ended with an error (exit code 2), which it printed; with that solved, the "
-            "same command continues",
+            "process 1 ended with an error (exit code 2), which it printed; once this is fixed, "
+            "run the same command to continue",
         ),
     )
     def test_sentence_and_exit_code(self, code, ends, words):

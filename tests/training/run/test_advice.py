@@ -41,16 +41,24 @@ class StepTest(parameterized.TestCase):
         lines = warnings.lines({"train": config})
         self.assertEqual(bool(lines), told)
         if told:
-            self.assertRegex(lines[0], "holds images of data.test_split=test.* the record says so")
+            self.assertRegex(
+                lines[0], "shares images with data.test_split=test.* the record says so"
+            )
         self.assertEmpty(warnings.of_step(config, "train"))
 
     @sweeps.rows(
         ({}, []),
-        ({"train": "all"}, ["train_split=all of test_split=test", "train_split=all of selection"]),
-        ({"selection": "train[50:]"}, ["train_split=train[:90] of selection_split=train[50:]"]),
+        (
+            {"train": "all"},
+            ["train_split=all with test_split=test", "train_split=all with selection"],
+        ),
+        ({"selection": "train[50:]"}, ["train_split=train[:90] with selection_split=train[50:]"]),
         ({"extra": ("digits", "train[:9]")}, []),
-        ({"extra": ("digits", "train[95:]")}, ["extra_split=train[95:] of selection_split=train["]),
-        ({"extra": ("digits", "test[:9]")}, ["extra_split=test[:9] of test_split=test"]),
+        (
+            {"extra": ("digits", "train[95:]")},
+            ["extra_split=train[95:] with selection_split=train["],
+        ),
+        ({"extra": ("digits", "test[:9]")}, ["extra_split=test[:9] with test_split=test"]),
         ({"extra": ("cifar10", "test[:9]")}, []),
         ({"extra": ("", "test[:9]")}, []),
     )
@@ -61,7 +69,7 @@ class StepTest(parameterized.TestCase):
         config = small_config(**{f"data__{key}_split": split for key, split in splits.items()})
         config.unlock().data.update(name="digits", extra=extra, extra_split=extra_split)
         lines = warnings.lines({"pretrain": config, "train": config})  # each once
-        said = [line.replace(" holds images", "").replace("data.", "") for line in lines]
+        said = [line.replace(" shares images", "").replace("data.", "") for line in lines]
         self.assertLen(said, len(told), said)
         for line, start in zip(said, told, strict=True):
             self.assertStartsWith(line, start)
@@ -103,7 +111,7 @@ class StepTest(parameterized.TestCase):
             attack__name="fgsm", attack__step_size=1.5 * 4 / 255, attack__epsilon=8 / 255
         )
         (line,) = warnings.lines({"train": config})
-        self.assertIn("attack.step_size=0.02353 is 0.75 of attack.epsilon=0.03137", line)
+        self.assertIn("attack.step_size=0.02353 is 0.75 times attack.epsilon=0.03137", line)
         self.assertIn("attack.relative_step=0.75", line)
         with config.unlocked():
             config.train.objective = "clean"
@@ -113,7 +121,7 @@ class StepTest(parameterized.TestCase):
     def test_a_step_that_nobody_reads_is_told(self, key):
         config = small_config(attack__name="apgd", **{f"attack__{key}": 1.5})
         (line,) = warnings.lines({"train": config})
-        self.assertIn(f"attack.{key}=1.5 is not read", line)
+        self.assertIn(f"attack.{key}=1.5 has no effect", line)
 
     def test_the_same_step_written_otherwise_is_the_same_run(self):
         new = json.loads(published("xcit_s12").to_json())
@@ -208,7 +216,10 @@ class NumbersTest(parameterized.TestCase):
             ({"seed": 2**32}, "seed=4294967296 must be from 0"),
             ({"trouble__lr": 0.0}, "trouble.lr=0.0 must be above 0, at most 1"),
             ({"trouble__lr": 1.001}, "trouble.lr=1.001 must be above 0, at most 1"),
-            ({"evaluation__weights": "both"}, "evaluation.weights='both'; one of 'ema', 'raw'"),
+            (
+                {"evaluation__weights": "both"},
+                "evaluation.weights='both' must be one of 'ema', 'raw'",
+            ),
         ):
             with self.assertRaisesRegex(ValueError, said):
                 training_run.check_numbers(tiny(**bad))

@@ -53,8 +53,8 @@ class NearestTest(parameterized.TestCase):
         _, (pretrain, train) = warnings.fitted_batches(tiny(train__lr=0.003), 3)
         self.assertEqual(
             train,
-            "train.batch_size=64 cannot be split over 3 devices: it becomes 63, the nearest that "
-            "can, and train.lr stays 0.003",
+            "train.batch_size=64 cannot be split over 3 devices: it becomes 63, the nearest size "
+            "that can, and train.lr stays 0.003",
         )
         self.assertStartsWith(pretrain, "pretrain.batch_size=64 cannot be split over 3 devices")
         _, (said,) = warnings.fitted_batches(
@@ -62,8 +62,8 @@ class NearestTest(parameterized.TestCase):
         )
         self.assertStartsWith(
             said,
-            "train.batch_size=192 cannot be split over 64 devices into parts of 3 images, because "
-            "2 go together: it becomes 256",
+            "train.batch_size=192 cannot be split over 64 devices into parts of 3 images, as "
+            "2 belong together: it becomes 256",
         )
 
 

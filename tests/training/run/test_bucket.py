@@ -58,7 +58,7 @@ class TrainingTest(RunCase):
             quiet_run(config, run)
         self.assertRegex(start_runs.again(config, run), "continues .* step 4")
         with self.server.refusing("^GET"):
-            sentence = "the same command continues at the last complete checkpoint"
+            sentence = "run the same command to continue at the last complete checkpoint"
             self.assertEqual(start_runs.again(config, run), sentence)
         self.killed()
         run = self.opened()

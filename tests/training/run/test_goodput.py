@@ -77,8 +77,8 @@ class TotalTest(parameterized.TestCase):
         self.assertEqual(
             found.line(),
             "Goodput 30.0%. Of 1:00 at work: work repeated after a restart or a rollback 36.7%, "
-            "training 30.0%, starting 25.0%, saving 5.0%, waiting for data 3.3%. In addition, 0:10 "
-            "passed without a process before 1 restart.",
+            "training 30.0%, starting 25.0%, saving 5.0%, waiting for data 3.3%. In addition, no "
+            "process ran for 0:10 before 1 restart.",
         )
         given = found.plain()
         self.assertEqual((given["share"], given["between_restarts"]), (0.3, 10.0))

@@ -166,9 +166,7 @@ class PartsTest(absltest.TestCase):
     def test_a_stop_saves_where_a_rollback_may_come_back_to_or_aside(self):
         text, latest = self.stopped()
         self.assertTrue(latest)
-        self.assertStartsWith(
-            text, "stopped after step 9 of 12, saved under nowhere; the same comm"
-        )
+        self.assertStartsWith(text, "stopped after step 9 of 12, saved under nowhere; run the same")
         text, latest = self.stopped(skipped=2)
         self.assertFalse(latest)
         self.assertEndsWith(text, "(the last 2 in a row found no finite gradient)")

@@ -47,9 +47,7 @@ class MetricsTest(absltest.TestCase):
     def test_table_of_the_parameters(self):
         params = {"a.kernel": np.zeros((2, 3), np.float32), "a.bias": np.zeros(3, np.float32)}
         said = metrics.parameters(self.workdir, params, enabled=True)
-        self.assertEqual(
-            said, f"9 parameters in 2 arrays, which {self.workdir}/parameters.txt lists"
-        )
+        self.assertEqual(said, f"9 parameters in 2 arrays, listed in {self.workdir}/parameters.txt")
         table = (self.workdir / "parameters.txt").read_text()
         self.assertRegex(table, r"a\.kernel +\| \(2, 3\) +\| float32 +\| 6 ")
         self.assertIn("Total: 9", table)

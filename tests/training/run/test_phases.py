@@ -117,7 +117,7 @@ class StartTest(parameterized.TestCase):
 class ChecksTest(parameterized.TestCase):
     @sweeps.rows(
         ({"phases": ("low", "small")}, r"names 'small', but .*; add config.small = phase"),
-        ({"phases": ("low", "low")}, "names 'low' twice; give the second another name"),
+        ({"phases": ("low", "low")}, "names 'low' twice; rename the second"),
         ({"phases": ("model",)}, "names 'model', but the config has no such section"),
         ({"phases": ()}, r"phases=\(\): there is nothing to train"),
         ({"low__head": "fresh"}, "low.head='fresh': the first phase .*; set init.head"),

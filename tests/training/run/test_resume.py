@@ -424,7 +424,7 @@ class LeftoversTest(RunTest):
             self.assertEqual(checkpoints.latest_step(), 4)
             self.assertEqual(checkpoints.meta(4), {})
         (folder / "12" / "arrays").mkdir(parents=True)
-        message = f"{folder}/12 is not a complete checkpoint: move it away, .* continues at step 4"
+        message = f"{folder}/12 is not a complete checkpoint: move it away, .* continue at step 4"
         with self.assertRaisesRegex(ValueError, message):
             checkpoint.Checkpoints(folder)
         self.assertEqual(checkpoint.steps(folder), [4, 12])

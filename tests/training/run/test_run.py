@@ -129,7 +129,7 @@ class LoopTest(parameterized.TestCase):
 
     def test_refuses_the_workdir_of_another_config(self):
         with self.assertRaisesRegex(
-            ValueError, r"(?s)another config.*train\.lr: 0\.01 there, 0\.0"
+            ValueError, r"(?s)a different config.*train\.lr: 0\.01 there, 0\.0"
         ):
             quiet_run(tiny(train__lr=0.02), self.workdir)
 
@@ -248,7 +248,7 @@ class TroubleTest(parameterized.TestCase):
         ({"model__in_channels": 3}, "digits has 1 channels; set model.in_channels=1"),
         ({"log__to": "tensorboard"}, r"pip install 'jaxrobust\[tensorboard\]'"),
         ({"log__to": "wandb"}, r"log.to=wandb needs an extra: pip install 'jaxrobust\[wandb\]'"),
-        ({"log__to": "wandb,aim"}, "names 'aim'; the trackers are tensorboard, wandb"),
+        ({"log__to": "wandb,aim"}, "names the unknown tracker 'aim'; choose from tensorboard"),
     )
     def test_refuses_before_anything_is_written(self, changes, message):
         workdir = Path(self.create_tempdir()) / "refused"

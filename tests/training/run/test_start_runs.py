@@ -126,7 +126,7 @@ class RefusedTest(Case):
             self.refused(
                 self.robust(),
                 "the run in runs/clean, from which this one starts: workdir runs/clean is in use "
-                "by process .*; wait for it, end it, or repeat this command when it has ended",
+                "by process .*; wait for it, end it, or repeat this command when that run has end",
             )
 
     @sweeps.rows("runs/clean", "../{name}/runs/clean")

@@ -99,7 +99,7 @@ class StopsTest(parameterized.TestCase):
 
     def test_what_the_same_command_does(self):
         workdir, phases = Path(self.create_tempdir()), ("pretrain", "train")
-        anew = "the same command starts over, because nothing was saved yet"
+        anew = "run the same command to start over, because nothing was saved yet"
         self.assertEqual(stopping.again(workdir / "none", phases), anew)
         (workdir / "pretrain" / "latest" / "8.orbax-checkpoint-tmp").mkdir(parents=True)
         self.assertEqual(stopping.again(workdir, phases), anew)
@@ -110,7 +110,7 @@ class StopsTest(parameterized.TestCase):
             ("train/best/16", "step 15 of train"),  # the weights alone
         ):
             (workdir / folder).mkdir(parents=True)
-            words = f"the same command continues after {words}"
+            words = f"run the same command to continue after {words}"
             self.assertEqual(stopping.again(workdir, phases), words)
 
 

@@ -278,7 +278,7 @@ class WandBTest(TrackersCase):
         with (
             mock.patch.dict("os.environ", {"WANDB_MODE": "online"}),
             mock.patch.object(wandb, "login", side_effect=error),
-            self.assertRaisesRegex(ValueError, "log.to=wandb: W&B says: No API key.*=offline"),
+            self.assertRaisesRegex(ValueError, "log.to=wandb: W&B reports: No API key.*=offline"),
         ):
             trackers.check("wandb")
         trackers.check("wandb, wandb")  # offline nobody logs in

@@ -81,7 +81,7 @@ class TroubleTest(absltest.TestCase):
                 loop._Loop.troubled(its, types.SimpleNamespace(**(due | {what: True})))
             )
         loop.say.assert_called_once()
-        self.assertRegex(loop.say.call_args[0][0], "train: WARNING, at step 7: 1 of 2 in bn1 chan")
+        self.assertRegex(loop.say.call_args[0][0], "train: WARNING at step 7: 1 of 2 in bn1 chan")
         stats["bn1.var"] = np.float32([1, -2e-5])
         self.assertIsNone(loop._Loop.troubled(its, types.SimpleNamespace(**due)))
         for what in due:
@@ -97,7 +97,7 @@ class TroubleTest(absltest.TestCase):
     def test_refuses_to_begin_with_such(self):
         run = types.SimpleNamespace(name="train")
         stats = {"bn1.var": np.float32([1, np.nan]), "bn1.mean": np.float32([0, 0])}
-        for step, words in ((0, "weights it starts from.*give other w"), (5, "of step 5.*--workd")):
+        for step, words in ((0, "weights it starts from.*from other w"), (5, "at step 5.*--workd")):
             state = types.SimpleNamespace(stats=stats, step=step)
             with self.assertRaisesRegex(ValueError, f"^train: in .*{words}"):
                 loop.evaluates(run, state)

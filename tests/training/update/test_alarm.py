@@ -189,7 +189,7 @@ class ProbeTest(parameterized.TestCase):
         self.assertEqual(shares[0], 0)
         self.assertGreater(shares[-2], 0.9)
         (sentence,) = alarm.warnings(jax.device_get(found))
-        self.assertRegex(sentence, r"\d+% of the images have no input gradient")
+        self.assertRegex(sentence, r"\d+% of the images, the input gradient is only")
 
     def test_no_gradient_at_all_is_no_disagreement(self):
         params = jax.tree.map(jnp.zeros_like, self.params)
@@ -225,9 +225,15 @@ class WarningsTest(parameterized.TestCase):
 
     def test_sentences_name_figures_and_remedy(self):
         rows = (
-            ({"loss": 0.02, "loss_stronger": 5.1}, "3 steps more is 5.1, .* 0.02: .*attack.steps"),
-            ({"gradient_zero": 0.4}, "^40% of the images have no input gradient.*label_smoothing"),
-            ({"gradient_agreement": 0.6}, "at 60% of the pixels.*set model.dtype='float32'"),
+            (
+                {"loss": 0.02, "loss_stronger": 5.1},
+                "is 5.1 .* 3 more steps, but 0.02 .*attack.steps",
+            ),
+            (
+                {"gradient_zero": 0.4},
+                "^for 40% of the images, the input gradient is only.*label_smoothing",
+            ),
+            ({"gradient_agreement": 0.6}, "at only 60% of the pixels.*set model.dtype='float32'"),
         )
         for changes, pattern in rows:
             (sentence,) = alarm.warnings(self.values(**changes))
@@ -298,8 +304,8 @@ class CostTest(parameterized.TestCase):
             return alarm.check_cost(config, "train", images=64)
 
         message = (
-            r"alarm.every_steps=50 with 64 images costs 5.50% of the training, more than 1%; set "
-            r"alarm.every_steps=275 or more, or fewer alarm.images"
+            r"alarm.every_steps=50 with 64 images adds 5.50% to the cost of training, more than "
+            r"1%; set alarm.every_steps=275 or more, or fewer alarm.images"
         )
         with self.assertRaisesRegex(ValueError, message):
             cost(50)

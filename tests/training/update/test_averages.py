@@ -43,7 +43,10 @@ class AveragingTest(parameterized.TestCase):
     @sweeps.rows(
         ({"ema_decay": 1.0}, "train.ema_decay=1.0 must be at least 0 and below 1"),
         ({"ema_warmup_epochs": 50}, "ema_warmup_epochs=50 must be .* below train.epochs=50, or"),
-        ({"ema_statistics": "mean"}, "train.ema_statistics='mean'; one of 'averaged', 'copied'"),
+        (
+            {"ema_statistics": "mean"},
+            "train.ema_statistics='mean' must be one of 'averaged', 'copied'",
+        ),
     )
     def test_refuses(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -124,10 +127,10 @@ class StatisticsTest(parameterized.TestCase):
 
     @sweeps.rows(
         ({"bn_momentum": (0.1,)}, r"train.bn_momentum=\(0.1,\) must be two numbers above 0"),
-        ({"bn_momentum": (1.0, 0.0)}, "must be two numbers above 0, at most 1"),
+        ({"bn_momentum": (1.0, 0.0)}, "must be two numbers above 0 and at most 1"),
         (
             {"bn_momentum": (1.0, 0.01), "objective": "trades"},
-            "objective='trades' moves them twice; set train.bn_statistics='adversarial'",
+            "objective='trades' changes them twice; set train.bn_statistics='adversarial'",
         ),
     )
     def test_refuses(self, changes, message):

@@ -107,8 +107,8 @@ class RadiusTest(parameterized.TestCase):
         self.assertEqual(made.call_args.kwargs["random_start"], expected)
 
     @sweeps.rows(
-        ({"start": "gaus"}, "attack.start='gaus'; one of 'image', 'random', 'uniform'"),
-        ({"start": "uniform"}, "is of attack.name='fgsm', 'pgd'.*; APGD starts at"),
+        ({"start": "gaus"}, "attack.start='gaus' must be one of 'image', 'random', 'uniform'"),
+        ({"start": "uniform"}, "is only for attack.name='fgsm', 'pgd'.*; APGD starts at"),
         ({"name": "pgd", "start": "gauss"}, "needs attack.start_std, its standard deviation in"),
         (
             {"name": "pgd", "start": "uniform", "norm": "l1", "epsilon": 12.0},
@@ -120,8 +120,8 @@ class RadiusTest(parameterized.TestCase):
         ({"warmup_epochs": 3}, "below train.epochs=3, so that the radius reaches"),
         ({"delay_epochs": -1}, "attack.delay_epochs=-1 must be at least 0, and with"),
         ({"delay_epochs": 2, "warmup_epochs": 1}, "with attack.warmup_epochs=1 below train"),
-        ({"delay_epochs": 2, "epsilon": 0.0}, "delay_epochs=2 with attack.epsilon=0: there is no"),
-        ({"warmup_epochs": 2, "epsilon": 0.0}, "no radius to grow to; set attack.warmup_epochs=0"),
+        ({"delay_epochs": 2, "epsilon": 0.0}, "delay_epochs=2 has no effect with attack.epsilon=0"),
+        ({"warmup_epochs": 2, "epsilon": 0.0}, "with attack.epsilon=0; set attack.warmup_epochs=0"),
     )
     def test_refuses(self, changes, message):
         config = small_config()

@@ -187,9 +187,9 @@ class ClippingTest(parameterized.TestCase):
 
 class PhaseTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"optimizer": "adam"}, "train.optimizer='adam'; one of 'adamw', 'sgd'"),
-        ({"schedule": "cosin"}, "train.schedule='cosin'; one of 'chord-cosine', 'cosine'"),
-        ({"decay_mask": "none"}, "train.decay_mask='none'; one of"),
+        ({"optimizer": "adam"}, "train.optimizer='adam' must be one of 'adamw', 'sgd'"),
+        ({"schedule": "cosin"}, "train.schedule='cosin' must be one of 'chord-cosine', 'cosine'"),
+        ({"decay_mask": "none"}, "train.decay_mask='none' must be one of"),
         ({"warmup_lr": 2e-3}, "train.warmup_lr=0.002 must be between 0 and train.lr=0.001"),
         ({"warmup_lr": -1.0}, "train.warmup_lr=-1.0 must be between 0"),
         ({"schedule": "step"}, r"needs at least one, such as \(0.5, 0.75\)"),
@@ -198,7 +198,7 @@ class PhaseTest(parameterized.TestCase):
         ({"lr_factor": 10.0}, "train.lr_factor=10.0 must be above 0, at most 1"),
         ({"clip_norm": 0.0}, "train.clip_norm=0.0 must be above 0, or None for no clipping"),
         ({"momentum": 1.0}, "train.momentum=1.0 must be at least 0 and below 1"),
-        ({"momentum": 0.0, "nesterov": True}, "nesterov=True needs one above 0"),
+        ({"momentum": 0.0, "nesterov": True}, "nesterov=True needs a value above 0"),
         ({"cooldown_epochs": 40}, "cooldown_epochs=40 must be .* warmup_epochs=10 below"),
         ({"cooldown_epochs": -1}, "cooldown_epochs=-1 must be at least 0"),
         (

@@ -226,9 +226,9 @@ class CostTest(parameterized.TestCase):
     def test_the_doctor_says_them(self):
         look = next(own.look for own in config_checks.CONFIG_CHECKS if own.name == "one-step")
         for mix, name, words in (
-            ("worst", "apgd", "24 passes a step, where one norm takes 7"),
-            ("msd", "pgd", "15 passes a step, where one norm takes 6"),
-            ("pair", "apgd", "14 passes a step, where one norm takes 7"),
+            ("worst", "apgd", "24 passes per step, where one norm alone takes 7"),
+            ("msd", "pgd", "15 passes per step, where one norm alone takes 6"),
+            ("pair", "apgd", "14 passes per step, where one norm alone takes 7"),
         ):
             config = small_config(**NORMS, attack__mix=mix, attack__name=name)
             config.train.objective = "ramp" if mix == "pair" else "adversarial"
@@ -277,7 +277,7 @@ class GrowingTest(parameterized.TestCase):
         self.assertEqual(sizes, [0.01, 0.2, 1.0])
         said = warnings.of_step(config, "train")
         self.assertLen(said, 3)
-        self.assertStartsWith(said[1], "attack.step_size=0.2 is 0.4 of attack.epsilon=0.5; written")
+        self.assertStartsWith(said[1], "attack.step_size=0.2 is 0.4 times attack.epsilon=0.5; set")
 
     @pytest.mark.slow
     def test_one_program(self):
@@ -339,15 +339,15 @@ class RefusalTest(parameterized.TestCase):
         ({"epsilon": (0.1, 0.5)}, "give one radius per norm, in the same order"),
         ({"norm": ("linf", "l2", "linf")}, "names linf twice; name it once"),
         ({"mix": None}, "names several norms; set attack.mix, which combines them"),
-        ({"mix": "max"}, "attack.mix='max'; one of 'worst', 'average', 'alternate', 'ext"),
+        ({"mix": "max"}, "attack.mix='max' must be one of 'worst', 'average', 'alternate', 'ext"),
         ({"step_size": 0.1}, "step_size=0.1 pixels would apply to all norms linf,l2,l1, .*; give"),
         (
             {"step_size": (0.1, 0.2)},
-            "=0.1,0.2 and attack.norm=linf,l2,l1: give a step for each norm",
+            "=0.1,0.2 does not match attack.norm=linf,l2,l1; give a step",
         ),
         ({"step_size": (0.1, 0.2, 0.0)}, "attack.step_size=0.0 must be above 0"),
         ({"start_std": 0.1}, "attack.start_std=0.1 pixels would apply to all norms"),
-        ({"warmup_epochs": 1, "epsilon": (0.0, 0.0, 0.0)}, "epsilon=0: there is no radius to grow"),
+        ({"warmup_epochs": 1, "epsilon": (0.0, 0.0, 0.0)}, "has no effect with attack.epsilon=0"),
         (
             {"mix": "msd"},
             "needs the steps of attack.name='pgd', .*, but attack.name='apgd' st",

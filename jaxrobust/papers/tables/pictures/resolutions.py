@@ -90,9 +90,9 @@ def _draw(filled: Filled, name: str, network_curves: list[ResolutionCurve], path
     panel.margins(x=0.16)
     panel.grid(color="#b9c4d0", linewidth=0.5)
     count = sum(len(curve.ours) for curve in network_curves)
-    red = f"{count} values measured by us" if count else "nothing of it measured by us yet"
+    red = f"{count} values measured by us" if count else "not yet measured by us"
     source = paper(filled.table.paper)["source"]
     about = f"{source['authors']} {source['year']}, {title(filled.table)}: {name}"
-    figure.suptitle(f"{about}\nblue: as the paper prints it; red: {red}", fontsize=9)
+    figure.suptitle(f"{about}\nblue: printed in the paper; red: {red}", fontsize=9)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -116,8 +116,8 @@ def _drawn(filled: Filled, records: list[RunRecord], path: Path, dataset: str) -
     source = paper(filled.table.paper)["source"]
     about = f"{source['authors']} {source['year']}, {title(filled.table)}: {filled.table.caption}"
     count = sum(p.kind in ("ours", "beside") for p in shown)
-    red = f"{count} values measured by us" if count else "nothing of it measured by us yet"
-    legend = f"{dataset}; blue: as the paper prints it; red: {red}; numbers: see the right"
+    red = f"{count} values measured by us" if count else "not yet measured by us"
+    legend = f"{dataset}; blue: printed in the paper; red: {red}; numbers: see the right"
     figure.suptitle(f"{about}\n{legend}", fontsize=10)
     for panel, axis in zip(panels, axes, strict=False):
         _panel(panel, axis, shown, ordinate)
@@ -139,7 +139,7 @@ def _drawn(filled: Filled, records: list[RunRecord], path: Path, dataset: str) -
 _STYLES: dict[str, tuple[str, dict[str, Any]]] = {  # kind -> legend and style
     "authors": ("the paper's networks", {"marker": "o", "s": 34, "color": _INK}),
     "others": (
-        "others, as the paper lists them",
+        "others that the paper lists",
         {"marker": "o", "s": 34, "facecolors": "white", "edgecolors": _INK},
     ),
     "ours": ("measured by us, the same network", {"marker": "*", "s": 190, "color": _OURS}),
