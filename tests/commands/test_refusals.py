@@ -46,7 +46,7 @@ CASES = {
     f"train {RECIPE} --seed 1 --seed 2": "more than once",
     "evaluate": "name a network",
     "evaluate quickstart extra": "unexpected argument 'extra'",
-    "evaluate quickstart --workdir x": "leave one out",
+    "evaluate quickstart --workdir x": "leave --workdir out",
     "evaluate quickstart --phase foo": "use pretrain or train",
     "evaluate quickstart --norm l7": "one of linf, l2, l1, l0",
     "evaluate quickstart --epsilon abc": "is not a number",
