@@ -5,9 +5,10 @@ a run, an imported folder, a file or an id. The images come from the data set of
 forward pass per image, and one more per adversarial image, confirm the clean accuracy, and that the
 robust accuracy is at most the recorded one; unconfirmed images are listed. Then APGD-CE and APGD-T,
 or Sparse-PGD in l0, attack a sample of the surviving images, drawn with your seed; the number that
-they fool bounds how many of all surviving images they would fool. A network other than the recorded one is checked too,
-but does not confirm the claim. If the record refers to images or a list of images by a path, the
-author of the bundle may have prepared them; then name your own with --dataset or --split.
+they fool bounds how many of all surviving images they would fool. A network other than the recorded
+one is checked too, but does not confirm the claim. If the record refers to images or a list of
+images by a path, the author of the bundle may have prepared them; then name your own with --dataset
+or --split.
 
 Exit codes: 0 everything is confirmed; 1 something is not, or images fell to attacks that they
 withstand according to the record; 2 a mistake, with one sentence on stderr; 3 another reason, which
