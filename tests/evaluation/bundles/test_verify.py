@@ -275,7 +275,7 @@ class FunctionTest(Case):
         bundles.rows_changed(place, rows)
         code, printed, _ = called(verify, place, *words)
         self.assertEqual(code, 1)
-        self.assertRegex(printed, "Contradicted: .* survive fell to attacks that its record says")
+        self.assertRegex(printed, "Contradicted: 7 of 8 images .* fell to attacks in its record")
 
     @sweeps.rows("linf", "l0")
     def test_the_attacks_of_a_method(self, norm):
