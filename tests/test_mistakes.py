@@ -143,7 +143,7 @@ prepare pseudo-labelled page.pt | page.pt
 {TRAIN} --config.train.schedule=cosin | one of 'chord-cosine', 'cosine'
 {TRAIN} --config.train.schedule=step | such as (0.5, 0.75)
 {TRAIN} --config.attack.warmup_epochs=99 | attack.warmup_epochs=99 must be at least 0
-{TRAIN} --config.init.normalize=mine | init.normalize='mine'; one of keep
+{TRAIN} --config.init.normalize=mine | init.normalize='mine'; use one of keep
 {TRAIN} --config.model.options.stem_kernels=(7,) | stem_kernels=(7,) must be odd
 {AGAIN} --workdir=s3://bucket/run | gs://BUCKET/FOLDER
 {AGAIN} --workdir=empty.py | empty.py

@@ -489,7 +489,7 @@ class CertifiedTest(Folders):
         self.assertIn("certificates cover every l2 radius; leave --threat out", said)
         other = self.certified("c", 0.25, {"0": 0.5}, dataset="others")
         said = self.refused("certified", self.folder / "a", other)
-        self.assertIn("cannot be in one figure", said)
+        self.assertIn("cannot share a figure", said)
 
 
 class LettersTest(absltest.TestCase):

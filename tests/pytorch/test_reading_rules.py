@@ -63,7 +63,7 @@ class DrawingTest(absltest.TestCase):
         for program_draws, count, message in (
             (draws, 3, "draws 1 times, but its program 2 times"),
             (draws, 4, r"draws numbers of shape \(4,\) .* but its program draws \(3,\)"),
-            ([], 3, r"draws \(3,\) .* draws no more"),
+            ([], 3, r"shape \(3,\) .* draws no more"),
         ):
             with (
                 self.assertRaisesRegex(ValueError, message),

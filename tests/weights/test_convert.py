@@ -289,7 +289,7 @@ class LayoutTest(parameterized.TestCase):
             (
                 ("convnext_n", {k: v.astype(np.float16) for k, v in params.items()}, stats),
                 "timm",
-                "weights are float16, expected float32",
+                "weights are float16, expected all float32",
             ),
             (
                 ("convnext_n", {k: v.astype(np.float64) for k, v in params.items()}, stats),

@@ -171,7 +171,7 @@ class NormalizeTest(parameterized.TestCase):
     @sweeps.rows(
         (
             "mine",
-            "init.normalize='mine'; one of keep, none, half, imagenet, cifar10, cifar100, "
+            "init.normalize='mine'; use one of keep, none, half, imagenet, cifar10, cifar100, "
             "cifar10-robustart",
         ),
         ("cifar10", "cifar10 has 3 channels, but the images have 1; set init.normalize=half"),

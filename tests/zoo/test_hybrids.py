@@ -244,8 +244,8 @@ class MessageTest(parameterized.TestCase):
 
     @sweeps.fast(1)
     @parameterized.parameters(
-        ("cifar_botnet50", BOTNET, (8, 8), "a map of 8x8, .* positions for 16x16: create it"),
-        ("cifar_ceit", CEIT, (32, 32), "a map of 8x8, .* positions for 2x2 patches of 2: create"),
+        ("cifar_botnet50", BOTNET, (8, 8), "a map of 8x8, .* positions for 16x16; create it"),
+        ("cifar_ceit", CEIT, (32, 32), "a map of 8x8, .* positions for 2x2 patches of 2; create"),
         ("cifar_levit", LEVIT, (32, 32), "give 8x8 tokens, this network has biases for 4x4"),
         ("cifar_vitae", VITAE, (16, 32), r"shape \(1, 16, 32, 3\); three cells shrink the map"),
     )

@@ -26,6 +26,7 @@ from jaxrobust.runtime.commandline import functions, threats
 from jaxrobust.runtime.text.spelling import near
 from jaxrobust.threats import THREAT_NORMS, check_radius
 
+_ATTACKS = ("clean", *FIXED[:1], AUTOATTACK, *SEARCHES)
 _TYPES = ("float32", "bfloat16")  # of a search
 
 
@@ -42,7 +43,10 @@ def check(
     several = several_of(sizes, threat, ladder)
     if not has_users(flags):
         names = "|".join(("clean", AUTOATTACK, *FIXED, *SEARCHES)).replace("K", r"[1-9]\d{0,6}")
-        if not all(re.fullmatch(names, name) for name in flags.attack.split(",")):
+        wrong = [name for name in flags.attack.split(",") if not re.fullmatch(names, name)]
+        stems = [name.removesuffix("-K") for name in FIXED]
+        # Other names may belong to attacks that you added; `check_attack` decides.
+        if any(near(name, _ATTACKS) or name.rpartition("-")[0] in stems for name in wrong):
             raise unknown_attack(flags.attack)
         check_fast(flags, several)
         check_stop(flags, several)
@@ -116,10 +120,9 @@ def corruptions_of(flags: GivenFlags) -> list[Any]:
 
 def unknown_attack(attack: str) -> ValueError:
     """Build the error for an attack, or a list of them, that does not exist."""
-    choices = ("clean", *FIXED[:1], AUTOATTACK, *SEARCHES)
-    wrong = next((name for name in attack.split(",") if name not in choices), AUTOATTACK)
+    wrong = next((name for name in attack.split(",") if name not in _ATTACKS), AUTOATTACK)
     return ValueError(
-        f"--attack={attack} is unknown; {near(wrong, choices)}choose one of clean, "
+        f"--attack={attack} is unknown; {near(wrong, _ATTACKS)}choose one of clean, "
         f"{', '.join(FIXED)} (K steps), autoattack, or a comma-separated "
         f"list of its attacks: {', '.join(SEARCHES)}"
     )

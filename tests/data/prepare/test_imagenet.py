@@ -301,7 +301,7 @@ class InterruptedTest(PrepareTest):
         self.assertNotEmpty(list(directory.glob("*.partial")))
         with self.assertRaises(data.DataError):  # nobody takes it for a data set
             data.open_source("imagenet2012", "train", data_dir=self.out)
-        self.refused("is not finished", "--check")
+        self.refused("is incomplete; rerun", "--check")
         (directory / "SHA256SUMS").write_text("")  # as if killed before the lines were written
         said, complained = self.run_tool(*flags)
         self.assertIn("writing 3 of 5 shards", complained)
@@ -386,7 +386,7 @@ class InterruptedTest(PrepareTest):
     def test_another_source_or_other_options_are_refused(self):
         source = self.tars(train_images(2, 5))
         self.run_tool(source, "--allow-partial", "--shards", 2, 1)
-        self.refused("begun with other --shards: train 2", source, "--allow-partial")
+        self.refused("started with other --shards: train 2", source, "--allow-partial")
         self.tars(train_images(2, 6))
         self.refused(
             r"started from another source \(.*; images: train 10\); give another --out",
@@ -499,7 +499,8 @@ class RefusedTest(PrepareTest):
     def test_an_incomplete_imagenet(self):
         source = self.tars(train_images(999, 1))
         self.refused(
-            r"no image of 1 of ImageNet's 1,000 classes \(n15075141\); --allow_partial", source
+            r"no images of 1 of ImageNet's 1,000 classes \(n15075141\); give --allow_partial",
+            source,
         )
         source = self.tars(train_images(1000, 1))
         self.refused("train has 1,000 images, ImageNet's has 1,281,167; --allow_partial", source)
@@ -507,7 +508,7 @@ class RefusedTest(PrepareTest):
     def test_too_few_validation_images(self):
         first = {synset: i + 1 for i, synset in reversed(list(enumerate(validation_synsets())))}
         source = self.tars(None, validation_images(first.values()))
-        self.refused("validation has 1,000 images, ImageNet's has 50,000", source)
+        self.refused("validation has 1,000 images, but ImageNet's has 50,000", source)
 
     @sweeps.rows(
         (b"\x1f\x8b", r"compressed \(gzip\); decompress it first"),

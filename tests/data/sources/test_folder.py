@@ -96,7 +96,7 @@ class ForeignClassesTest(FolderTest):
             config.data.update(train_split="train[:75%]", selection_split="train[75%:]")
             config.data.test_split = "val"
             config.train.update(batch_size=8, epochs=1, warmup_epochs=0)
-        with self.assertRaisesRegex(registry.DataError, "has no record of"):
+        with self.assertRaisesRegex(registry.DataError, "1 class without records in"):
             training_run.check(config, self.root)
 
 

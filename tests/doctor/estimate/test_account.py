@@ -320,5 +320,7 @@ class StartCostTest(parameterized.TestCase):
 
     def test_the_doctor_refuses_a_start_of_another_network(self):
         config = tiny(init__weights="run:convstem_pretraining:vit_s_cvst", pretrain__epochs=0)
-        with self.assertRaisesRegex(ValueError, "run:convstem.*those of vit_s_cvst; set model.na"):
+        with self.assertRaisesRegex(
+            ValueError, "run:convstem.*weights of vit_s_cvst; set model.na"
+        ):
             command.of_config(config, devices=1, name="tiny", tell=self.fail)

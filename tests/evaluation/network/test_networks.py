@@ -95,7 +95,9 @@ class IdentityTest(parameterized.TestCase):
         lines = [json.loads(line) for line in self.path.read_text().splitlines()[1:]]
         stored = [r["image"] for r in sorted(lines, key=lambda r: r.get("stored", -1))]
         self.path.with_suffix(".images").write_bytes(IMAGES[stored[-fooled.sum() :]].tobytes())
-        with self.assertRaisesRegex(ValueError, "image of square on .* does not fool this network"):
+        with self.assertRaisesRegex(
+            ValueError, "image from square for .* does not fool this network"
+        ):
             evaluate(partial(FIRST), ledger=self.path, epsilon=0.1)
 
     def test_a_line_that_is_no_verdict_is_named(self):

@@ -44,5 +44,5 @@ class CaiTTest(parameterized.TestCase):
 
     def test_images_of_another_size(self):
         apply, params, stats, _ = behaviour.small("cait_s12", dtype="float32", **TINY)
-        with self.assertRaisesRegex(ValueError, "has positions for 3x3: create it"):
+        with self.assertRaisesRegex(ValueError, "has positions for 3x3; create it"):
             apply(params, stats, jnp.ones((1, 16, 16, 3)))

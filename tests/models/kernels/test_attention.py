@@ -142,7 +142,7 @@ class AttentionTest(parameterized.TestCase):
 
     def test_bias_that_does_not_divide_the_batch(self):
         q = jnp.zeros(SHAPE)
-        with self.assertRaisesRegex(ValueError, "bias of 3 .* batch of 4"):
+        with self.assertRaisesRegex(ValueError, "bias for 3 .* batch of 4"):
             attention.attention(q, q, q, bias=jnp.zeros((3, 1, 1, TOKENS)))
 
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")

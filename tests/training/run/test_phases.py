@@ -123,7 +123,7 @@ class ChecksTest(parameterized.TestCase):
         ({"low__head": "fresh"}, "low.head='fresh': the first phase .*; set init.head"),
         ({"low__normalize": "half"}, "low.normalize='half': the first .*; set init.normalize"),
         ({"low__start": "train"}, "low.start='train': the first phase .*; set init.weights"),
-        ({"train__start": "larger"}, "train.start='larger': .*that happens, low$"),
+        ({"train__start": "larger"}, "train.start='larger': .*one that runs, low$"),
         ({"larger__changes": {"attack": {"epsilom": 1}}}, "epsilom is not a key; did you mean ep"),
         (
             {"larger__changes": {"seed": 1}},
