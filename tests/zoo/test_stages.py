@@ -260,7 +260,7 @@ class MessageTest(parameterized.TestCase):
     def test_images_of_another_size(self):
         for name, options, size, message in (
             ("cifar_coatnet", COATNET | {"order": "CT"}, (8, 8), "biases of image_size=16; create"),
-            ("cifar_swin", SWIN | {"image_size": 16}, (8, 8), "a map of 2 in stage 2"),
+            ("cifar_swin", SWIN | {"image_size": 16}, (8, 8), "a map of side 2 in stage 2"),
             ("cifar_swin", SWIN | {"image_size": 16}, (16, 24), "16 x 24 pixels: the windows need"),
         ):
             cifar_study.check_images_message(self, name, size, message, **options)
