@@ -503,7 +503,9 @@ class RefusedTest(PrepareTest):
             source,
         )
         source = self.tars(train_images(1000, 1))
-        self.refused("train has 1,000 images, but ImageNet's has 1,281,167; give --allow_partial", source)
+        self.refused(
+            "train has 1,000 images, but ImageNet's has 1,281,167; give --allow_partial", source
+        )
 
     def test_too_few_validation_images(self):
         first = {synset: i + 1 for i, synset in reversed(list(enumerate(validation_synsets())))}
