@@ -62,16 +62,16 @@ class TargetTest(parameterized.TestCase):
     def test_what_is_no_device(self):
         for name, sentence in (
             ("v5q:8x8", "not a known device"),
-            ("h100", "how many chips"),
-            ("h100:8x8", "how many chips"),
-            ("v5e:", "how many chips"),
-            ("v5e:0x4", "how many chips"),
-            ("v5e:3x3", "is not a slice of TPU v5e; write one such as v5e:4x4"),
+            ("h100", "lacks the number of chips"),
+            ("h100:8x8", "lacks the number of chips"),
+            ("v5e:", "lacks the number of chips"),
+            ("v5e:0x4", "lacks the number of chips"),
+            ("v5e:3x3", "is not a slice of TPU v5e; write, for example, v5e:4x4"),
             ("v5e:16", "is not a slice of TPU v5e"),
-            ("v6e:2x2x2", "is not a slice of TPU v6e; write one such as v6e:4x4"),
-            ("v4:8x8", "is not a slice of TPU v4; write one such as v4:2x2x4"),
-            ("v5p:2x2x3", "is not a slice of TPU v5p; write one such as v5p:2x2x4 or v5p:4x4x8"),
-            ("v7x:4x4", "is not a slice of TPU v7x; write one such as v7x:2x2x4"),
+            ("v6e:2x2x2", "is not a slice of TPU v6e; write, for example, v6e:4x4"),
+            ("v4:8x8", "is not a slice of TPU v4; write, for example, v4:2x2x4"),
+            ("v5p:2x2x3", "is not a slice of TPU v5p; write, for example, v5p:2x2x4 or v5p:4x4x8"),
+            ("v7x:4x4", "is not a slice of TPU v7x; write, for example, v7x:2x2x4"),
             ("v5p:64x64x64", "is not a slice of TPU v5p"),
         ):
             with self.subTest(row=(name, sentence)), self.assertRaisesRegex(ValueError, sentence):

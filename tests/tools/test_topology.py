@@ -67,7 +67,7 @@ class MessagesTest(parameterized.TestCase):
         tpu = "v5e:4x4 needs the TPU compiler; pip install -e '.[tpu-aot]'\n"
         gpu = (
             "h100:1 needs the GPU compiler; run python3.13 tools/gpu/make_environment.py FOLDER in "
-            "a checkout, and this command with FOLDER/bin/python\n"
+            "a checkout, then this command with FOLDER/bin/python\n"
         )
         bundles = (*STEP, "--bundles")
         commands = (STEP, tpu), (("bench_autoattack.py",), tpu), (bundles, tpu), (STEP, gpu)
@@ -86,7 +86,9 @@ class MessagesTest(parameterized.TestCase):
         code, message = said(*command, "--topology", name)
         self.assertEqual(code, 2)
         tool = command[0].removesuffix(".py")
-        self.assertRegex(message, rf"^{tool}: --topology {name}: .*; write one such as v5e:4x4, ")
+        self.assertRegex(
+            message, rf"^{tool}: --topology {name}: .*; give a topology such as v5e:4x4, "
+        )
         self.assertEqual(message.count("\n"), 1)
 
     @absltest.skipUnless(there, NEEDS)

@@ -173,7 +173,7 @@ class QuickCommandTest(parameterized.TestCase):
         ("--on h100:1 --price -1", "--price=-1.0 must be above 0"),
         ("--on abacus:8", "'abacus' is not a known device; one of cpu, gpu"),
         ("--on h10:8", "'h10' is not a known device; did you mean h100?"),
-        ("--on v5e:3x3", "--on v5e:3x3 is not a slice of TPU v5e; write one such as v5e:4x4"),
+        ("--on v5e:3x3", "--on v5e:3x3 is not a slice of TPU v5e; write, for example, v5e:4x4"),
         ("--on v5e", "lacks the number of chips; write, for example, v5e:4x4"),
         ("--on gpu", "JAX finds no GPU on this machine; write cpu, gpu or tpu"),
         ("--on h100:1 --utilisation 0", "above 0 and at most 1"),

@@ -6,6 +6,7 @@
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,9 @@ class EstimatesTest(parameterized.TestCase):
 
 
 def without_hints(text: str) -> str:
-    return functools.reduce(lambda text, hint: text.replace(hint, ""), HINTS, text)
+    """Remove the hints, wherever lines break."""
+    patterns = (r"\s+".join(map(re.escape, hint.split())) for hint in HINTS)
+    return functools.reduce(lambda text, pattern: re.sub(pattern, "", text), patterns, text)
 
 
 def write() -> None:

@@ -160,8 +160,8 @@ class GroupsTest(RunTest):
         self.assertEqual(check(4, None, self.config()), 16)  # a checkpoint of before
         self.assertEqual(check(4, 0, tiny()), 0)  # a network without
         message = (
-            "pretrain: batch norms .* of 8 images at a time so far, .* of 16 on these devices; "
-            r"continue with model\.options\.bn_group=8, pretrain\.microbatches or devices"
+            "pretrain: batch norms .* of 8 images at a time so far, .* use 16 on these devices; "
+            r"continue with model\.options\.bn_group=8, with pretrain\.microbatches or devices"
         )
         with self.assertRaisesRegex(ValueError, message):
             check(4, 8, self.config())
