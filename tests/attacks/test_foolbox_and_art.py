@@ -126,8 +126,8 @@ class FoolboxTest(parameterized.TestCase):
             self.skipTest(paths.PARITY)
         self.foolbox, self.torch = foolbox, torch
 
-    @pytest.mark.slow
     @parameterized.product(norm=("linf", "l2"), steps=(15, 20))
+    @pytest.mark.slow
     def test_points(self, norm, steps):
         torch, rng = self.torch, np.random.default_rng(0)
         images, labels = rng.random((16, 6, 6, 3)), rng.integers(0, 5, 16)

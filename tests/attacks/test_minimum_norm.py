@@ -111,8 +111,8 @@ class FoolboxTest(parameterized.TestCase):
         np.testing.assert_allclose(state.adv, nearest, rtol=0, atol=1e-9)
         self.assertTrue(np.isfinite(state.norm_best).all())
 
-    @pytest.mark.slow
     @parameterized.parameters(*NORMS)
+    @pytest.mark.slow
     def test_fmn_points(self, norm):
         """Of the images for which its radius grows by more than gamma until one is found."""
         attack, radii = self.fmn(norm, corrected=True), []
@@ -134,8 +134,8 @@ class FoolboxTest(parameterized.TestCase):
         distance = size(nearest - IMAGES, norm)  # of the points, some are equal
         np.testing.assert_allclose(state.norm_best[rows], distance[rows], rtol=0, atol=1e-9)
 
-    @pytest.mark.slow
     @parameterized.product(norm=NORMS, corrected=(False, True))
+    @pytest.mark.slow
     def test_fmn_is_no_farther(self, norm, corrected):
         _, _, nearest = self.theirs(self.fmn(norm, corrected=corrected))
         distance = size(nearest - IMAGES, norm).astype(float)

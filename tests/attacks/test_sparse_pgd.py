@@ -69,8 +69,8 @@ def searched(image, label, deltas, masks, *, projected):
 
 
 class SparsePgdTest(parameterized.TestCase):
-    @pytest.mark.slow
     @parameterized.parameters(False, True)
+    @pytest.mark.slow
     def test_the_authors_iterates(self, projected):
         """Of 50 steps in float64; the machine does not stop at success, nor does this."""
         with jax.enable_x64(True):

@@ -5,7 +5,8 @@ of the colour cube. Changes that raise the loss stay. The number of exchanges fa
 
 Source: Croce et al. 2022 (arXiv 2006.12834), algorithm 1, for L0. Details follow the authors' code
 (fra31/sparse-rs 055efff), with two differences. Each image exchanges its own pixels instead of
-those of the whole batch. A single exchanged pixel may draw the colour that it has.
+those of the whole batch. A single exchanged pixel that draws its current colour takes the opposite
+one; the code draws again.
 Parity: tests/attacks/test_sparse_rs.py.
 """
 
@@ -150,6 +151,8 @@ def exchange(
     state: SparseRsState, order: Order, corners: t.Images, count: t.Counts
 ) -> SparseRsState:
     """Restore the first `count` changed pixels in `order`, and change the first others."""
+    same = (corners == state.x_best).all(axis=3, keepdims=True) & (per_image(count, corners) == 1)
+    corners = jnp.where(same, 1 - corners, corners)
     leave = _first(count, order, state.changed_best)
     join = _first(count, order, ~state.changed_best)
     points = jnp.where(leave, state.images, state.x_best)

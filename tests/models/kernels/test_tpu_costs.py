@@ -247,9 +247,9 @@ class ScheduledTest(parameterized.TestCase):
         counted = 6 * 2 * (16 / 4 + 32 / 4 + 2 * (8 / 4 + 1))
         self.assertEqual(cycles, {"TPU v5 lite": int(counted * share * 5 / 6), "TPU v9": counted})
 
-    @pytest.mark.slow
     @absltest.skipIf(importlib.util.find_spec("libtpu") is None, "pip install '.[test,tpu-aot]'")
     @parameterized.parameters(*refresh_schedules.CHIPS)
+    @pytest.mark.slow
     def test_within_15_percent_of_the_final_bundles(self, chip):
         """Compilers of one series differ by a few percent; more asks for a look at the kernel."""
         if not importlib.metadata.version("libtpu").startswith("0.0.42."):
