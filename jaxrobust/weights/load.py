@@ -35,6 +35,11 @@ class LoadedNetwork(NamedTuple):
         """Map images f32[B,H,W,C] in [0, 1] to logits f32[B,K]; weights are arguments under jit."""
         return Partial(lambda p, s, x: self.net.apply(p, s, x)[0], self.params, self.stats)
 
+    def __repr__(self) -> str:  # without the numbers
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        about = {key: self.about.get(key) for key in (*_OWN, "source")}
+        return f"LoadedNetwork({size:,} parameters, about={about})"
+
 
 def load(
     source: str | Path,

@@ -11,10 +11,13 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxrobust.doctor.programs import hlo, hlo_costs
 from tools.hlo import parts
+
+if TYPE_CHECKING:
+    from jaxrobust.runtime.devices.hardware import Chip
 
 _FUNCTIONS: dict[str, Callable[..., int]] = {
     "pnand": lambda a, b: not (a and b),
@@ -54,29 +57,50 @@ def schedules(folder: Path) -> dict[str, "Schedule"]:
     return found
 
 
-def heaviest(module: hlo.Module, folder: Path, count: int = 10) -> list[dict[str, Any]]:
-    """List a program's heaviest works; a line's instructions of one schedule are one work."""
+def read(module: hlo.Module, folder: Path, count: int = 10) -> dict[str, Any]:
+    """Read a program's heaviest works, and the cycles and bytes of all.
+
+    Instructions of one line with one schedule are one work. A work without a schedule counts with
+    the compiler's estimate.
+    """
     found = schedules(folder)
     works: dict[tuple[Any, ...], dict[str, Any]] = {}
+    costs: list[tuple[float, float, bool]] = []
     for work, row in zip(hlo_costs.works(module), parts.each(module), strict=True):
-        if (read := found.get(work.instruction.name)) and work.runs:
+        schedule_ = found.get(work.instruction.name)
+        cycles = work.runs * schedule_.cycles if schedule_ else work.cycles
+        costs.append((cycles, work.bytes, schedule_ is not None))
+        if schedule_ and work.runs:
             once = {
                 "estimate": work.cycles / work.runs,
-                "bundles": read.cycles,
-                "units": read.units,
+                "bundles": schedule_.cycles,
+                "units": schedule_.units,
             }
             about = dict(zip(row._fields[:3], row[:3], strict=True))
             new = {"work": work.instruction.name, "runs": 0, **about, **once}
-            works.setdefault((*row[:3], read.cycles), new)["runs"] += work.runs
+            works.setdefault((*row[:3], schedule_.cycles), new)["runs"] += work.runs
     if not works:
         raise ValueError("--bundles: the compiler wrote no schedule of this program's operations")
-    return sorted(works.values(), key=lambda work: -work["runs"] * work["bundles"])[:count]
+    heaviest = sorted(works.values(), key=lambda work: -work["runs"] * work["bundles"])[:count]
+    return {"schedules": heaviest, "scheduled_costs": costs}
 
 
-def lines(works: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Format the works of `heaviest` as a table."""
-    if works:
-        yield "1000 cycles    bundles  busiest unit  heaviest operations, estimate and bundles"
+def total(costs: Sequence[tuple[float, float, bool]], chip: "Chip", flops: float) -> dict[str, Any]:
+    """Sum the works' seconds: each takes its cycles, or longer for its bytes of HBM."""
+    assert chip.clock
+    cycles = sum(cost[0] for cost in costs)
+    seconds = sum(max(c / chip.clock, b / chip.bandwidth) for c, b, _ in costs)
+    return {
+        "scheduled_s": seconds,
+        "scheduled_share": sum(c for c, _, read in costs if read) / cycles,
+        "cycles_alone_s": cycles / chip.clock,
+        "peak_share": flops / chip.flops / seconds,
+    }
+
+
+def lines(works: Sequence[dict[str, Any]], sums: dict[str, Any]) -> Iterator[str]:
+    """Format the heaviest works as a table, and the program's time."""
+    yield "1000 cycles    bundles  busiest unit  heaviest operations, estimate and bundles"
     for work in works:
         estimate, bundles = (work["runs"] * work[key] / 1e3 for key in ("estimate", "bundles"))
         unit, share = max(work["units"].items(), key=lambda unit: unit[1])
@@ -84,6 +108,12 @@ def lines(works: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"{estimate:11,.0f} {bundles:10,.0f}  {unit:5} {share:6.1%}  {work['part']}, "
             f"{work['kind']}: {work['line']} ({work['work']}, {work['runs']} runs)"
         )
+    yield (
+        f"by the schedule, not measured: {1e3 * sums['scheduled_s']:.1f} ms, "
+        f"{sums['peak_share']:.1%} of the peak FLOP/s; {1e3 * sums['cycles_alone_s']:.1f} ms "
+        "without waiting for memory; "
+        f"{sums['scheduled_share']:.1%} of the cycles are bundles, the others estimates"
+    )
 
 
 class Schedule(NamedTuple):

@@ -30,7 +30,7 @@ def compiled(
         in_ptx = [kernel._asdict() for kernel in ptx.kernels(Path(folder))]
     figures = program.figures | read(program.module, program.gpu) | {"ptx": in_ptx}
     if schedules:
-        figures["schedules"] = bundles.heaviest(program.module, schedules)
+        figures |= bundles.read(program.module, schedules)
     return figures
 
 
@@ -101,9 +101,11 @@ def show(
     )
     for line in parts.lines(figures) if by_part else ():
         print(f"  {line}")
-    for line in bundles.lines(figures.get("schedules", ())):
-        print(f"  {line}")
     usage = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
+    if chip and "schedules" in figures:
+        usage |= bundles.total(figures.pop("scheduled_costs"), chip, flops)
+        for line in bundles.lines(figures["schedules"], usage):
+            print(f"  {line}")
     if chip is None:
         return usage
     bounds = topology.roofline(figures, chip, flops=flops, images=images)
