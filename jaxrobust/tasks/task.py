@@ -117,7 +117,7 @@ class TaskNetwork(NamedTuple):
         goal, n = self.task.goal, min(len(images), _PROBED)
 
         def probe(network: Any, points: Array, rows: Any) -> tuple[Array, ...]:
-            values = lambda points, rows: _values(goal, network, points, rows)  # noqa: E731
+            values = functools.partial(_values, goal, network)
             # At the image itself, a distance to the clean outputs has no gradient.
             near = points + jnp.resize(jnp.array([_STEP, -_STEP]) / 8, points.shape)
             ascent = jax.grad(lambda points: values(points, rows)[0].sum())(near)
@@ -125,8 +125,8 @@ class TaskNetwork(NamedTuple):
                 values(jnp.clip(near + step * jnp.sign(ascent), 0, 1), rows)[1]
                 for step in (_STEP, -_STEP)
             )
-            copies = lambda a: jnp.broadcast_to(a[:1], a.shape)  # noqa: E731
-            alone = values(copies(points), jax.tree.map(copies, rows))[1]
+            first = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), (points, rows))
+            alone = values(*first)[1]
             loss, score = values(points, rows)
             return loss, up, down, jnp.broadcast_to(score[0] - alone[0], score.shape), score
 
