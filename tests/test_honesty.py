@@ -611,9 +611,9 @@ class ChosenTest(parameterized.TestCase):
 
     def test_a_run_says_it_first(self):
         for more, said in (
-            ({"selection_split": "test[50:]"}, "chosen on the reported images"),
-            ({"train_split": "train+test"}, "the reported images are also trained on"),
-            ({"train_split": "train"}, "chosen on training images"),
+            ({"selection_split": "test[50:]"}, "selected on test images"),
+            ({"train_split": "train+test"}, "the test images are also used for training"),
+            ({"train_split": "train"}, "selected on training images"),
             (
                 {"extra": "tfds:digits", "extra_split": "test"},
                 "data.extra_split=test shares images",

@@ -111,8 +111,8 @@ def check_phase(config: Config, name: str) -> None:
     for key in row.weights:
         if key not in p:
             raise ValueError(
-                f"{name}.objective={p.objective!r} needs {name}.{key}, which the config lacks; add "
-                f"phase({key}=..., ...) to it"
+                f"{name}.objective={p.objective!r} needs {name}.{key}, which the config does not "
+                f"set; add it as in phase({key}=..., ...)"
             )
         must_be(f"{name}.{key}", p[key], 0 <= p[key] < math.inf, "at least 0")
     must_be(f"{name}.l1", p.l1, 0 <= p.l1 < math.inf, "at least 0")
@@ -129,13 +129,13 @@ def check_phase(config: Config, name: str) -> None:
     one_of("attack.statistics", config.attack.statistics, ("running", "batch"))
     if config.model.dtype == "float16":
         raise ValueError(
-            "model.dtype='float16' cannot train: gradients below 6e-8 become 0, and there is no "
-            "loss scaling; set model.dtype='bfloat16', or 'float32'"
+            "model.dtype='float16' is not supported in training: without loss scaling, gradients "
+            "below 6e-8 become 0; set model.dtype='bfloat16' or 'float32'"
         )
     if row.displaces and config.model.dtype == "bfloat16":
         raise ValueError(
-            f"{name}.objective={p.objective!r} moves weights by less than bfloat16 can resolve; "
-            "set model.dtype='float32'"
+            f"{name}.objective={p.objective!r} perturbs weights by amounts that bfloat16 cannot "
+            "represent; set model.dtype='float32'"
         )
 
 
@@ -153,11 +153,11 @@ def check_batch(config: Config, name: str, examples: int, mesh: jax.sharding.Mes
     if group and images // p.microbatches % group:
         raise ValueError(
             f"model.options.bn_group={group} does not divide the {images // p.microbatches} "
-            f"images per device; change it, {name}.batch_size or {name}.microbatches"
+            f"images per device; change bn_group, {name}.batch_size or {name}.microbatches"
         )
     if examples < p.batch_size:
         raise ValueError(
-            f"{name}.batch_size={p.batch_size} is larger than the split's {examples} images"
+            f"{name}.batch_size={p.batch_size} exceeds the {examples} images of the split"
         )
 
 
@@ -189,7 +189,7 @@ def phase(
     init = partial(step.init_state, net, optimizer)
     shapes = jax.eval_shape(init, jax.random.key(0))
     if p.l1 and not objectives.kernels(shapes.params):
-        raise ValueError(f"{name}.l1={p.l1}: the network has no weights called kernel; set it to 0")
+        raise ValueError(f"{name}.l1={p.l1}: no weights are named 'kernel'; set {name}.l1=0")
 
     spread, platform = sharding.spread(mesh, shapes.params), mesh.devices.flat[0].platform
     gradient_parts = _gradient_parts(config, name, _training_network(net, p, name), spread)
@@ -287,8 +287,8 @@ def _training_network(net: Classifier, p: PhaseSection, name: str) -> Classifier
         return net
     if (showing := classifier.showing_batches(net)) is None:
         raise ValueError(
-            f"{name}.bn_momentum={tuple(p.bn_momentum)} cannot change the statistics of your own "
-            f"network; set their momentum there, and set {name}.bn_momentum=()"
+            f"{name}.bn_momentum={tuple(p.bn_momentum)} has no effect on your own network; set the "
+            f"momentum in your function, and set {name}.bn_momentum=()"
         )
     return showing
 

@@ -145,7 +145,7 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(noted[:2], [hopper.NOTE, lines[0]])
 
     @sweeps.rows(
-        ("heavy-augmentation", RED, "give clean weights", HEAVY),
+        ("heavy-augmentation", RED, "Start from clean weights", HEAVY),
         ("step-rule", RED, "the radius is never reached", PGD | {"attack__step_size": 0.02}),
         ("step-rule", RED, "overshoots the ball", PGD | {"attack__relative_step": 3.0}),
         ("step-rule", YELLOW, "attack.relative_step=0.6", PGD | {"attack__step_size": 0.06}),
@@ -158,7 +158,7 @@ class ConfigTest(parameterized.TestCase):
         ("warm-up", YELLOW, "", {"train__warmup_epochs": 2}),
         ("batch-and-mesh", RED, "train.batch_size=64 cannot be split over 200", {}, 200),
         ("batch-and-mesh", RED, "use 200 or 400", {}, 200),
-        ("batch-and-mesh", YELLOW, "over 3 devices: it becomes 63, the nearest", {}, 3),
+        ("batch-and-mesh", YELLOW, "over 3 devices: using 63 instead, the near", {}, 3),
         ("image-size", RED, "digits have 8 px, the network takes 16", {"model__image_size": 16}),
         (
             "image-size",

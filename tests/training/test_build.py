@@ -82,7 +82,7 @@ class BatchAugmentationTest(parameterized.TestCase):
         ({"attack__labels": "sharp"}, "attack.labels='sharp' must be one of 'soft', 'hard'"),
         (
             {"train__objective": "trades", "attack__start": "random", "attack__labels": "hard"},
-            "keep attack.labels='soft'",
+            "set attack.labels='soft'",
         ),
     )
     def test_refusals_before_anything_compiles(self, changes, message):
@@ -91,7 +91,7 @@ class BatchAugmentationTest(parameterized.TestCase):
 
     def test_refuses_float16(self):
         """Nothing scales the loss: a gradient of 1e-8 would be 0."""
-        with self.assertRaisesRegex(ValueError, "model.dtype='float16' cannot train.*'bfloat16'"):
+        with self.assertRaisesRegex(ValueError, "model.dtype='float16' is not .*'bfloat16'"):
             build.phase(small_config(model__dtype="float16"), "train", 80)
 
     def test_refuses_a_momentum_of_norms_that_nobody_knows(self):
@@ -100,7 +100,9 @@ class BatchAugmentationTest(parameterized.TestCase):
         plain = Classifier(*build.network_of(config))
         with (
             mock.patch.object(build, "network_of", return_value=plain),
-            self.assertRaisesRegex(ValueError, "set their momentum there, and set train.bn_mom"),
+            self.assertRaisesRegex(
+                ValueError, "set the momentum in your function, and set train.b"
+            ),
         ):
             build.phase(config, "train", 80, devices=jax.devices()[:1])
 

@@ -148,10 +148,10 @@ class FolderTest(parameterized.TestCase):
         kept = first.read_bytes()
         first.unlink()
         records = r"data\.train_split\.records: 64 there, 63 now"
-        with self.assertRaisesRegex(ValueError, rf"began with \(.*{records}\); restore it, or"):
+        with self.assertRaisesRegex(ValueError, rf"began \(.*{records}\); restore it, or"):
             begin()
         (root / "zebra.png").write_bytes(kept)
-        with self.assertRaisesRegex(ValueError, r"began with \(data\.train_split\.files_sha256: '"):
+        with self.assertRaisesRegex(ValueError, r"began \(data\.train_split\.files_sha256: '"):
             begin()
         (root / "zebra.png").rename(first)
         first.write_bytes(b"damaged")  # which is replaced, and may be repaired

@@ -85,7 +85,7 @@ class ExtraTest(parameterized.TestCase):
         ({"extra_share": 1.5}, "data.extra_share=1.5 must be between 0 and 1"),
         (
             {"epoch_images": 256},
-            "epoch_images=256 is only for runs with a second source; leave it out",
+            "epoch_images=256 is only valid with a second image source; leave it out",
         ),
         (
             {"epoch_images": 63, "extra": "digits", "extra_split": "train"},

@@ -103,7 +103,7 @@ class RowsTest(parameterized.TestCase):
         config.train.objective = "thirds"
         with self.assertRaisesRegex(ValueError, "train.thirds_beta=-1.0 must be at least 0"):
             build.phase(config, "train", 24)
-        said = r"needs train.thirds_beta, which the config lacks; add phase\(thirds_beta="
+        said = r"train.thirds_beta, which the config does not set; add it as in phase\(thirds_beta="
         with self.assertRaisesRegex(ValueError, said):
             build.phase(steps.small_config(train__objective="thirds"), "train", 24)
 

@@ -82,7 +82,7 @@ def selection(
     chosen_by = {"image_choice": choice} if choice == spread.HASH else {}
     older = [row for row in jsonl.read(run.file("selection.jsonl")) if "image_choice" not in row]
     if chosen_by and hosts.first(bool(older)):  # to compare weights on the same images
-        say(f"{name}: selection keeps using the first {len(images)} images, as at its start")
+        say(f"{name}: selection still uses the split's first {len(images)} images, as before")
         images, chosen_by = replace(images, places=tuple(range(len(images)))), {}
     evaluate = counter(config, phase.mesh)
     attacked = objectives.named(config[name].objective).attacks

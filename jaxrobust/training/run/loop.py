@@ -272,11 +272,11 @@ class _Loop:
             run.stopped.wait()
             run.latest.wait()
         text = (
-            f"stopped after step {step} of {run.phase.total_steps}, saved under {run.workdir}; run "
-            "the same command to continue there"
+            f"stopped after step {step} of {run.phase.total_steps}, saved in {run.workdir}; run "
+            "the same command to continue"
         )
         if self.ahead.skipped:
-            text += f" (the last {self.ahead.skipped} in a row found no finite gradient)"
+            text += f" (the last {self.ahead.skipped} steps had no finite gradient)"
         return self.stops.exception(why, text)
 
 
@@ -312,8 +312,8 @@ def same_groups(run: PhaseRun, meta: dict[str, Any]) -> None:
     old, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
     if old != now:
         raise ValueError(
-            f"{run.name}: batch norms have used the statistics of {old} images at a time so far, "
-            f"but would use {now} on these devices; continue with model.options.bn_group={old}, "
-            f"with {run.name}.microbatches or devices that keep this number, or start again in a "
+            f"{run.name}: so far, batch norms have computed statistics over {old} images at a "
+            f"time, but on these devices they would use {now}. Set model.options.bn_group={old}, "
+            f"change {run.name}.microbatches or the devices to restore {old}, or start again in a "
             "new --workdir"
         )

@@ -185,7 +185,7 @@ class Progress:
     def _say_costs(self, costs: dict[str, float]) -> None:
         self._peak_said = costs.get("peak_memory_bytes", 0)
         of = f" of {self._chip.memory / 2**30:.0f}" if self._chip else ""
-        memory = f"at most {self._peak_said / 2**30:.1f}{of} GiB in use on a device, "
+        memory = f"at most {self._peak_said / 2**30:.1f}{of} GiB in use per device, "
         say(
             f"{self._phase}: {memory if self._peak_said else ''}{costs['chip_hours']:.1f} "
             f"chip-hours so far on {self._chips} device{'s' if self._chips > 1 else ''}"
@@ -200,8 +200,8 @@ class Progress:
         if share > DATA_WAIT and not self._starved:
             now = f"{self._workers} of {os.cpu_count()} cores" if self._workers else "0: threads"
             say(
-                f"{self._phase}: waited for data {share:.0%} of the time up to step {step}; raise "
-                f"data.workers (now {now}) or choose a cheaper data.augmentation"
+                f"{self._phase}: spent {share:.0%} of the time up to step {step} waiting for data; "
+                f"raise data.workers (now {now}) or choose a cheaper data.augmentation"
             )
         self._starved = share > DATA_WAIT
 

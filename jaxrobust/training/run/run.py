@@ -84,7 +84,7 @@ def run(
     for start in first:
         with start_runs.explained(start):
             _run(start.config, start.folder, draw=draw, otherwise=start_runs.OTHERWISE)
-    otherwise = "give another --workdir (the hosts of one run join with --multihost)"
+    otherwise = "give another --workdir (to train one run on several hosts, use --multihost)"
     _run(config, workdir, profile=profile, draw=draw, otherwise=otherwise)
 
 
@@ -240,8 +240,8 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, PlannedPhase], dict[
     """Build the phases to run and describe the data; reject whatever would fail later."""
     if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
         raise ValueError(
-            f"--workdir {str(workdir.absolute())!r}: Orbax loses checkpoint arrays under a path "
-            f"with {bad[0]!r}; name another folder"
+            f"--workdir {str(workdir.absolute())!r}: Orbax loses checkpoint arrays if the path "
+            f"contains {bad[0]!r}; name another folder"
         )
     names = phases(config)
     start_weights.check_phases(config, names)
@@ -340,14 +340,14 @@ def claim(workdir: Path, values: dict, data: dict[str, Any]) -> None:
     free = (*_FREE, *(f"{name}.microbatches" for name in values["phases"]))
     if differing := _differing(old, new, free=free):
         raise ValueError(
-            f"{workdir} holds a run with a different config; give a new --workdir, or repeat that "
-            "run's values:\n  " + "\n  ".join(differing)
+            f"{workdir} holds a run with a different config; give a new --workdir, or use the same "
+            "values as that run:\n  " + "\n  ".join(differing)
         )
     if differing := _differing(_noted(workdir / "data.json", data), data):
         of_loss = all(attack_losses.KEY in line for line in differing)
         subject = f"the code of {attack_losses.KEY}" if of_loss else "the data"
         raise ValueError(
-            f"{subject} differs from what the run in {workdir} began with "
+            f"{subject} has changed since the run in {workdir} began "
             f"({'; '.join(differing)}); restore it, or give a new --workdir"
         )
 

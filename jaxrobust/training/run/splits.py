@@ -61,7 +61,7 @@ def examples(config: Config, name: str, source: registry.Source) -> int:
         setting = f"data.epoch_images={length} is"
         if options["extra"] is None:
             remedy = "leave it out, or set data.extra"
-            raise ValueError(f"{setting} only for runs with a second source; {remedy}")
+            raise ValueError(f"{setting} only valid with a second image source; {remedy}")
         if length < size:
             short = f"less than {name}.batch_size={size}; an epoch needs at least one step"
             raise ValueError(f"{setting} {short}")

@@ -14,7 +14,7 @@ from jaxrobust.weights.trained import start_run
 from jaxrobust.weights.trained.start_run import ABSENT, BEGUN, FINISHED, StartRun
 
 # What to do when another process holds the lock of a start's folder.
-OTHERWISE = "repeat this command when that run has ended; it then starts from its weights"
+OTHERWISE = "repeat this command after that run has ended, to start from its weights"
 
 
 def before(config: Config, workdir: Path) -> list[StartRun]:
@@ -24,7 +24,7 @@ def before(config: Config, workdir: Path) -> list[StartRun]:
     Raises:
       ValueError: a start that does not fit this network, or another run in its folder.
     """
-    hosts.agree({"init.weights": config.init.weights}, problem="starts from something else")
+    hosts.agree({"init.weights": config.init.weights}, problem="starts from other weights")
     wanted = start_run.named(config.init.weights)
     if not wanted or hosts.first(bool(steps(workdir / phases(config)[0] / "latest"))):
         return []
@@ -56,11 +56,11 @@ def _said(run: StartRun, state: str) -> str:
     if not Path(file).is_file():  # one of the recipes
         file = f"configs/{Path(file).stem}.py"
     return {
-        FINISHED: f"the run in {run.folder} is finished, and its best weights are used",
-        BEGUN: f"the run in {run.folder} has begun, and continues before this one",
+        FINISHED: f"using the best weights of the finished run in {run.folder}",
+        BEGUN: f"first resuming the unfinished run in {run.folder}, which this run starts from",
         ABSENT: (
-            f"it is trained in {run.folder} before this one, once for all runs that start from it, "
-            f"as by jaxrobust train --config {file}{colon}{words} --workdir {run.folder}"
+            f"first training the run in {run.folder}, which other runs can start from too, as with "
+            f"jaxrobust train --config {file}{colon}{words} --workdir {run.folder}"
         ),
     }[state]
 
@@ -68,7 +68,7 @@ def _said(run: StartRun, state: str) -> str:
 @contextlib.contextmanager
 def explained(run: StartRun) -> Iterator[None]:
     """Add to an error that stops a start's training that it concerns the start."""
-    words = f"the run in {run.folder}, from which this one starts"
+    words = f"the run in {run.folder}, which this run starts from"
     try:
         yield
     except stopping.Stopped as error:

@@ -116,10 +116,10 @@ class Stops:
     def exception(self, why: int, text: str) -> Exception:
         """Build the exception to raise once all is saved, as `text` says."""
         if self.failure is not None:
-            others = "" if self.alone else "; the other hosts stop as well"
-            return BadData(f"{self.failure}{others}. Repair the data first: {text}")
+            others = "" if self.alone else "; the other hosts stop too"
+            return BadData(f"{self.failure}{others}. Repair the data before you continue: {text}")
         if why == _DATA:
-            return HostStopped(f"another host cannot read its data, and reports which; {text}")
+            return HostStopped(f"another host cannot read its data (see its message); {text}")
         return (Preempted if why == signal.SIGTERM else Interrupted)(text)
 
 
@@ -151,7 +151,7 @@ class Trouble:
         row = ahead.last
         return (
             f"the loss is {row['loss']} at step {row['step']}, with gradient norm "
-            f"{row['gradient_norm']}; {ahead.skipped} steps in a row updated nothing"
+            f"{row['gradient_norm']}; {ahead.skipped} steps in a row updated no weights"
         )
 
     def roll_back(self, step: int, why: str) -> None:
@@ -166,17 +166,17 @@ class Trouble:
             jsonl.append(self._file, {"step": step, "back_to": last, "lr_scale": scale, "why": why})
         if self.rollbacks >= self._settings.rollbacks:
             raise self._diverged(why)
-        say(f"{run.name}: {why}. Back to step {last}, with {scale:g} times the learning rate")
+        say(f"{run.name}: {why}. Returning to step {last}, with {scale:g} times the learning rate")
 
     def _diverged(self, why: str) -> Diverged:
         latest, more = self._run.latest, len(jsonl.read(self._file))
         last = latest.latest_step()
-        good = f"The last good checkpoint is step {last} under {latest.directory}"
+        good = f"The last good checkpoint is step {last} in {latest.directory}"
         there = "continue from there"
         if not last:
             good, there = "No checkpoint was written yet", "start over at step 0"
         return Diverged(
             f"{why}. {good}. Set trouble.rollbacks={more} to {there} with {self._settings.lr} "
-            "times the learning rate, or start again in a new --workdir with a lower one or a "
-            "longer warm-up"
+            "times the learning rate, or start again in a new --workdir with a lower learning rate "
+            "or a longer warm-up"
         )

@@ -111,7 +111,7 @@ class _WandB:
         try:
             self._run = wandb.init(**settings)
         except (wandb.errors.CommError, TimeoutError) as error:
-            say(f"WARNING: W&B cannot be reached ({_short(error)}), so this run is offline there")
+            say(f"WARNING: W&B cannot be reached ({_short(error)}); this run is logged offline")
             wandb.teardown()  # its service holds the ID of the run that did not start
             self._run = wandb.init(**settings, mode="offline")
         self._image, self._first = wandb.Image, True
@@ -254,7 +254,7 @@ class Trackers:
             new = [name for name in drawn if self._shown.get(name) != (self._at[0], step)]
             pictures = {name: raster.png(drawn[name]) for name in new}
         except Exception as error:
-            say(f"WARNING: no more pictures are logged: {_short(error)}")
+            say(f"WARNING: pictures are no longer logged: {_short(error)}")
             self._draw = None
             return
         self._shown |= dict.fromkeys(pictures, (self._at[0], step))

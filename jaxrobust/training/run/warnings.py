@@ -24,14 +24,14 @@ def lines(configs: Mapping[str, Config]) -> list[str]:
 
 # Why two splits in a config must not share images.
 _SHARED = {
-    ("selection_split", "test_split"): "the weights are chosen on the reported images, and the "
-    "record says so",
+    ("selection_split", "test_split"): "the best weights are selected on test images, so the "
+    "record carries a flag",
     (
         "train_split",
         "test_split",
-    ): "the reported images are also trained on, and the record says so",
-    ("train_split", "selection_split"): "the weights are chosen on training images, which does not "
-    "reveal overfitting",
+    ): "the test images are also used for training, so the record carries a flag",
+    ("train_split", "selection_split"): "the best weights are selected on training images, which "
+    "hides overfitting",
 }
 
 
@@ -80,9 +80,9 @@ def check_start(config: Config, first: str) -> None:
     """
     if objectives.named(config[first].objective).helped and not config.init.weights:
         raise ValueError(
-            f"{first}.objective={config[first].objective!r} takes labels from the weights that it "
-            "starts from, which would be random; give clean weights (init.weights), or a clean "
-            "phase before it (pretrain.epochs)"
+            f"{first}.objective={config[first].objective!r} takes labels from the initial weights, "
+            "which would be random; start from clean weights (init.weights), or add a clean phase "
+            "first (pretrain.epochs)"
         )
     augmentation = config.data.augmentation
     chain = PRESETS[augmentation].chain if augmentation in PRESETS else augmentation
@@ -91,10 +91,10 @@ def check_start(config: Config, first: str) -> None:
     random = not config.init.weights and not config[first].from_random
     if heavy and random and objectives.named(config[first].objective).attacks:
         raise ValueError(
-            f"{first} would attack random weights under heavy augmentation, which the paper (arXiv "
-            "2303.01870) reports as failing; give clean weights (init.weights=convnext_tiny."
-            "fb_in1k, for a ConvStem with init.stem=fresh and pretrain.epochs=100), use "
-            f"data.augmentation=basic, or, if you really want this, {first}.from_random=True"
+            f"{first} would attack random weights under heavy augmentation, which fails according "
+            "to arXiv 2303.01870. Start from clean weights (init.weights=convnext_tiny.fb_in1k; "
+            "for a ConvStem also init.stem=fresh and pretrain.epochs=100), use "
+            f"data.augmentation=basic, or, if you really want this, set {first}.from_random=True"
         )
 
 
@@ -126,8 +126,8 @@ def fitted_batches(config: Any, devices: int) -> tuple[Any, list[str]]:
             part = f"into parts of {p.batch_size // devices} images, as {at_a_time} belong together"
             sentences.append(
                 f"{name}.batch_size={p.batch_size} cannot be split over {devices} "
-                f"devices{f' {part}' if parted else ''}: it becomes {nearest}, the nearest size "
-                f"that can, and {name}.lr stays {p.lr:g}"
+                f"devices{f' {part}' if parted else ''}: using {nearest} instead, the nearest size "
+                f"that fits, without changing {name}.lr={p.lr:g}"
             )
     if sizes:
         config = config.copy_and_resolve_references()

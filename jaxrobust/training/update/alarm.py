@@ -120,23 +120,22 @@ def warnings(
     if stronger > loss_ratio * loss and stronger > loss + loss_rise:
         sentences.append(
             f"the loss is {stronger:.3g} under an attack with {STRONGER} more steps, but "
-            f"{loss:.3g} under the training attack, which no longer finds the adversarial examples "
-            "that exist (catastrophic overfitting), so its robust accuracy is too high; go back to "
-            "an earlier checkpoint with more attack.steps, a smaller step or a lower learning rate"
+            f"{loss:.3g} under the training attack, which misses adversarial examples "
+            "(catastrophic overfitting) and so overestimates robust accuracy. Go back to an "
+            "earlier checkpoint with more attack.steps, a smaller step or a lower learning rate"
         )
     if without > zero:
         sentences.append(
             f"for {without:.0%} of the images, the input gradient is only rounding error: the "
-            "network is so confident that attacks find no direction (gradient masking), which "
-            "looks like robustness; start from weights that were trained for fewer epochs, or set "
-            "label_smoothing"
+            "network is so confident that attacks have no gradient to follow (gradient masking), "
+            "which looks like robustness. Start from weights that were trained for fewer epochs, "
+            "or set label_smoothing"
         )
     if same < agreement:
         sentences.append(
-            f"the signs of the input gradient agree with those in float32 at only {same:.0%} of "
-            "the pixels: the compute type is too coarse for this network, so the attack partly "
-            "guesses; set model.dtype='float32', or lower the learning rate if weights or logits "
-            "have grown"
+            f"the input gradient has the same sign as in float32 at only {same:.0%} of the pixels: "
+            "the compute type is too coarse for this network, so the attack is unreliable. Set "
+            "model.dtype='float32', or lower the learning rate if weights or logits have grown"
         )
     return sentences
 
@@ -164,8 +163,8 @@ def overfitting(
         f"robust accuracy on the selection split has fallen from {top:.1%} at evaluation "
         f"{best + 1} to {selection[-1]:.1%} at evaluation {len(selection)}, while on training "
         f"batches it has risen from {training[best]:.1%} to {training[-1]:.1%}: robust "
-        "overfitting. The best weights are kept; stop here, or train again with fewer epochs, more "
-        "augmentation or more weight decay"
+        "overfitting. The best weights are saved; stop here, or train again with fewer epochs, "
+        "more augmentation or more weight decay"
     )
 
 
@@ -194,7 +193,7 @@ def check_cost(config: Config, name: str, *, images: int, share: float = 0.01) -
         raise ValueError(
             f"alarm.every_steps={every} with {images} images adds {cost / every:.2%} to the cost "
             f"of training, more than {share:.0%}; set alarm.every_steps={math.ceil(cost / share)} "
-            "or more, or fewer alarm.images"
+            "or more, or reduce alarm.images"
         )
     return cost / every
 

@@ -130,8 +130,8 @@ def _try(loss: Named, soft: bool, classes: int) -> None:
     climbs = chances - (targets if soft else np.eye(classes)[labels])  # as cross-entropy does
     if ((slopes[diagonal] * climbs).sum(axis=1) < 0).all():
         raise ValueError(
-            f"{KEY}={loss.name} falls where cross-entropy rises, so its attack helps the network; "
-            "return minus the loss, so that it is larger where the network is worse"
+            f"{KEY}={loss.name} falls where cross-entropy rises, so an attack with it helps the "
+            "network; change its sign, so that it is larger where the network is worse"
         )
     if not slopes[diagonal].any():
         raise ValueError(

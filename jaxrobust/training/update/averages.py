@@ -67,8 +67,8 @@ def running_statistics(p: PhaseSection, name: str) -> Statistics:
     setting = f"{name}.bn_momentum={values}"
     if len(values) != 2 or not all(0 < value <= 1 for value in values):
         raise ValueError(
-            f"{setting} must be two numbers above 0 and at most 1, for the first update and for "
-            "the others, such as (1.0, 0.01), or () to use the network's own"
+            f"{setting} must be two numbers above 0 and at most 1, for the first and for later "
+            "updates, such as (1.0, 0.01), or () to use the network's own momentum"
         )
     if objectives.named(p.objective).both and p.bn_statistics != "adversarial":
         raise ValueError(

@@ -116,13 +116,13 @@ def _planned(a: AttackSection, objective: str, extra_steps: int) -> InnerPlan:
     one_of("attack.labels", a.labels, objectives.ATTACK_LABELS)
     if row.of_probabilities and a.labels != "soft":
         raise ValueError(
-            f"objective={objective!r} with attack.labels={a.labels!r}: its attack aims at the "
-            "network's outputs for clean images and uses no labels; keep attack.labels='soft'"
+            f"attack.labels={a.labels!r} has no effect with objective={objective!r}, which attacks "
+            "the network's outputs for clean images; set attack.labels='soft'"
         )
     if row.of_probabilities and a.start == "image":
         raise ValueError(
-            f"objective={objective!r} with attack.start={a.start!r}: the gradient of its attack's "
-            "loss is zero at the image; set attack.start='random', 'gauss' or 'uniform'"
+            f"objective={objective!r} cannot attack from attack.start={a.start!r}, where the "
+            "gradient of its loss is zero; set attack.start='random', 'gauss' or 'uniform'"
         )
     attack, step_size = registry.trained(a.name), step_of(a)
     steps = attack.steps(a.steps) + extra_steps
@@ -136,7 +136,7 @@ def _planned(a: AttackSection, objective: str, extra_steps: int) -> InnerPlan:
     elif a.get("loss") or row.attack_loss != "ce":
         source = f"attack.loss={a.loss!r}" if a.get("loss") else f"objective={objective!r}"
         raise ValueError(
-            f"attack.name={a.name!r} takes no loss, but {source} sets one; choose another "
+            f"attack.name={a.name!r} does not accept a loss, but {source} sets one; choose another "
             "attack.name" + (", or leave attack.loss out" if a.get("loss") else "")
         )
     ball = Threat.of(a)
@@ -200,7 +200,7 @@ def step_of(attack: AttackSection) -> float | None:
     if size is not None:
         raise ValueError(
             f"attack.step_size={size:.4g} and attack.relative_step={relative:.4g} are both set; "
-            f"give one, such as attack.relative_step={size / (epsilon or 1):.4g}"
+            f"set only one, such as attack.relative_step={size / (epsilon or 1):.4g}"
         )
     wanted = "above 0: the step as a multiple of epsilon"
     must_be("attack.relative_step", relative, 0 < relative < math.inf, wanted)

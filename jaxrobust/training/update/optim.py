@@ -132,7 +132,7 @@ def of_phase(
         "warmup_lr": (start is None or 0 <= start <= most, f"between 0 {peak}"),
         "lr_steps": (
             all(0 < s < p.epochs for s in steps) and bool(steps or p.schedule != "step"),
-            f"epochs above 0 and below {name}.epochs={p.epochs}, or fractions of them below 1; "
+            f"epochs above 0 and below {name}.epochs={p.epochs}, or fractions below 1; "
             "schedule='step' needs at least one, such as (0.5, 0.75)",
         ),
         "lr_factor": (0 < p.lr_factor <= 1, "above 0, at most 1"),

@@ -125,7 +125,7 @@ def _check_lengths(p: PhaseSection, name: str, steps_per_epoch: int) -> None:
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(
             f"{name}.epochs={epochs} and steps_per_epoch={steps_per_epoch} must be at least 1; "
-            "with steps_per_epoch=0 the split holds fewer images than one batch"
+            "steps_per_epoch=0 means that the split holds fewer images than one batch"
         )
     least = SHAPES[shape].least_warmup
     wanted = f"at least {least} and below {epochs=}"
@@ -135,8 +135,8 @@ def _check_lengths(p: PhaseSection, name: str, steps_per_epoch: int) -> None:
     must_be(f"{name}.warmup_epochs", warmup, least <= warmup < epochs, wanted)
     if cooldown and not SHAPES[shape].ends:
         raise ValueError(
-            f"{name}.cooldown_epochs={cooldown} has no final value to stay at with "
-            f"schedule={shape!r}; set cooldown_epochs=0"
+            f"{name}.cooldown_epochs={cooldown} needs a schedule with a final value, which "
+            f"schedule={shape!r} lacks; set cooldown_epochs=0"
         )
     inside = not cooldown or 0 <= cooldown < epochs - warmup
     wanted = f"at least 0, and together with warmup_epochs={warmup} below {epochs=}"

@@ -42,7 +42,7 @@ class StepTest(parameterized.TestCase):
         self.assertEqual(bool(lines), told)
         if told:
             self.assertRegex(
-                lines[0], "shares images with data.test_split=test.* the record says so"
+                lines[0], "shares images with data.test_split=test.* the record carries a flag"
             )
         self.assertEmpty(warnings.of_step(config, "train"))
 
@@ -141,8 +141,8 @@ class RandomWeightsTest(parameterized.TestCase):
     def refused(self, config, first="train"):
         with self.assertRaisesRegex(
             ValueError,
-            f"{first} would attack random weights under heavy augmentation, .*; give clean weights "
-            rf"\(init.weights=.*pretrain.epochs=100\), .*=basic, or, .*, {first}.from_random=True",
+            f"{first} would attack random weights under heavy augmentation, .*Start from clean "
+            rf"weights \(init.weights=.*pretrain.epochs=100\), .*=basic, or, .*, set {first}.from_",
         ):
             warnings.check_start(config, first)
 

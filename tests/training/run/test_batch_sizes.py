@@ -53,8 +53,8 @@ class NearestTest(parameterized.TestCase):
         _, (pretrain, train) = warnings.fitted_batches(tiny(train__lr=0.003), 3)
         self.assertEqual(
             train,
-            "train.batch_size=64 cannot be split over 3 devices: it becomes 63, the nearest size "
-            "that can, and train.lr stays 0.003",
+            "train.batch_size=64 cannot be split over 3 devices: using 63 instead, the nearest "
+            "size that fits, without changing train.lr=0.003",
         )
         self.assertStartsWith(pretrain, "pretrain.batch_size=64 cannot be split over 3 devices")
         _, (said,) = warnings.fitted_batches(
@@ -63,7 +63,7 @@ class NearestTest(parameterized.TestCase):
         self.assertStartsWith(
             said,
             "train.batch_size=192 cannot be split over 64 devices into parts of 3 images, as "
-            "2 belong together: it becomes 256",
+            "2 belong together: using 256",
         )
 
 
@@ -72,7 +72,7 @@ class RunTest(absltest.TestCase):
         workdir = Path(self.create_tempdir().full_path) / "run"
         with mock.patch.object(training_run, "_phases") as trained:
             said = quiet_run(tiny(train__batch_size=60), workdir)  # on 8 devices
-        self.assertIn("train.batch_size=60 cannot be split over 8 devices: it becomes 64", said)
+        self.assertIn("train.batch_size=60 cannot be split over 8 devices: using 64", said)
         written = json.loads((workdir / "config.json").read_text())
         self.assertEqual(written["train"]["batch_size"], 64)
         config, _, given, parts, *_ = trained.call_args.args

@@ -166,10 +166,10 @@ class PartsTest(absltest.TestCase):
     def test_a_stop_saves_where_a_rollback_may_come_back_to_or_aside(self):
         text, latest = self.stopped()
         self.assertTrue(latest)
-        self.assertStartsWith(text, "stopped after step 9 of 12, saved under nowhere; run the same")
+        self.assertStartsWith(text, "stopped after step 9 of 12, saved in nowhere; run the same")
         text, latest = self.stopped(skipped=2)
         self.assertFalse(latest)
-        self.assertEndsWith(text, "(the last 2 in a row found no finite gradient)")
+        self.assertEndsWith(text, "(the last 2 steps had no finite gradient)")
         self.assertFalse(self.stopped(broken="nan")[1])
 
     def test_a_stop_is_heeded_where_no_step_follows(self):

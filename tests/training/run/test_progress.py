@@ -82,8 +82,8 @@ class DataWaitTest(parameterized.TestCase):
         self.assertLen(said, 1)
         self.assertRegex(
             said[0],
-            r"train: waited for data 30% of the time up to step 3; raise data.workers \(now 2 of "
-            r"\d+ cores\) or choose a cheaper data.augmentation",
+            r"train: spent 30% of the time up to step 3 waiting for data; raise data.workers \(now "
+            r"2 of \d+ cores\) or choose a cheaper data.augmentation",
         )
 
     def test_says_so_when_it_passes_the_limit_not_in_every_line(self):
@@ -146,7 +146,7 @@ class CostTest(parameterized.TestCase):
         lines, shown = self.costs(
             chips=64, kind="TPU v5e", peak=[12 * 2**30], batch=64, flops_per_image=flops
         )
-        said = "train: at most 12.0 of 16 GiB in use on a device, 10.0 chip-hours so far on 64"
+        said = "train: at most 12.0 of 16 GiB in use per device, 10.0 chip-hours so far on 64"
         self.assertEqual(
             lines,
             [
@@ -165,7 +165,7 @@ class CostTest(parameterized.TestCase):
         lines, shown = self.costs(chips=2, kind="Toy 1", peak=[2**30], flops_per_image=1e9)
         self.assertNotIn("mfu", shown)
         self.assertIn("4 images/s/chip ETA", lines[0])
-        self.assertIn("at most 1.0 GiB in use on a device, ", lines[1])
+        self.assertIn("at most 1.0 GiB in use per device, ", lines[1])
 
     def test_memory_is_said_again_when_it_has_grown(self):
         peak = [2**30]

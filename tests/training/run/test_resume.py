@@ -160,8 +160,8 @@ class GroupsTest(RunTest):
         self.assertEqual(check(4, None, self.config()), 16)  # a checkpoint of before
         self.assertEqual(check(4, 0, tiny()), 0)  # a network without
         message = (
-            "pretrain: batch norms .* of 8 images at a time so far, .* use 16 on these devices; "
-            r"continue with model\.options\.bn_group=8, with pretrain\.microbatches or devices"
+            "pretrain: so far, batch norms .* over 8 images at a time, .* devices they would use "
+            r"16. Set model\.options\.bn_group=8, change pretrain\.microbatches or the devices to r"
         )
         with self.assertRaisesRegex(ValueError, message):
             check(4, 8, self.config())
@@ -199,8 +199,8 @@ class SkippedTest(RunTest):
             with mock.patch.object(checkpoint.Checkpoints, "save", noted):
                 quiet_run(config, folder / "whole")
             killed_after(6, lambda: quiet_run(config, killed))
-            stop_after(3, lambda: quiet_run(config, killed), said="the last 2 in a row found no")
-            stop_after(1, lambda: quiet_run(config, killed), said="the last 3 in a row found no")
+            stop_after(3, lambda: quiet_run(config, killed), said="the last 2 steps had no finite")
+            stop_after(1, lambda: quiet_run(config, killed), said="the last 3 steps had no finite")
             reached = {"clean": 0.0, "robust": 0.0, "images": 64}
             with (
                 mock.patch.object(accuracy, "count", side_effect=[reached, Killed]),
@@ -259,7 +259,7 @@ class SkippedTest(RunTest):
             said = quiet_run(config, folder / "stopped")
         self.assertIn("train: step 4 of 12", said)
         for text in (whole, said):
-            self.assertIn("4 steps in a row updated nothing. Back to step 4", text)
+            self.assertIn("4 steps in a row updated no weights. Returning to step 4", text)
         self.same(*(final_state(folder / name, config)[0] for name in ("whole", "stopped")))
 
     @pytest.mark.matrix
@@ -269,7 +269,7 @@ class SkippedTest(RunTest):
             stop_after(7, lambda: quiet_run(one_phase(), workdir), said="last 2 in a row")
             with self.assertRaisesRegex(
                 stopping.Diverged,
-                r"norm nan; 2 steps in a row updated nothing.* checkpoint is step 4",
+                r"norm nan; 2 steps in a row updated no weights.* checkpoint is step 4",
             ):
                 quiet_run(one_phase(trouble__skips=1), workdir)
 
@@ -287,7 +287,7 @@ class RollbackTest(RunTest):
             self.assertLen(jsonl.read(folder / "killed/train/rollbacks.jsonl"), 1)
             quiet_run(config, folder / "killed")
         self.assertRegex(said, r"3 steps in a row|2 steps in a row")
-        self.assertRegex(said, r"Back to step 4, with 0\.25 times the learning rate")
+        self.assertRegex(said, r"Returning to step 4, with 0\.25 times the learning rate")
         for name in ("whole", "killed"):
             (row,) = jsonl.read(folder / name / "train" / "rollbacks.jsonl")
             self.assertEqual((row["back_to"], row["lr_scale"]), (4, 0.25))
@@ -380,7 +380,7 @@ class RollbackTest(RunTest):
 
         with poisoned([1, 2, 3]), mock.patch.object(training_run, "_state", noted):
             said = quiet_run(config, workdir)
-        self.assertEqual(said.count("Back to step 0, with 0.5 times"), 2)
+        self.assertEqual(said.count("Returning to step 0, with 0.5 times"), 2)
         self.assertEqual([s[:2] for s in starts], [("pretrain", 0)] * 2 + [("train", 0)] * 2)
         for a, b in (starts[:2], starts[2:]):
             np.testing.assert_array_equal(a[2], b[2])

@@ -240,7 +240,7 @@ class TroubleTest(parameterized.TestCase):
     @sweeps.rows(
         ({"train__batch_size": 3}, r"train\.batch_size=3 .*8 devices; use 8"),
         ({"evaluation__batch_size": 30}, r"evaluation\.batch_size=30 .*use 24 or 32"),
-        ({"train__batch_size": 512}, "larger than the split's 256 images"),
+        ({"train__batch_size": 512}, "exceeds the 256 images of the split"),
         ({"model__num_classes": 7}, "set num_classes=10"),
         ({"evaluation__steps": 0}, "steps=0"),
         ({"train__final_lr": 1.0}, "final_lr=1.0 must be between 0 and train.lr=0.01"),
@@ -282,6 +282,8 @@ class CommandLineTest(parameterized.TestCase):
         said = process.stderr.read()
         process.stderr.close()
         self.assertEqual(process.wait(60), code, said)
-        self.assertRegex(said, r"stopped after step \d+ of \d+, saved under .*continues there")
+        self.assertRegex(
+            said, r"stopped after step \d+ of \d+, saved in .*; run the same command to continue"
+        )
         self.assertNotIn("Traceback", said)
         self.assertNotEmpty(list((workdir / "pretrain" / "latest").glob("[0-9]*")))

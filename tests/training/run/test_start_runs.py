@@ -73,7 +73,7 @@ class TrainedTest(Case):
 
         said = self.said(self.robust(attack__epsilon=0.2, train__epochs=2), "runs/larger")
         first, *_ = said.splitlines()
-        self.assertRegex(first, "init.weights=run:clean.py: the run in runs/clean is finished, and")
+        self.assertEndsWith(first, ": using the best weights of the finished run in runs/clean")
         self.assertNotIn("pretrain: step", said)
 
     def chained(self, config):
@@ -82,7 +82,7 @@ class TrainedTest(Case):
     @pytest.mark.slow
     def test_a_start_that_diverges_says_that_it_is_the_start(self):
         self.start()
-        words = "the run in runs/clean, from which this one starts: .*Set trouble.rollbacks=1"
+        words = "the run in runs/clean, which this run starts from: .*Set trouble.rollbacks=1"
         config = self.robust(trouble__skips=1)
         with training.poisoned(range(1, 20)):
             self.refused(config, words, kind=stopping.Diverged)
@@ -125,8 +125,8 @@ class RefusedTest(Case):
         with locks.held(lock, resource="it", otherwise="wait"):
             self.refused(
                 self.robust(),
-                "the run in runs/clean, from which this one starts: workdir runs/clean is in use "
-                "by process .*; wait for it, end it, or repeat this command when that run has end",
+                "the run in runs/clean, which this run starts from: workdir runs/clean is in use "
+                "by process .*; wait for it, end it, or repeat this command after that run has end",
             )
 
     @sweeps.rows("runs/clean", "../{name}/runs/clean")
@@ -189,7 +189,7 @@ class StateTest(Case):
 class ExplainedTest(parameterized.TestCase):
     def test_a_start_s_mistake_names_the_start(self):
         run = start_run.StartRun("clean.py", Path("runs/clean"), training.tiny())
-        words = "the run in runs/clean, from which this one starts: "
+        words = "the run in runs/clean, which this run starts from: "
         for kind in (ValueError, *stopping.Stopped.__subclasses__()):
             with self.assertRaises(kind) as caught, start_runs.explained(run):
                 raise kind("it diverges")

@@ -131,7 +131,7 @@ class EvaluationTest(absltest.TestCase):
             return reached
 
         self.enter_context(mock.patch.object(accuracy, "count", count))
-        with self.assertRaisesRegex(stopping.Preempted, "stopped after step 4 of 4, saved under"):
+        with self.assertRaisesRegex(stopping.Preempted, "stopped after step 4 of 4, saved in"):
             quiet_run(config, workdir)
         asks += [False, False]  # of the selection, of the test
         said = quiet_run(config, workdir)

@@ -102,7 +102,7 @@ class FailureTest(TrackersCase):
         log.pictures(1)
         log.pictures(2)
         log.scalars(3, {"loss": 1.0})
-        self.assertEqual(self.said.getvalue().count("no more pictures are logged: KeyError"), 1)
+        self.assertEqual(self.said.getvalue().count("pictures are no longer logged: KeyError"), 1)
         self.assertEqual([m["step"] for m in recorder.scalars_of], [1, 3])
 
     def test_without_resvg_a_sentence_and_no_pictures(self):

@@ -36,7 +36,7 @@ class TroubleTest(absltest.TestCase):
     def test_how_many_may_be_skipped(self):
         found = stopping.Trouble(self.run_of())
         self.assertEqual(found.skipped(self.ahead(2)), "")
-        self.assertIn("3 steps in a row updated nothing", found.skipped(self.ahead(3)))
+        self.assertIn("3 steps in a row updated no weights", found.skipped(self.ahead(3)))
 
     def test_each_rollback_lowers_the_rate(self):
         for number, scale in enumerate((1.0, 0.5, 0.25)):
@@ -92,7 +92,7 @@ class TroubleTest(absltest.TestCase):
         its.ahead = self.ahead(3)  # which comes first, with its own step
         step, why = loop._Loop.troubled(its, now)
         self.assertEqual(step, 9)
-        self.assertRegex(why, "^the loss is nan at step 9.*3 steps in a row updated nothing$")
+        self.assertRegex(why, "^the loss is nan at step 9.*3 steps in a row updated no weights$")
 
     def test_refuses_to_begin_with_such(self):
         run = types.SimpleNamespace(name="train")

@@ -204,7 +204,7 @@ class ProbeTest(parameterized.TestCase):
         found = probe({"kernel": kernel}, {}, self.images, self.labels, None)
         self.assertLess(found["alarm_gradient_agreement"], 0.7)
         sentences = alarm.warnings(jax.device_get(found))
-        self.assertIn("the signs of the input gradient agree", " ".join(sentences))
+        self.assertIn("the input gradient has the same sign", " ".join(sentences))
 
 
 class WarningsTest(parameterized.TestCase):
@@ -233,7 +233,7 @@ class WarningsTest(parameterized.TestCase):
                 {"gradient_zero": 0.4},
                 "^for 40% of the images, the input gradient is only.*label_smoothing",
             ),
-            ({"gradient_agreement": 0.6}, "at only 60% of the pixels.*set model.dtype='float32'"),
+            ({"gradient_agreement": 0.6}, "at only 60% of the pixels.*Set model.dtype='float32'"),
         )
         for changes, pattern in rows:
             (sentence,) = alarm.warnings(self.values(**changes))
@@ -305,7 +305,7 @@ class CostTest(parameterized.TestCase):
 
         message = (
             r"alarm.every_steps=50 with 64 images adds 5.50% to the cost of training, more than "
-            r"1%; set alarm.every_steps=275 or more, or fewer alarm.images"
+            r"1%; set alarm.every_steps=275 or more, or reduce alarm.images"
         )
         with self.assertRaisesRegex(ValueError, message):
             cost(50)

@@ -96,7 +96,7 @@ class LossTest(FilesTest):
         ("my_losses.py:error", {}, "error has no gradient with respect to the logits"),
         ("my_losses.py:infinite", {}, "infinite or its gradient is NaN or infinite for ordinary"),
         ("my_losses.py:centred", {}, "centred mixes images: the loss of one depends on the logits"),
-        ("my_losses.py:negative", {}, "negative falls where cross-entropy rises, so its attack"),
+        ("my_losses.py:negative", {}, "negative falls where cross-entropy rises, so an attack"),
         ("my_losses.py:in_numpy", {}, r"my_losses.py, line \d+: TracerArrayConversionError"),
         ("my_losses.py:of_one", {}, r"of_one: TypeError: of_one\(\) takes 1 positional argument"),
         (
@@ -124,11 +124,14 @@ class LossTest(FilesTest):
         with mock.patch.dict(ROWS, still=row):
             build.phase(small_config(attack__name="still"), "train", 80)
             for changes, words in (
-                ({"attack__loss": "cw"}, "takes no loss, but attack.loss='cw' sets one; .*leave"),
-                ({"attack__loss": "ce"}, "takes no loss, but attack.loss='ce' sets one"),
+                (
+                    {"attack__loss": "cw"},
+                    "not accept a loss, but attack.loss='cw' sets one; .*leave",
+                ),
+                ({"attack__loss": "ce"}, "not accept a loss, but attack.loss='ce' sets one"),
                 (
                     {"train__objective": "trades", "attack__start": "random"},
-                    "attack.name='still' takes no loss, but objective='trades' sets one; choose",
+                    "'still' does not accept a loss, but objective='trades' sets one; choose",
                 ),
             ):
                 with self.assertRaisesRegex(ValueError, words):
@@ -197,7 +200,7 @@ class RunTest(FilesTest):
         self.assertEqual(noted["train.attack.loss.sha256"], sha256)
         self.file.write_text(SOURCE + "\n# changed\n")
         message = (
-            "the code of attack.loss differs from what the run in run began with "
+            "the code of attack.loss has changed since the run in run began "
             rf"\(train.attack.loss.sha256: '{sha256}' there, '.*' now\); restore it, or give a new"
         )
         with self.assertRaisesRegex(ValueError, message):

@@ -135,7 +135,7 @@ class RadiusTest(parameterized.TestCase):
         if objective != "trades":
             inner.training_attack(config, objective)
             return
-        with self.assertRaisesRegex(ValueError, "zero at the image; set attack.start='random', "):
+        with self.assertRaisesRegex(ValueError, "loss is zero; set attack.start='random', "):
             inner.training_attack(config, objective)
 
 

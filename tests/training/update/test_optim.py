@@ -203,7 +203,7 @@ class PhaseTest(parameterized.TestCase):
         ({"cooldown_epochs": -1}, "cooldown_epochs=-1 must be at least 0"),
         (
             {"schedule": "step", "lr_steps": (0.5,), "cooldown_epochs": 5},
-            "no final value to stay at with schedule='step'; set cooldown_epochs=0",
+            "a final value, which schedule='step' lacks; set cooldown_epochs=0",
         ),
         ({"cycle_momentum": True}, "needs schedule='one-cycle' and optimizer='sgd', not"),
         ({"schedule": "one-cycle", "warmup_epochs": 1}, "warmup_epochs=1 must be at least 2"),

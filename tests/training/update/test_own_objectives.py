@@ -166,7 +166,7 @@ class RowTest(parameterized.TestCase):
     def test_hat_needs_weights_to_start_from(self):
         config = small_config(train__objective="hat", attack__start="random")
         with self.assertRaisesRegex(
-            ValueError, "train.objective='hat' takes labels from the weights that it starts from"
+            ValueError, "train.objective='hat' takes labels from the initial weights"
         ):
             warnings.check_start(config, "train")
         config.init.weights = "weights.safetensors"

@@ -132,7 +132,7 @@ class DevicesTest(absltest.TestCase):
         for changes, message in (
             (
                 {"model__dtype": "bfloat16"},
-                "moves weights by less than bfloat16 can resolve; set",
+                "perturbs weights by amounts that bfloat16 cannot represent; set",
             ),
             ({"attack__start": "image"}, "start"),  # as TRADES does, whose gradient is 0 there
         ):
