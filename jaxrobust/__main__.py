@@ -40,10 +40,10 @@ COMMANDS = {
     "runs": Command(".results.runs", "[FOLDER]", "lists training runs and evaluations"),
     "verify": Command(".verify", "BUNDLE --weights W", "checks a claimed robust accuracy"),
     "board": Command(".results.board", "BUNDLES --out SITE", "ranks verified bundles on a page"),
-    "models": Command(".models", "", "lists architectures and checkpoints that load"),
+    "models": Command(".models", "", "lists architectures and published checkpoints"),
     "import": Command(
         *(".conversion.import_weights", "SOURCE --out DIR"),
-        "imports weights from files, URLs, Hub or timm",
+        "imports weights from files, URLs, the Hub or timm",
     ),
     "export": Command(
         ".conversion.export_weights", "TARGET", "exports weights for PyTorch and RobustBench"
@@ -125,7 +125,7 @@ def _overview() -> str:
     return (
         f"jaxrobust {__version__}, adversarially robust image classifiers in JAX\n\n"
         f"jaxrobust COMMAND ..., where COMMAND is one of\n\n{rows}\n\n"
-        "For details, run jaxrobust COMMAND --help. README.md shows the order of use."
+        "For details, run jaxrobust COMMAND --help. README.md has a quickstart."
     )
 
 

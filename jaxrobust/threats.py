@@ -39,8 +39,8 @@ class Threat:
         threat, *others = threats(settings)
         if others:
             raise ValueError(
-                f"several norms, {', '.join(map(str, (threat, *others)))}, are trained, selected "
-                "and tested together, but this supports only one; name one of them"
+                f"several norms are set ({', '.join(map(str, (threat, *others)))}), but this "
+                "operation supports only one; choose one of them"
             )
         return threat
 

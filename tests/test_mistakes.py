@@ -181,7 +181,7 @@ evaluate --workdir runs/nothing | runs/nothing
 {EVALUATE} --ladder=linf:0.1:0:3 | must start at the smallest radius
 {EVALUATE} --corruptions=fgo | did you mean fog
 {EVALUATE} --corruptions=fog-6 | fog has no severity '6'
-{EVALUATE} --corruptions=fog | colour images of 32 or 224 px
+{EVALUATE} --corruptions=fog | color images of 32 or 224 px
 {EVALUATE} --frost=nowhere | without --corruptions
 evaluate --function nets.py:images --dataset cifar10-c:nowhere --corruptions fog | no folder
 {EVALUATE} --ladder=linf:0:0.1:3 --epsilon=0.1 | --ladder

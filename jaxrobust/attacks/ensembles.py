@@ -96,7 +96,7 @@ def plan(
         if name not in choice[version]:
             raise ValueError(f"attack {name!r} is not in version {version!r}; {choices}")
     if unused := [name for name in overrides or {} if name not in names]:
-        raise ValueError(f"overrides contains {unused}, which do not run; choose from {[*names]}")
+        raise ValueError(f"overrides names {unused}, which will not run; choose from {[*names]}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"attacks={tuple(names)} is empty or repeats an attack; {choices}")
     changes = _CHANGES[version] | _CHANGES.get(f"{version}, {norm}", {})

@@ -240,8 +240,8 @@ def fab(
     """
     if loss is not None:
         raise ValueError(
-            "FAB takes no loss, because it follows the boundaries between classes; for another "
-            "loss or task, use attacks.apgd(loss=...)"
+            "FAB does not accept a loss, because it follows the boundaries between classes; for "
+            "another loss or task, use attacks.apgd(loss=...)"
         )
     ranges = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
     machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=False, **ranges)

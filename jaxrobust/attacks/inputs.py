@@ -210,7 +210,7 @@ def check_noise(noise: bool | Noise, norm: str) -> None:
         return
     if noise.normal and not 0 < t.check_number("std", noise.std) < math.inf:
         raise ValueError(
-            f"a start with noise of std={noise.std} is the image itself; pass a std above 0, such "
+            f"start noise of std={noise.std} does not change the image; pass a std above 0, such "
             "as 0.001"
         )
     t.check_length("std", noise.std)

@@ -177,7 +177,7 @@ _PGD: dict[str, Any] = {"make": pgd, "length": 2.5}
 add(
     _FACTS,
     NamedAttack(
-        *("fgsm", "one step from the image, as long as the radius", _FACTS),
+        *("fgsm", "one step from the image, of length epsilon", _FACTS),
         fixed=Fixed(start="image"),
         trains=True,
         make=lambda steps, **settings: fgsm(**settings),
@@ -192,6 +192,6 @@ add(
         **_PGD,
     ),
     # As in the evaluation of Huang et al. 2022 (arXiv 2212.11005): misclassified points stay.
-    NamedAttack("cw", "PGD on the margin, at most 0", _FACTS, fixed=Fixed(loss="cw-floor"), **_PGD),
+    NamedAttack("cw", "PGD on min(margin, 0)", _FACTS, fixed=Fixed(loss="cw-floor"), **_PGD),
     NamedAttack("margin", "PGD on the margin", _FACTS, fixed=Fixed(loss="cw"), **_PGD),
 )

@@ -10,8 +10,8 @@ from jaxrobust.runtime.commandline import functions
 
 TRAINING = (
     "changes its state or draws random numbers while it is traced ({}); put it into evaluation "
-    "mode: model.eval() in NNX, train=False in Linen, is_training=False in Haiku, "
-    "equinox.nn.inference_mode(model), no dropout and no update of batch norm"
+    "mode, without dropout or batch norm updates: model.eval() in NNX, train=False in Linen, "
+    "is_training=False in Haiku, equinox.nn.inference_mode(model)"
 )
 # Flax's errors, by name: only models import Flax.
 _FLAX = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
@@ -64,7 +64,7 @@ def _remedy(error: Exception) -> str:
         )
     if isinstance(error, jax.errors.ConcretizationTypeError):
         return (
-            f"uses the value of an array in Python ({text}); write jnp.where or jax.lax.cond, and "
+            f"uses the value of an array in Python ({text}); use jnp.where or jax.lax.cond, and "
             "pass options such as train=False as Python values; under your own jax.jit, bind them "
             "in the function: Partial(lambda v, x: net.apply(v, x, train=False), variables)"
         )

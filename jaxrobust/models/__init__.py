@@ -143,7 +143,7 @@ def variant(name: str, **overrides: Any) -> Any:
     unknown = overrides.keys() - set(row._fields)
     if unknown:
         raise ValueError(
-            f"unknown option {sorted(unknown)} for {name}; it takes {list(row._fields)}"
+            f"unknown option {sorted(unknown)} for {name}; it accepts {list(row._fields)}"
         )
     types = get_type_hints(type(row))
     for key, value in overrides.items():

@@ -140,7 +140,7 @@ linear layers and attention; the papers' figures for ConvNeXt and ViT include
 layer norms, and those at 32 px batch norms. paper: Singh, Croce, Hein 2023,
 Tables 14 and 2; at 32 px, Huang et al. 2022, Table 2 (10 classes, as here);
 otherwise Debenedetti's thesis; "!" marks a known misprint there. cifar_*: Tang
-et al. 2022, Table 1, truncated to two decimals, and ours at 224 px, with 10
+et al. 2022, Table 1, truncated to two decimals, and here at 224 px, with 10
 classes; "?" marks the figure of a different network: ViTAE's has 1000 classes
 (23.19 here), LeViT's is not defined. stem: side of the patch, or number of 3x3
 convolutions, or kernel size of a single one. weights: RobustBench checkpoints;
@@ -150,7 +150,7 @@ clean, AA: published accuracy in % on RobustBench's images, clean and under
 AutoAttack: 5,000 of ImageNet (Linf 4/255) or, if no preprocessing is named,
 10,000 of CIFAR-10 (Linf 8/255; cifar10/L2: 0.5) or CIFAR-100 (cifar100/Linf:
 8/255); "-": for common corruptions. input: norm. has mean and std inside.
-licence: that of the weights, as stated in RobustBench's LICENSE.
+license: of the weights, as stated in RobustBench's LICENSE.
 `--weights CHECKPOINT` fetches one; --json prints its address, the options of
 its network and, if one is published, its sha256."""
 
@@ -181,7 +181,7 @@ def checkpoints(rows: Sequence[ArchitectureRow]) -> str:
     networks = [(key, net) for row in rows for key, net in row.published.items()]
     width = max(map(len, ["checkpoint", *(key for key, _ in networks)]))
     lines = [
-        f"\n{'checkpoint':{width}} {'clean':>5} {'AA':>5} {'input':5} {'licence':10} preprocessing"
+        f"\n{'checkpoint':{width}} {'clean':>5} {'AA':>5} {'input':5} {'license':10} preprocessing"
     ]
     for key, net in networks:
         robust = "    -" if net.autoattack is None else f"{net.autoattack:5.2f}"

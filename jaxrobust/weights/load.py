@@ -124,7 +124,7 @@ def fitted(
     network = networks.network(artifact, request)
     if network.resized and image_size is None:
         raise ValueError(
-            f"{facts.where} was not made for image size {network.image_size}; give --image_size"
+            f"{facts.where} does not fit image size {network.image_size}; give --image_size"
         )
     return network
 

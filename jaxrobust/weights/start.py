@@ -145,7 +145,7 @@ def _random(config: Config) -> tuple[Network, dict[str, Any]]:
     sizes = (model.num_classes, model.image_size, dict(model.options))
     normalized(Network(model.name, shapes, moved, *sizes), normalize)  # fails before compiling
     program = compilation.program(f"{model.name}: random weights", shapes)
-    with compilation.waiting("compiling the initialisation of the weights", program, say):
+    with compilation.waiting("compiling the initialization of the weights", program, say):
         params, stats = jax.device_get(jax.jit(init)(key))
     of_torch = pytorch.is_name(model.name)  # it has drawn or loaded its own
     fresh = () if of_torch else (*params,)
@@ -187,13 +187,13 @@ def _belongs(facts: WeightFacts, stored: StoredNames, config: Config, init: Star
         )
     if init.stem == "keep" and channels not in (None, model.in_channels):
         raise ValueError(
-            f"they take images with {channels} channels, but model.in_channels="
+            f"they expect images with {channels} channels, but model.in_channels="
             f"{model.in_channels}; give data with {channels}, or set init.stem=fresh for a new stem"
         )
     mean = stored.arrays.get("normalize.mean")
     if mean is not None and mean.size != model.in_channels:
         raise ValueError(
-            f"they normalise images with {mean.size} channels, but model.in_channels="
+            f"they normalize images with {mean.size} channels, but model.in_channels="
             f"{model.in_channels}; give data with {mean.size}"
         )
 

@@ -110,7 +110,7 @@ class PlanTest(parameterized.TestCase):
         ({"version": "rand"}, "attack 'fab' is not in version 'rand'; choose from a"),
         (
             {"overrides": {"fab-t": {}}},
-            r"overrides contains \['fab-t'\], which do not run; choose from \['fab'\]",
+            r"overrides names \['fab-t'\], which will not run; choose from \['fab'\]",
         ),
         ({"attacks": ()}, "is empty or repeats an attack"),
         ({"attacks": ("fab", "fab")}, "is empty or repeats an attack"),

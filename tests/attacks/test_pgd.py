@@ -121,7 +121,10 @@ class PgdTest(parameterized.TestCase):
             self.assertTrue((found >= 0).all() and (found <= 1).all())
 
     @sweeps.rows(
-        ({"random_start": attacks.Noise(True)}, "std=0.0 is the image itself; pass a std above"),
+        (
+            {"random_start": attacks.Noise(True)},
+            "std=0.0 does not change the image; pass a std above",
+        ),
         ({"random_start": attacks.Noise(False), "norm": "l1"}, "needs linf and l2, not l1;"),
     )
     def test_refuses_noise(self, changes, message):

@@ -284,7 +284,7 @@ class NumbersTest(parameterized.TestCase):
             ("synthesis --workdir RUN --targets 10", ", from 0 to 9"),
             ("augmentations", "--images contains no pictures"),
             ("augmentations --images nowhere", "no such file or folder"),
-            ("augmentations --images FILE", "Pillow does not recognise its format"),
+            ("augmentations --images FILE", "Pillow does not recognize its format"),
             ("augmentations --images PNG --chain turn", "unknown augmentation"),
             ("fourier", "invalid choice"),
         ):

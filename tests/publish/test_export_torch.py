@@ -173,7 +173,7 @@ class LayoutTest(FileCase):
         self.assertIn("the first layer does that, mean (0.485, 0.456, 0.406) and std (0.2", said)
         self.out = self.folder / "other"
         _, said = self.export("--layout=timm", file=file, code=2)
-        self.assertRegex(said, "this layout has no normalisation layer.*self-contained module")
+        self.assertRegex(said, "this layout has no normalization layer.*self-contained module")
 
     @pytest.mark.slow
     def test_imported_folder(self):
@@ -212,7 +212,7 @@ class LayoutTest(FileCase):
         stats = {"normalize.mean": np.zeros(3, np.float32), "normalize.std": np.ones(3, np.float32)}
         save_file(vit | stats, self.folder / "vit.safetensors")
         self.refused(
-            ".*was not made for image size 224; give --image_size",
+            ".*does not fit image size 224; give --image_size",
             *("--weights", self.folder / "vit.safetensors", "--model=vit_s", "--layout=timm"),
         )
 

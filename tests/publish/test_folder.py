@@ -133,7 +133,7 @@ class FolderTest(absltest.TestCase):
         raw = self.weights._replace(params={k: 2 * v for k, v in self.weights.params.items()})
         both = kept.Kept(*raw, *self.weights)
         self.assertRegex(
-            self.export("--selected", code=2), "nothing has been chosen in .*jaxrobust select"
+            self.export("--selected", code=2), "no weights are selected in .*jaxrobust select"
         )
         kept.keep(self.workdir, "train", 8, both, steps_per_epoch=4)
         choice = kept.ChosenWeights("train", 8, 2.0, "raw", 16, hashes.weights_sha256(*raw))

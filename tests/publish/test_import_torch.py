@@ -224,7 +224,7 @@ class ImportTest(ServedCase):
         self.refused("unknown model 'convnext'; did you mean", model="convnext")
         self.refused("has sha256 .*expected 00", "--sha256=00")
         self.refused("does not name its network; give --model NAME", model=None)
-        self.refused("that is an architecture without weights", source="convnext_n")
+        self.refused("this is an architecture, not weights", source="convnext_n")
         with mock.patch.object(download, "_TRIES", 1):
             self.server.close()
             self.refused("refused", source=f"{self.server.address}/n.pth", code=3)

@@ -294,10 +294,10 @@ class FlowTest(Case):
         said = json.loads(self.file.read_text())
         said["chosen"]["weights_sha256"] = "0" * 64
         self.file.write_text(json.dumps(said))
-        with self.assertRaisesRegex(ValueError, "epoch 2, raw are not those that were chosen"):
+        with self.assertRaisesRegex(ValueError, "epoch 2, raw are not the selected ones"):
             self.selected()
         for text, message in (
-            ("{", "is damaged .*; remove it and choose again: jaxrobust select"),
+            ("{", "is damaged .*; remove it and select again: jaxrobust select"),
             ('{"schema": 1}', "is damaged"),
             (json.dumps(said | {"chosen": {"phase": "train"}}), "is damaged"),
             (json.dumps(said | {"schema": 2}), "has schema 2, but this code reads 1; use the"),
@@ -335,7 +335,7 @@ class MistakesTest(Case):
         self.made()
         with self.assertRaisesRegex(
             ValueError,
-            f"^--selected: nothing has been chosen in {self.workdir}; choose first: "
+            f"^--selected: no weights are selected in {self.workdir} yet; run "
             f"jaxrobust select {self.workdir}$",
         ):
             kept.selected(self.workdir)

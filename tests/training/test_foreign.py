@@ -181,7 +181,7 @@ class FunctionsTest(absltest.TestCase):
             "my_nets.py:mak": r"no 'mak'; did you mean make\? it has Block, Net, make, linear",
             "my_nets:make_it": "my_nets has no 'make_it'",
             "their_nets:make": "the module their_nets is neither installed nor in",
-            "my_nets.py:Block": r"unknown option \['width'\] for my_nets.py:Block; it takes",
+            "my_nets.py:Block": r"unknown option \['width'\] for my_nets.py:Block; it accepts",
         }.items():
             with self.assertRaisesRegex(ValueError, message):
                 training_run.run(config(name), Path("run"))

@@ -45,15 +45,15 @@ class CertificateTest(parameterized.TestCase):
 
     def test_summary(self):
         numbers = (
-            "logits 1.2e-06 (float32) and 3.0e-14 (float64) off, top-1 88%, input gradients' "
-            "cosine 0.999999"
+            "logits differ by 1.2e-06 (float32) and 3.0e-14 (float64), top-1 agrees for 88%, "
+            "cosine of input gradients 0.999999"
         )
         self.assertEqual(certificates.summary(NUMBERS), f"agrees with timm 1.0.9: {numbers}")
         ours = {"reference": {"network": "x.py", "independent": False}, "agrees": False}
         found = certificates.summary(NUMBERS | ours | {"faults": ["a off", "b off"]})
-        self.assertEqual(found, f"DIFFERS FROM x.py (ours): {numbers}; a off; b off")
+        self.assertEqual(found, f"DIFFERS FROM x.py (not independent): {numbers}; a off; b off")
         found = certificates.summary(NUMBERS | {"reference": None, "missing": "no torch"})
-        self.assertEqual(found, "compared with no reference: no torch")
+        self.assertEqual(found, "not compared with a reference: no torch")
 
     def test_line_and_network(self):
         self.assertEqual(certificates.beside(self.file).name, "net.certificate.json")

@@ -173,7 +173,7 @@ class BucketTest(BucketCase):
         np.testing.assert_array_equal(weights.params["w"], np.full(3, 5, np.float32))
         # As gs://.../latest/5, copied from a disk where an older Orbax wrote it.
         (self.objects / "runs/1/train/latest/5/commit_success.txt").unlink()
-        words = "/runs/1/train/latest/5 has no commit_success.txt, so it may be incomplete: if the"
+        words = "/runs/1/train/latest/5 has no commit_success.txt, so it may be incomplete. If the"
         with self.assertRaisesRegex(ValueError, f"^gs://.*{words} .* complete, .* at the start$"):
             self.opened_at(latest)
         self.assertEqual(self.stored(), {f"5/{item}" for item in items} - {"5/commit_success.txt"})

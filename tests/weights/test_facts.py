@@ -41,6 +41,6 @@ class OptionsTest(absltest.TestCase):
             said = rename.compared("net", stored, stored | {"depth": 4})
         self.assertEqual(
             said,
-            "their shapes are those of depth=3, but this net has depth=4; set depth=3 in the "
-            "network's options",
+            "their shapes match depth=3, but this net has depth=4; set depth=3 in the "
+            "options of the network",
         )

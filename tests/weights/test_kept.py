@@ -77,7 +77,7 @@ class SelectionTest(absltest.TestCase):
             kept.selected(self.workdir)
 
     def test_refusals(self):
-        with self.assertRaisesRegex(ValueError, "nothing has been chosen in .*jaxrobust select"):
+        with self.assertRaisesRegex(ValueError, "no weights are selected in .*jaxrobust select"):
             kept.selected(self.workdir)
         for changes, message in (
             ({"chosen": None}, "selection.json is not finished; to continue"),
@@ -89,7 +89,7 @@ class SelectionTest(absltest.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 kept.selected(self.workdir)
         (self.workdir / kept.SELECTION).write_text('{"schema": 1, "chosen": null}')
-        with self.assertRaisesRegex(ValueError, "damaged .*candidates.*remove it and choose again"):
+        with self.assertRaisesRegex(ValueError, "damaged .*candidates.*remove it and select again"):
             kept.selected(self.workdir)
 
     def test_the_weights_are_those_that_were_chosen(self):

@@ -123,7 +123,7 @@ class NetworkTest(parameterized.TestCase):
                 self.assertEqual((request.image_size, request.options), (64, {"a": 1}))
             with self.assertRaisesRegex(ValueError, "w.pt holds a resnet18; leave --model=vit_s o"):
                 load.fitted(artifact, "vit_s")
-            with self.assertRaisesRegex(ValueError, "w.pt was not made for image size 64"):
+            with self.assertRaisesRegex(ValueError, "w.pt does not fit image size 64"):
                 load.fitted(artifact)
             made.resized = {}
             self.assertIs(load.fitted(artifact), made)
@@ -140,7 +140,7 @@ class NetworkTest(parameterized.TestCase):
     def test_a_network_that_normalises_twice(self):
         arrays = {"model.w": 1, "model.model.w": 2, "normalize.mean": 3}
         with self.assertRaisesRegex(
-            ValueError, "^model.w and model.model.w are both present, so the network normalises"
+            ValueError, "^model.w and model.model.w are both present, so the network normalizes"
         ):
             convert.unwrapped(arrays)
         self.assertEqual(convert.unwrapped({"module.w": 1, convert.COUNT: 2}), {"w": 1})

@@ -135,8 +135,8 @@ class RobustnessTest(parameterized.TestCase):
         path = self.file(arrays(depths=(1, 2, 2, 2)))
         with self.assertRaisesRegex(
             ValueError,
-            r"do not fit; their shapes are those of depths=\(1, 2, 2, 2\), but this resnet18 has "
-            r"depths=\(2, 2, 2, 2\); set depths=\(1, 2, 2, 2\) in the network's",
+            r"do not fit; their shapes match depths=\(1, 2, 2, 2\), but this resnet18 has "
+            r"depths=\(2, 2, 2, 2\); set depths=\(1, 2, 2, 2\) in the options",
         ):
             jaxrobust.load(path, model="resnet18", tell=lambda line: None)
         options = {"depths": (1, 2, 2, 2)}

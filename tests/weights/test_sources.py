@@ -70,12 +70,12 @@ class ParseTest(parameterized.TestCase):
         ("nowhere.pth", "no such file; give one of .safetensors, .* or an imported folder, .*"
          "timm id such as convnext_tiny.fb_in1k, or quickstart, which ships with the package$"),
         ("weights/mine", "no such file"),
-        ("convnext_t", "that is an architecture .*`jaxrobust models convnext_t` lists"),
+        ("convnext_t", "this is an architecture.*`jaxrobust models convnext_t` lists"),
         ("Salman2020Do_R19", "not found; did you mean Salman2020Do_R18"),
         (
             "Chen2020Adversarial",
-            "RobustBench's network averages the probabilities of three networks, which none of "
-            r"`jaxrobust models` does; write FILE.py with `def build\(\): return "
+            "RobustBench's network averages the probabilities of three networks, unlike those "
+            r"of `jaxrobust models`; write FILE.py with `def build\(\): return "
             r"robustbench.utils.load_model\('Chen2020Adversarial', dataset='cifar10', "
             r"threat_model='Linf'\)`, and give torch:FILE.py:build$",
         ),

@@ -478,8 +478,12 @@ class RunTest(parameterized.TestCase):
         ({"num_classes": 5}, {}, "head has 5 classes, but model.num_classes=10; set init.head=fr"),
         ({"num_classes": 5}, {"init__head": "fresh"}, ""),
         ({"num_classes": 5}, {"init__head": "fresh-torch"}, ""),
-        ({"in_channels": 3}, {}, "take images with 3 channels, but model.in_channels=1; give data"),
-        ({"in_channels": 3}, {"init__stem": "fresh"}, "they normalise images with 3 channels"),
+        (
+            {"in_channels": 3},
+            {},
+            "expect images with 3 channels, but model.in_channels=1; give data",
+        ),
+        ({"in_channels": 3}, {"init__stem": "fresh"}, "they normalize images with 3 channels"),
     )
     def test_of_its_last_phase(self, theirs, changes, message):
         sizes = {f"model__{k}": v for k, v in theirs.items() if k not in OPTIONS}

@@ -142,7 +142,7 @@ class StateTest(parameterized.TestCase):
     )
     def test_another_run_is_in_the_folder(self, key, value, message):
         self.write(config(**{key: value}))
-        said = f"run:a: the run in .*/a does not have that config: .*{message}"
+        said = f"run:a: the run in .*/a has a different config: .*{message}"
         with self.assertRaisesRegex(ValueError, said):
             self.state()
 

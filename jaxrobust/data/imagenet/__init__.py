@@ -59,8 +59,8 @@ def check_folders(folders: list[str], num_classes: int | None, where: str) -> No
         return
     if extra:
         raise DataError(
-            f"{where} has {present} of ImageNet's 1,000 class folders, but others would shift the "
-            f"labels: {first_few(extra)}; move these away, or list the classes in data.classes"
+            f"{where} has {present} of ImageNet's 1,000 class folders, and others that would shift "
+            f"labels: {first_few(extra)}; move the others away, or list the classes in data.classes"
         )
     missing = [name for name in synsets() if name not in set(folders)]
     if missing:

@@ -72,7 +72,7 @@ def _check_folder(args: argparse.Namespace) -> dict[str, Any]:
     folders = sorted(path.parent for path in Path(args.out).glob(pattern))
     if len(folders) != 1:
         names = ", ".join(str(path.relative_to(args.out)) for path in folders) or "no data set"
-        remedy = "choose one with --name" if folders else "give the --out that it was written to"
+        remedy = "choose one with --name" if folders else "give the folder that you wrote it to"
         raise ValueError(f"{args.out} holds {names} written by this tool; {remedy}")
     (folder,) = folders
     if not (folder / writer.INFO).exists():

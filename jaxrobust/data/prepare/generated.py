@@ -254,7 +254,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     settings = {"files": files, "classes": args.classes}
     settings |= {"rows": args.rows, "format": generated.FORMAT}
     text = json.dumps(settings, indent=2) + "\n"
-    other = "with other files, --classes, --soft or --rows; give the same ones, or another --out"
+    other = "with other files, --classes, --soft or --rows; repeat these, or give another --out"
     with writer.claimed(args.out, text, lambda old_text: "" if old_text == text else other):
         written = write(pairs, args)
     seconds = time.perf_counter() - start

@@ -163,7 +163,7 @@ def _of_tars(paths: Sequence[Path], name: str | None) -> Content:
                 f"(n########.tar) nor {TAR_FILES[1]} (ILSVRC2012_val_########.JPEG)"
             )
         if split in splits:
-            raise ValueError(f"{splits[split].origin} and {path} are both the {split} split")
+            raise ValueError(f"{splits[split].origin} and {path} both hold the {split} split")
         splits[split] = RawSplit(path, _table(_tarred(path, split)))
     return Content(IMAGENET, imagenet.synsets(), splits, [])
 

@@ -128,7 +128,7 @@ def claimed(folder: Path, settings: str, difference: Callable[[str], str]) -> It
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another process is writing {folder}; wait for it") from error
+            raise ValueError(f"another process is writing {folder}; wait until it ends") from error
         except OSError:
             pass  # a file system without locks
         file.seek(0)

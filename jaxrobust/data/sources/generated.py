@@ -266,7 +266,7 @@ def open_generated(name: str, split: str, choice: subsets.SubsetChoice) -> Sourc
     if choice.classes is not None or choice.ids is not None:
         raise DataError(
             f"data set {name!r}: generated images cannot be selected by class or id; prepare only "
-            "the images you want, and leave out data.classes and the list"
+            "the images you want, and leave out data.classes and the list of ids"
         )
     rows = grammar.rows(parsed.part, layout.size, f"data set {name!r}, split {split!r}")
     reader = ShardedRecords(os.fspath(folder), layout, version, rows.start)

@@ -36,7 +36,7 @@ _ORIENTATION = 0x0112  # of EXIF
 _ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 _PLAIN = ("1", "L", "P", "RGB", *_ALPHA)
 _TOLD = {
-    "alpha": "transparency, which is ignored as in torchvision, so hidden colours become visible",
+    "alpha": "transparency, which is ignored as in torchvision, so hidden colors become visible",
     "16 bit": "16 bits per channel, of which only the upper 8 are read",
     "turned": "an EXIF orientation, which is not applied, as in torchvision",
     "animated": "several frames or pages, of which only the first is read",
@@ -202,14 +202,14 @@ def _facts(
     kinds, count = looked.kinds, looked.count
     if deep := kinds.get("deep"):
         raise DataError(
-            f"{where}: {len(deep)} of {count} sampled images have 16-bit or float grey values, "
-            f"which reading as 8 bits would clip ({describe(deep[0])}); "
-            "save them with 8 bits, for 16 bits with np.round(x / 257).astype('uint8')"
+            f"{where}: {len(deep)} of {count} sampled images have 16-bit or float gray values, "
+            f"which would be clipped to 8 bits ({describe(deep[0])}); save them with 8 bits, such "
+            "as np.round(x / 257).astype('uint8') for 16-bit images"
         )
     decoded = len(looked.brightest)
     notes = plausibility.of_pixels(max(looked.brightest, default=255), decoded, where)
     for kind in sorted(kinds.keys() - {"grey", "colour"}):
-        words = _TOLD.get(kind, f"{kind} colours, which Pillow converts to RGB")
+        words = _TOLD.get(kind, f"{kind} colors, which Pillow converts to RGB")
         of = f"{len(kinds[kind])} of {count} inspected images"
         notes += (f"{where}: {of}, such as {describe(kinds[kind][0])}, have {words}",)
     same = len(looked.sizes) == 1

@@ -211,7 +211,7 @@ def _from_hub(address: _Address) -> Mapping[str, Any]:
                 raise ConnectionError(
                     f"cannot resolve the revision {address.revision}: {_first(error)}"
                 ) from error
-    say(f"hf:{address.id}: asking the hub")
+    say(f"hf:{address.id}: contacting the hub")
     dataset = datasets.load_dataset(address.id, address.config, revision=commit)
     files = [file["filename"] for data in dataset.values() for file in data.cache_files]
     if commit and files and not any(commit in Path(file).parts for file in files):
@@ -233,7 +233,7 @@ def _why(error: Exception, address: _Address) -> str:
     text = " ".join(str(error).split())
     if configs := re.search(r"(?:available configs|Available): \[(.*?)\]", text):
         listed = configs[1].replace("'", "")
-        return f"its configurations are {listed}; write hf:{address.id}:CONFIG, with one of them"
+        return f"its configurations are {listed}; write hf:{address.id}:CONFIG to choose one"
     if "scripts are no longer supported" in text:
         other = "hf:NAME@refs/convert/parquet may hold the data"
         return f"it is a loading script, which is never run; {other}"
@@ -260,7 +260,7 @@ def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple
     if chosen is None:
         raise DataError(
             f"the label column of data set {name!r} is unclear; write "
-            f"{name}#COLUMN, with one of {', '.join(labels) or there}"
+            f"{name}#COLUMN, where COLUMN is one of {', '.join(labels) or there}"
         )
     return image, chosen
 
@@ -287,7 +287,7 @@ def _labels(
         if key in data.features
     }
     if columns[split].null_count:
-        raise DataError(f"{where}: {key} is missing in some records; give a labelled split")
+        raise DataError(f"{where}: {key} is missing in some records; give a labeled split")
     has_names, dtype = isinstance(kind, datasets.ClassLabel), str(getattr(kind, "dtype", kind))
     if not has_names and dtype.endswith("string"):
         every = (column.drop_null().unique().to_pylist() for column in columns.values())

@@ -159,7 +159,7 @@ def _class_folders(
         remedy = "arrange its files as SPLIT/CLASS/FILE or CLASS/FILE"
         raise DataError(f"data set {name!r}: {path} has no folders; {remedy}")
     splits = ", ".join(present) or (
-        f"only the split all, with the class folders directly inside: {first_few(top.folders)}"
+        f"only the split all, whose class folders are directly inside: {first_few(top.folders)}"
     )
     raise grammar.no_split(name, split, splits)
 
@@ -196,8 +196,8 @@ def _in_order(root: Any, present: list[str], where: str, choice: subsets.SubsetC
         return present
     raise DataError(
         f"{where}: {root.parent / train} has no class folder for {first_few(foreign)}, so a "
-        f"network trained on it has no such class; add the folders there, move them out of {root}, "
-        "or list the intended classes in data.classes (--classes)"
+        f"network trained on it lacks these classes; add the folders there, move them out of "
+        f"{root}, or list the intended classes in data.classes (--classes)"
     )
 
 

@@ -205,7 +205,7 @@ def image_shape(file: ArrayFile, key: str) -> tuple[int, int, int]:
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
         raise DataError(f"{problem}; write {key}.transpose(0, 2, 3, 1)")
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))) or 0 in shape:
-        raise DataError(f"{problem}; write them in that shape")
+        raise DataError(f"{problem}; write the images in one of these shapes")
     return shape[1], shape[2], shape[3] if len(shape) == 4 else 1
 
 
@@ -226,7 +226,7 @@ def _as_uint8(file: ArrayFile, key: str, dtype: np.dtype) -> str:
     if dtype.kind == "f" and -1 <= low < 0 and high <= 1:
         return (
             f"np.round(127.5 * ({key} + 1)).astype('uint8') if they are in [-1, 1], or undo their "
-            "normalisation"
+            "normalization"
         )
     if low >= 0 and high <= 255:
         rounded = f"np.round({key})" if dtype.kind == "f" else key

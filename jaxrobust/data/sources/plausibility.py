@@ -67,12 +67,12 @@ def of_names(source: Source) -> list[str]:
     if list(names) == sorted(names) and numbers != sorted(names, key=str.lower):
         place = next(i for i, name in enumerate(names) if name != numbers[i])
         notes.append(
-            f"{source.where()} has its classes sorted as text: label {place} is "
-            f"{names[place]!r}, not {numbers[place]!r} as in numerical order (timm's); "
-            "set another order with data.classes (--classes FILE)"
+            f"{source.where()} sorts its classes as text: label {place} is class {names[place]!r}, "
+            f"but would be {numbers[place]!r} in numerical order, which timm uses; to change the "
+            "order, set data.classes (--classes FILE)"
         )
     elif names and all(map(str.isdecimal, names)) and int(names[0]) != 0:
-        notes.append(f"{source.where()} has label 0 for class {names[0]!r}: labels are positions")
+        notes.append(f"{source.where()} has label 0 for class {names[0]!r}: labels start at 0")
     same = Counter(name.strip().lower() for name in names)
     if twins := [name for name in names if same[name.strip().lower()] > 1]:
         notes.append(f"{source.where()} has classes that differ only in case: {first_few(twins)}")

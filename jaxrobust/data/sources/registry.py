@@ -158,8 +158,8 @@ def foreign_classes(train: Source, other: Source) -> str:
     trained, tested = np.unique(train.labels), np.unique(other.labels)
     foreign = ~np.isin(other.labels, trained)
     why = (
-        "Records of a folder are sorted by class, so a part of it holds whole classes; give "
-        "another split, or a list of files from all classes, SPLIT@FILE"
+        "Records of a folder are sorted by class, so a part of it has only some of the classes; "
+        "give another split, or SPLIT@FILE with a list of files from all classes"
     )
     if foreign.any():
         count = len(np.unique(other.labels[foreign]))

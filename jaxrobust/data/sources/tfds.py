@@ -211,7 +211,7 @@ def open_prepared(
         raise DataError(f"{directory} does not describe a data set ({reason}); {remedy}") from error
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise DataError(
-            f"{directory} is in the format {info.file_format.value}, which has no random access; "
+            f"{directory} is in the format {info.file_format.value}, without random access; "
             f"prepare it as ArrayRecord in another directory: {remedy.partition(': ')[2]}"
         )
     parsed = grammar.parse(split)

@@ -35,8 +35,8 @@ def hash_of(ids: np.ndarray) -> np.ndarray:
 
 
 _REMEDY = (
-    "give images of all classes: --n and the `images` keys choose from the whole split, but a part "
-    "such as [:1000] takes consecutive images"
+    "give images of all classes: --n and the `images` keys choose from the full split, but a part "
+    "such as [:1000] selects consecutive images"
 )
 
 

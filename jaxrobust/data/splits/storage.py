@@ -33,10 +33,10 @@ def place(text: str | os.PathLike) -> Any:
 
     text = os.fspath(text)
     if "://" in text and not text.startswith(_GS):
-        raise DataError(f"{text}: data is read only from local directories and {_GS}")
+        raise DataError(f"{text}: data must be in a local directory or on {_GS}")
     if is_remote(text) and importlib.util.find_spec("gcsfs") is None:
         raise DataError(
-            f"{text} is on Google Cloud Storage: pip install 'jaxrobust[gcs]' (gcsfs), or mount "
+            f"{text}: to use Google Cloud Storage, pip install 'jaxrobust[gcs]' (gcsfs), or mount "
             "the bucket with gcsfuse and give the local path"
         )
     return epath.Path(text).expanduser()

@@ -141,7 +141,7 @@ def class_labels(
         if bad:
             raise DataError(
                 f"{where} does not name its {num_classes} classes; list them as INDEX<TAB>NAME "
-                f"with valid indices, also {first_few(bad)}"
+                f"with valid indices, including {first_few(bad)}"
             )
         return [index for index, _ in wanted if index is not None]
     labels = {name: label for label, name in enumerate(names)}
@@ -184,9 +184,9 @@ def find(
     if wrong := [row for row in elsewhere if records[row] < 0]:
         label = elsewhere[wrong[0]]
         raise DataError(
-            f"{where} has the label {label} ({classes[label]}) for {ids.lines[wrong[0]]} of "
-            f"{ids.name}, and disagrees with the list for {len(wrong)} of "
-            f"{len(ids.lines)} ids; prepare the data set again"
+            f"{where} disagrees with {ids.name} about {len(wrong)} of {len(ids.lines)} ids: it has "
+            f"the label {label} ({classes[label]}) for {ids.lines[wrong[0]]}; prepare the data set "
+            "again"
         )
     missing = [line for line, record in zip(ids.lines, records, strict=True) if record < 0]
     if missing:

@@ -117,7 +117,7 @@ def corrupted(
     """Return the images of a source, prepared for evaluation and then corrupted."""
     if image_size not in SIDES or source.channels != 3:
         raise DataError(
-            f"corruptions are defined for colour images of 32 or 224 px, not {image_size} px with "
+            f"corruptions are defined for color images of 32 or 224 px, not {image_size} px with "
             f"{source.channels} channels; give --image_size 32 or 224, or other data"
         )
     if corruption.kind == "frost" and frost is None:

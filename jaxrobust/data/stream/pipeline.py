@@ -287,4 +287,4 @@ class Damage:
                 )
             self.new.add(index)
             self._note(index)
-            self._say(f"{fault} ({reason}); {count} of at most {self._limit}")
+            self._say(f"{fault} ({reason}); {count} of at most {self._limit} damaged images")

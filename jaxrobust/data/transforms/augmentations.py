@@ -273,8 +273,8 @@ def _op(text: str, image_size: int) -> tuple[PictureOp, bool]:
     match = _OP.fullmatch(text)
     if match and match[1] == "3aug":
         raise ValueError(
-            "augmentation '3aug' is now called 3-augment (from DeiT III); what Singh, Croce and "
-            "Hein call 3-Aug (crop, flip, colour jitter) is light"
+            "augmentation '3aug' is now called '3-augment' (from DeiT III); for the 3-Aug of "
+            "Singh, Croce and Hein (crop, flip, color jitter), write 'light'"
         )
     if match is None or match[1] not in OPS:
         raise ValueError(

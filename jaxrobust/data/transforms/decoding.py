@@ -51,14 +51,14 @@ def decode(
                     return array[:, :, :3]
             if not clips and is_deep(image.mode):
                 raise _Deep(
-                    f"its grey values ({image.mode}) do not fit in 8 bits; save it with 8 bits"
+                    f"its gray values ({image.mode}) do not fit in 8 bits; save it with 8 bits"
                 )
             array = to_pixels(image, mode)
     except _Deep:
         raise
     except UnidentifiedImageError as error:  # whose own message is about our buffer
         raise ValueError(
-            "not a complete image file: Pillow does not recognise its format"
+            "not a complete image file: Pillow does not recognize its format"
         ) from error
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for bad files
         raise ValueError(f"not a complete image file: {error}") from error
@@ -131,7 +131,7 @@ def _fast_decoder() -> Callable[[Any, str], np.ndarray] | None:
     if not different:
         return decoder
     logging.getLogger(__name__).warning(
-        "using Pillow %s for all images, which is slower: simplejpeg %s gives other pixels (%s)",
+        "using Pillow %s for all images, which is slower: pixels of simplejpeg %s differ (%s)",
         Image.__version__,
         simplejpeg.__version__,
         different[0],

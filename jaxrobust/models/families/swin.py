@@ -204,8 +204,8 @@ class Swin(nnx.Module):
         v, size = self.variant, self.image_size
         if images.shape[1:3] != (size, size):
             raise ValueError(
-                f"images have shape {images.shape}, but this network has the windows of "
-                f"image_size={size}; create it with the images' size"
+                f"images have shape {images.shape}, but this network was created with "
+                f"image_size={size}; create it with the size of the images"
             )
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
         for stage, settings in zip(self.layers, of_stages(v, train, key), strict=True):

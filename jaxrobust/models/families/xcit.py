@@ -290,7 +290,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     if v.dim % 2 ** (len(strides) - 1):
         raise ValueError(
             f"dim={v.dim} cannot be reached by doubling the channels {len(strides) - 1} times; "
-            "use a multiple, or fewer stem_strides"
+            "use a dim that can be halved that often, or fewer stem_strides"
         )
     if v.bn_group < 0:
         raise ValueError(f"bn_group={v.bn_group} must be a number of images, or 0 for all of them")

@@ -97,7 +97,7 @@ def _taken(name: str, parameters: Any, options: dict[str, Any]) -> dict[str, Any
         return {key: value for key, value in options.items() if key != "remat" or value}
     standard = ("num_classes", "image_size", "in_channels", "dtype", "remat")
     if unknown := [key for key in options if key not in (*parameters, *standard)]:
-        raise ValueError(f"unknown option {unknown} for {name}; it takes {[*parameters]}")
+        raise ValueError(f"unknown option {unknown} for {name}; it accepts {[*parameters]}")
     if "remat" not in parameters and options["remat"]:
         raise ValueError(f"{KEY}={name} does not accept remat; leave model.remat out")
     return {key: value for key, value in options.items() if key in parameters}

@@ -21,7 +21,7 @@ flags.disclaim_key_flags()  # each command's --help decides which of the flags b
 
 def define_host_flags() -> None:
     """Define the flags that `hosts` reads, for a command that several hosts run together."""
-    join = "Join the other hosts of a TPU or GPU pod; start the command on each of them."
+    join = "Join the other hosts of a TPU or GPU pod; start the command on every host."
     flags.DEFINE_bool("multihost", False, join, allow_override=True)
     default = "Implies --multihost; default: detected on Cloud TPU, Slurm, GKE and others."
     address = f"Address of process 0, HOST:PORT, where it waits for the others. {default}"

@@ -48,7 +48,7 @@ def find(flag: str, name: str) -> Named:
     """
     place, _, attribute = name.rpartition(":")
     if not (place and all(part.isidentifier() for part in attribute.split("."))):
-        raise ValueError(f"{flag}={name} names no function; write {HOW}")
+        raise ValueError(f"{flag}={name} does not name a function; write {HOW}")
     of_file = place.endswith(".py")
     with explained(flag, name):
         module = _of_file(flag, name, Path(place)) if of_file else _imported(flag, name, place)

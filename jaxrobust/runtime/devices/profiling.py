@@ -95,6 +95,6 @@ class PhaseTrace:
             self._end()
         elif self._step < self._first:
             say(
-                f"{self._directory.name}: nothing was traced: it ended at step {self._step}, but "
-                f"--profile starts after step {self._first}"
+                f"{self._directory.name}: nothing was traced, because the phase ended at step "
+                f"{self._step}, but --profile starts after step {self._first}"
             )

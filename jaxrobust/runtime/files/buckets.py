@@ -56,7 +56,7 @@ def opened(flag: str, text: str, *, light: bool = False) -> Path:
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise ValueError(
-            f"--{flag} {text} is on Google Cloud Storage: pip install 'jaxrobust[gcs]', or mount "
+            f"--{flag} {text}: to use Google Cloud Storage, pip install 'jaxrobust[gcs]', or mount "
             "the bucket with gcsfuse and give the local path"
         )
     try:

@@ -130,7 +130,7 @@ def _downloaded(url: str, path: Path, sha256: str | None, tell: Tell) -> None:
         failures = 0 if size > old_size else failures + 1
         if failures >= tries:
             fetching = shlex.join(["curl", "-L", "-o", path.name, url])
-            done = f" ({size:,} bytes are kept; the same command resumes there)" if size else ""
+            done = f" ({size:,} bytes are saved; the same command resumes there)" if size else ""
             raise Unreachable(
                 f"{url}: {reason}, {failures} times in a row{done}; if this machine has no "
                 f"network, run `{fetching}` on another machine and give the file"

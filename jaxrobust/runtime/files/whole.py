@@ -44,11 +44,11 @@ def explained(path: Path, size: int | None = None) -> Iterator[None]:
     except Exception as error:
         if (reason := _reason(error)) is None:
             raise
-        takes = "" if size is None else f"it takes {amount(size)}, and "
+        takes = "" if size is None else f"it needs {amount(size)}, but "
         free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
         raise DiskFull(
             errno.ENOSPC,
-            f"cannot write {path} ({reason}): {takes}{amount(free)} are free there; free "
+            f"cannot write {path} ({reason}): {takes}only {amount(free)} is free there; free "
             "some space, or write elsewhere",
         ) from error
 

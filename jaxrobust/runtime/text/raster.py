@@ -21,6 +21,6 @@ def lacking() -> str:
     if png(empty.format(letter)) != png(empty.format("")):
         return ""
     return (
-        "pictures lack text, because this machine has no known font; install one, for example "
+        "pictures lack text, because no supported font is installed; install one, for example "
         "with apt-get install fonts-dejavu-core"
     )

@@ -421,5 +421,5 @@ def _state(run: PhaseRun, start: Weights | None) -> TrainState:
     if start is not None:  # stored, or from the previous phase; the average starts there too
         return run.phase.state_of(key, *start)
     program = compilation.program(f"{run.config.model.name}: first state", run.phase.abstract_state)
-    with phase_progress.compiling(run.name, "the weight initialisation", program):
+    with phase_progress.compiling(run.name, "the weight initialization", program):
         return jax.block_until_ready(run.phase.init(key))

@@ -90,7 +90,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
         return _checked(Path(path))
 
     try:
-        tell(f"{repository}: asking the hub")
+        tell(f"{repository}: contacting the hub")
         weights = next(
             (path for file in ([name] if name else WEIGHTS) if (path := get(file))), None
         )

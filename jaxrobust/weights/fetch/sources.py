@@ -105,8 +105,8 @@ def timm_names() -> dict[str, str]:
 def _unknown(text: str, timm: re.Match | None) -> str:
     if text in models.available():
         return (
-            "that is an architecture without weights; "
-            f"`jaxrobust models {text}` lists the published ones"
+            "this is an architecture, not weights; "
+            f"`jaxrobust models {text}` lists its published weights"
         )
     if keys := [key for key in PUBLISHED if own_id(key) == text]:
         return f"not found; RobustBench's networks with that id are {' and '.join(keys)}"
@@ -133,7 +133,7 @@ def _refusal(key: str) -> str:
     if not through_torch:
         return f"RobustBench's network {reason}, which cannot be translated; choose another id"
     return (
-        f"RobustBench's network {reason}, which none of `jaxrobust models` does; write FILE.py "
+        f"RobustBench's network {reason}, unlike those of `jaxrobust models`; write FILE.py "
         f"with `def build(): return robustbench.utils.load_model({name!r}, dataset={dataset!r}, "
         f"threat_model={threat!r})`, and give torch:FILE.py:build"
     )

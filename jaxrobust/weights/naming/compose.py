@@ -172,7 +172,7 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
     key = jax.random.key(seed)
     drawn = jax.eval_shape(some, key)
     program = compilation.program("weights newly initialised", drawn)
-    with compilation.waiting("compiling the initialisation of new weights", program, say):
+    with compilation.waiting("compiling the initialization of new weights", program, say):
         return jax.device_get(jax.jit(some)(key))
 
 
@@ -201,8 +201,8 @@ def normalized(network: Network, name: str) -> Network:
         )
     if mean is None:
         raise ValueError(
-            f"init.normalize={name}: the network has no normalisation layer of this package; "
-            "normalise in your function, and set init.normalize=keep"
+            f"init.normalize={name}: the network has no normalization layer of this package; "
+            "normalize in your function, and set init.normalize=keep"
         )
     if len(NORMALIZATIONS[name][0]) not in (1, *mean.shape):
         raise ValueError(
@@ -216,7 +216,7 @@ def summary(network: Network) -> list[str]:
     """Describe the origin of weights for people, line by line."""
     lines = [f"{len(network.matched)} arrays from the stored weights"]
     if network.fresh:
-        lines += [f"{len(network.fresh)} newly initialised: {_some(network.fresh)}"]
+        lines += [f"{len(network.fresh)} newly initialized: {_some(network.fresh)}"]
     for reason in dict.fromkeys(network.dropped.values()):
         keys = [key for key, why in network.dropped.items() if why == reason]
         lines += [f"{len(keys)} left out ({reason}): {_some(keys)}"]

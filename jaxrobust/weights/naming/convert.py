@@ -49,7 +49,7 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
     ]:
         if twice := [key for key in names if shared[0] + key in names]:
             raise ValueError(
-                f"{twice[0]} and {shared[0]}{twice[0]} are both present, so the network normalises "
+                f"{twice[0]} and {shared[0]}{twice[0]} are both present, so the network normalizes "
                 "twice; fold one of them into the other"
             )
         names = {key.removeprefix(shared[0]): array for key, array in names.items()}
@@ -374,12 +374,12 @@ def _holds_normalisation(name: str, arrays: Mapping, layout: str, overrides: dic
         any(np.array_equal(have, np.broadcast_to(w, have.shape)) for w in (want, np.float32(want)))
         for have, want in zip((mean, std), fixed, strict=True)
     ):
-        has = f"normalises with mean {mean.tolist()} and std {std.tolist()}"
+        has = f"normalizes with mean {mean.tolist()} and std {std.tolist()}"
         whose = net and ("its own" if net.moments else net.board.normalisation)
         rule = (
             f"RobustBench's loader builds this id with {whose} mean and std and ignores others"
             if wrapped
-            else "this layout has no normalisation layer"
+            else "this layout has no normalization layer"
         )
         raise ValueError(
             f"{name} {has}, but {rule}, so the exported network would compute something different; "

@@ -108,7 +108,7 @@ def _sizes(
         if not request.keep_head:
             raise ValueError(
                 f"its head has {width} classes, not {classes}; --num_classes {width} keeps it, any "
-                "other number initialises a new one"
+                "other number initializes a new one"
             )
         classes = int(width or 0)
     mean = stored.arrays.get("normalize.mean")

@@ -73,7 +73,7 @@ def compared(name: str | None, stored_shapes: Shapes, shapes: Shapes) -> str:
         for options in (stored, expected)
     )
     here = f"this {name} has {instead}" if instead else f"this {name} is different"
-    return f"their shapes are those of {words}, but {here}; set {words} in the network's options"
+    return f"their shapes match {words}, but {here}; set {words} in the options of the network"
 
 
 def matches(rows: Sequence[Renaming], name: str) -> list[tuple[Renaming, re.Match[str]]]:

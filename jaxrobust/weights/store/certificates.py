@@ -64,9 +64,8 @@ def options(
     chosen_options = (stored_options if model == name else {}) if overrides is None else overrides
     if models.computed(name, chosen_options) != models.computed(model, stored_options):
         raise ValueError(
-            f"{where} holds the weights of {models.words(model, stored_options)} by its own "
-            f"description, not of {models.words(name, chosen_options)}; leave out the flag that "
-            "contradicts it"
+            f"{where} describes its network as {models.words(model, stored_options)}, not "
+            f"{models.words(name, chosen_options)}; leave out the flag that contradicts it"
         )
     return models.essential(name, chosen_options)
 
@@ -99,14 +98,15 @@ def summary(certificate: dict[str, Any]) -> str:
     """Summarise a certificate in one line."""
     reference = certificate["reference"]
     if reference is None:
-        return f"compared with no reference: {certificate['missing']}"
+        return f"not compared with a reference: {certificate['missing']}"
     logits, gradients = certificate["logits"], certificate["gradients"]
     shown = (
-        f"logits {logits['float32']['relative']:.1e} (float32) and "
-        f"{logits['float64']['relative']:.1e} (float64) off, top-1 {logits['top1_agreement']:.0%}, "
-        f"input gradients' cosine {gradients['float64']['cosine']:.6f}"
+        f"logits differ by {logits['float32']['relative']:.1e} (float32) and "
+        f"{logits['float64']['relative']:.1e} (float64), top-1 agrees for "
+        f"{logits['top1_agreement']:.0%}, cosine of input gradients "
+        f"{gradients['float64']['cosine']:.6f}"
     )
-    whose = reference["network"] + ("" if reference["independent"] else " (ours)")
+    whose = reference["network"] + ("" if reference["independent"] else " (not independent)")
     verdict = "agrees with" if certificate["agrees"] else "DIFFERS FROM"
     faults = "".join(f"; {fault}" for fault in certificate["faults"])
     return f"{verdict} {whose}: {shown}{faults}"

@@ -113,9 +113,9 @@ class Checkpoints:
         folder, there = self.directory / str(step), f"step {last}" if last else "the start"
         if self._in_bucket and (folder / "arrays").is_dir() and (folder / "meta").is_dir():
             return (
-                f"{folder} has no {MARKER}, so it may be incomplete: if the original was complete, "
-                "add such a file, else move it away, and run the same command to continue at "
-                f"{there}"
+                f"{folder} has no {MARKER}, so it may be incomplete. If the original was complete, "
+                "create this file; otherwise, move the folder away. Then run the same command to "
+                f"continue at {there}"
             )
         return (
             f"{folder} is not a complete checkpoint: move it away, and run the same command to "
@@ -315,8 +315,8 @@ class Checkpoints:
             raise DiskFull(
                 errno.ENOSPC,
                 f"the disk is full: a checkpoint of {whole.amount(self._size)} under "
-                f"{self.directory} could not be written. {good}. Free some space and run the same "
-                "command again: it continues there",
+                f"{self.directory} could not be written. {good}. Free some space, then run the "
+                "same command to continue",
             ) from error
 
     def _unreachable(self, error: Exception) -> buckets.BucketError:
@@ -339,7 +339,7 @@ class Checkpoints:
             lines = [f"{n}: saved {saved.get(n)}, wanted {wanted.get(n)}" for n in differing[:5]]
             raise ValueError(
                 f"{self.directory / str(step)} holds another network ({len(differing)} parameters "
-                "differ); use its own config, or another folder:\n  " + "\n  ".join(lines)
+                "differ); use its config, or another folder:\n  " + "\n  ".join(lines)
             )
 
 

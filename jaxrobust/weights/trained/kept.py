@@ -86,7 +86,7 @@ def selected(workdir: Path) -> ChosenWeights:
     path = workdir / SELECTION
     if not path.is_file():
         raise ValueError(
-            f"--selected: nothing has been chosen in {workdir}; choose first: {_TOOL} {workdir}"
+            f"--selected: no weights are selected in {workdir} yet; run {_TOOL} {workdir}"
         )
     chosen = read_selection(path)["chosen"]
     if chosen is None:
@@ -117,13 +117,13 @@ def read_selection(path: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise ValueError(
             f"{path} has schema {schema}, but this code reads {SCHEMA}; use the version of "
-            "jaxrobust that wrote it, or move the file away and choose again"
+            "jaxrobust that wrote it, or move the file away and select again"
         )
     return selection
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    return f"{path} is damaged ({error!r}); remove it and choose again: {_TOOL} {path.parent}"
+    return f"{path} is damaged ({error!r}); remove it and select again: {_TOOL} {path.parent}"
 
 
 def selected_weights(
@@ -134,8 +134,8 @@ def selected_weights(
     weights = at_size(workdir, chosen.phase, both.of(chosen.weights), chosen.image_size)
     if hashes.weights_sha256(*weights) != chosen.weights_sha256:
         raise ValueError(
-            f"the weights of {chosen.words} are not those that were chosen (the sha256 differs); "
-            f"remove {workdir / SELECTION} and choose again: {_TOOL} {workdir}"
+            f"the weights of {chosen.words} are not the selected ones (the sha256 differs); "
+            f"remove {workdir / SELECTION} and select again: {_TOOL} {workdir}"
         )
     if image_size not in (None, chosen.image_size):
         weights = at_size(workdir, chosen.phase, both.of(chosen.weights), image_size)

@@ -106,7 +106,7 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
     return (
         f"WARNING: {function['file']} has changed since the run in {workdir} began (sha256 "
         f"{str(noted)[:12]} then, {str(function['sha256'])[:12]} now), so its weights are now used "
-        "in the network that the changed file makes"
+        "in the network that the changed file defines"
     )
 
 

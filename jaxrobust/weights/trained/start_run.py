@@ -96,9 +96,9 @@ def state(run: StartRun) -> str:
         return ABSENT
     if differing := differences(run.folder, run.config):
         raise ValueError(
-            f"{run.words}: the run in {run.folder} does not have that config: "
+            f"{run.words}: the run in {run.folder} has a different config: "
             f"{'; '.join(differing)}. "
-            f"Start from it as it is with init.weights={run.folder}, or move it away"
+            f"To start from it anyway, set init.weights={run.folder}; otherwise, move it away"
         )
     return FINISHED if is_finished(run.folder, run.config) else BEGUN
 

@@ -58,17 +58,17 @@ def animation():
 ENCODED = {  # kind -> (file, what is said, whether it is refused)
     "16 bits of grey": (
         saved(Image.fromarray(RNG.integers(0, 65536, SIZE, np.uint16))),
-        "1 of 8 .* have 16-bit or float grey values, .* clip .*; save them with 8 bits",
+        "1 of 8 .* have 16-bit or float gray values, .* clipped .*; save them with 8 bits",
         True,
     ),
     "32 bits of grey": (
         saved(Image.fromarray(RNG.integers(0, 65536, SIZE, np.int32)), "TIFF"),
-        "16-bit or float grey values",
+        "16-bit or float gray values",
         True,
     ),
     "floats": (
         saved(Image.fromarray(RNG.random(SIZE, np.float32)), "TIFF"),
-        "16-bit or float grey values",
+        "16-bit or float gray values",
         True,
     ),
     "16 bits of colour": (
@@ -228,7 +228,7 @@ class LabelsTest(ConventionsCase):
     def test_folders_counted_from_1(self):
         write_tree(self.root, [f"train/{number}/1.png" for number in range(1, 5)])
         given = {"name": f"folder:{self.root}", "data_dir": None}
-        self.says(given, "has label 0 for class '1': labels are positions")
+        self.says(given, "has label 0 for class '1': labels start at 0")
 
     @sweeps.rows(*KINDS)
     def test_a_class_without_images(self, source):

@@ -239,13 +239,14 @@ class ColumnTest(FolderCase):
             images=rows(3), labels=[0] * 3, kinds=kinds | {"label": None}, columns=columns
         )
         self.refused(
-            name, "the label column of .* is unclear; write hf:.*#COLUMN, with one of coarse, f"
+            name,
+            "the label column of .* is unclear; write hf:.*#COLUMN, where COLUMN is one of coarse",
         )
 
     def test_no_image_classification_set(self):
         name = self.write(kinds={"label": datasets.Value("float32")})
         self.refused(
-            name, "the label column of .* is unclear; write .*with one of image .*label .float32"
+            name, "the label column of .* is unclear; write .* is one of image .*label .float32"
         )
         name = self.write(images=["a", "b"], kinds={"image": datasets.Value("string")})
         self.refused(
@@ -291,7 +292,7 @@ class ColumnTest(FolderCase):
         said = "label holds -1, which is not a class; a split published without labels cannot"
         self.refused(name, said, "test")
         self.write("test", rows(4), [0, 1, None, 2])
-        self.refused(name, "label is missing in some records; give a labelled split", "test")
+        self.refused(name, "label is missing in some records; give a labeled split", "test")
 
     def test_imagenet_s_lists_by_its_names_on_the_hub(self):
         synsets, lines = imagenet.synsets(), imagenet.robustbench()[:4]
@@ -364,7 +365,7 @@ class RevisionTest(parameterized.TestCase):
             address = huggingface._Address("me/x", "small", revision, None, None)
             self.assertIs(huggingface._from_hub(address), made)
         self.assertEqual(load.call_args.args, ("me/x", "small"))
-        self.assertIn("hf:me/x: asking the hub", out.getvalue())
+        self.assertIn("hf:me/x: contacting the hub", out.getvalue())
         self.assertEqual(info.call_args_list, [mock.call("me/x", revision=revision)] * info.called)
         return load.call_args.kwargs["revision"], info.called
 

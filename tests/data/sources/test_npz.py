@@ -179,8 +179,8 @@ class RefusedTest(NpzCase):
         (np.ones((5, 6, 6), np.int64), "write pixels from 0 to 255 as uint8"),
         (np.ones((5, 3, 6, 6), np.uint8), r"write x_test.transpose\(0, 2, 3, 1\)"),
         (np.ones((5, 108), np.uint8), r"uint8\[5, 108\], not uint8.*in that shape"),
-        (np.ones((5, 6, 6, 4), np.uint8), "write them in that shape"),
-        (np.ones((0, 6, 6), np.uint8), "write them in that shape"),
+        (np.ones((5, 6, 6, 4), np.uint8), "write the images in one of these shapes"),
+        (np.ones((0, 6, 6), np.uint8), "write the images in one of these shapes"),
         (np.array([None] * 5), r"x_test is object\[5\]"),
     )  # fmt: skip
     def test_images(self, pixels, why):
@@ -207,5 +207,5 @@ class RefusedTest(NpzCase):
             data.open_source(f"npz:{self.path}", "test")
         with self.assertRaisesRegex(data.DataError, "is not the name of a data set; .*npz:PATH"):
             data.open_source("npz:", "test")
-        with self.assertRaisesRegex(data.DataError, "local directories and gs://"):
+        with self.assertRaisesRegex(data.DataError, "a local directory or on gs://"):
             data.open_source("npz:s3://bucket/x.npz", "test")

@@ -255,13 +255,13 @@ class BuildersTest(TempDirTest):
 class PlacesTest(TempDirTest):
     def test_other_schemes(self):
         for name in ("folder:s3://bucket/x", "folder:https://host/x"):
-            self.assert_refused("data is read only from local directories and gs://", name=name)
+            self.assert_refused("data must be in a local directory or on gs://", name=name)
 
     def test_without_the_package_for_buckets(self):
         with mock.patch.object(storage.importlib.util, "find_spec", return_value=None):
             for name, place in (("folder:gs://b/x", self.root), ("mydigits", "gs://b/x")):
                 self.assert_refused(
-                    r"^gs://b/x is on Google .*: pip install 'jaxrobust\[gcs\]'.*gcsfuse",
+                    r"^gs://b/x: to use Google .*, pip install 'jaxrobust\[gcs\]'.*gcsfuse",
                     name=name,
                     data_dir=place,
                 )

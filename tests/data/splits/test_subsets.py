@@ -150,8 +150,8 @@ class IdsTest(SubsetTest):
         )
         wrong = self.list("bee_1.jpg", "bee/ant_0.jpg", name="wrong")
         self.assert_refused(
-            r"has the label 0 \(ant\) for bee/ant_0.jpg of .*wrong, and disagrees with the "
-            "list for 1 of 2 ids",
+            r"disagrees with .*wrong about 1 of 2 ids: it has the label 0 \(ant\) for "
+            "bee/ant_0.jpg",
             kind,
             f"val@{wrong}",
         )

@@ -392,9 +392,9 @@ class SourceTest(parameterized.TestCase):
         self.assertEqual(decoding.decode(source[0].image, channels=3).shape, (224, 224, 3))
 
     @sweeps.rows(
-        ({"name": "fake:28x28x3", "size": 28}, "for colour images of 32 or 224 px"),
-        ({"name": "fake:32x32x1"}, "for colour images of 32 or 224 px"),
-        ({"name": "fake:64x64x3", "size": 64}, "for colour images of 32 or 224 px"),
+        ({"name": "fake:28x28x3", "size": 28}, "for color images of 32 or 224 px"),
+        ({"name": "fake:32x32x1"}, "for color images of 32 or 224 px"),
+        ({"name": "fake:64x64x3", "size": 64}, "for color images of 32 or 224 px"),
         ({"kind": "frost"}, "give --frost FOLDER"),
     )
     def test_refused(self, options, said):

@@ -119,8 +119,8 @@ class DecodeTest(PillowTest):
         (b"", "it is empty"),
         (bytearray(), "it is empty"),
         (memoryview(b""), "it is empty"),
-        (b"not an image", "Pillow does not recognise its format"),
-        (memoryview(b"\0" * 999), "Pillow does not recognise its format"),
+        (b"not an image", "Pillow does not recognize its format"),
+        (memoryview(b"\0" * 999), "Pillow does not recognize its format"),
         (encoded(pattern(64, 64), "PNG")[:200], "image file is truncated"),
     )
     def test_what_is_wrong_with_a_file(self, data, reason):
@@ -179,7 +179,7 @@ class SimplejpegTest(absltest.TestCase):
             return self.simplejpeg_decode(*args, **kwargs | {"fastupsample": True})
 
         self.simplejpeg_decode = self.simplejpeg.decode_jpeg
-        self.refused(quick, "gives other pixels .42")
+        self.refused(quick, "differ .42")
 
     def refused(self, decode_jpeg, message):
         with (

@@ -518,7 +518,7 @@ class MessagesTest(parameterized.TestCase):
         ({"overrides": {"apgd-t": {"steps": "5"}}}, "apgd-t: steps='5' must be an int >= 1"),
         (
             {"overrides": {"fab": {}}},
-            r"overrides contains \['fab'\], which do not run; choose from \['apgd",
+            r"overrides names \['fab'\], which will not run; choose from \['apgd",
         ),
         (
             {"norm": "l1", "epsilon": 1.0, "overrides": {"apgd-t": {"steps": 4}}},

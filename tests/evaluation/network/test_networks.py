@@ -371,7 +371,7 @@ class FormsTest(parameterized.TestCase):
             "takes a single image, .*; wrap it in jax.vmap",
         ),
         (lambda: lambda x: x.mean() * FIRST[0], "takes a single image"),
-        (lambda: NNX(), "changes its state .*put it into evaluation mode: model.eval"),
+        (lambda: NNX(), "changes its state .*put it into evaluation mode, .* model.eval"),
         (lambda: Partial(LINEN.apply, VARIABLES, train=True), "evaluation mode: .*train="),
         (lambda: VARIABLES, "logits_fn is a dict, not a function; pass a function of images"),
         (lambda: lambda x: None, "gives NoneType for 4 images; return logits f.B, K"),

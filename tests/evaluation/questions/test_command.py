@@ -432,8 +432,8 @@ class FileTest(parameterized.TestCase):
             said = refused(call(**given, options="{}"))
             self.assertRegex(
                 said,
-                r"says.safetensors holds the weights of convnext_n with downsample_strides=\[1, "
-                r"1\] by its .*, not of convnext_n without options; leave out the flag that con",
+                r"says.safetensors describes its network as convnext_n with downsample_strides="
+                r"\[1, 1\], not convnext_n without options; leave out the flag that con",
             )
         with self.subTest("a flag for a file of another writer, which does not say"):
             save_file(arrays, file, metadata={"format": "pt", "options": "[]"})
@@ -444,7 +444,7 @@ class FileTest(parameterized.TestCase):
     @sweeps.rows(
         ("{", "--options={ is not a dict; write one such as"),
         ("[]", r"--options=\[\] is not a dict"),
-        ("{'strides': 3}", r"unknown option \['strides'\] for convnext_n; it takes"),
+        ("{'strides': 3}", r"unknown option \['strides'\] for convnext_n; it accepts"),
         ("{'dims': 'abc'}", "dims='abc' of convnext_n must be a tuple of integers"),
     )
     def test_mistakes_in_options(self, options, message):
@@ -457,8 +457,8 @@ class FileTest(parameterized.TestCase):
         file = self.folder / "xcit.safetensors"
         save_file({"a": np.zeros(1, "f")}, file, metadata=weights_folder.metadata("xcit_n12", {}))
         said = refused(call(**self.given | {"model": "xcit_n12_p4", "weights": str(file)}))
-        self.assertIn("holds the weights of xcit_n12 without options by its", said)
-        self.assertIn("not of xcit_n12_p4 without options; leave out", said)
+        self.assertIn("describes its network as xcit_n12 without options", said)
+        self.assertIn("not xcit_n12_p4 without options; leave out", said)
 
     @sweeps.rows(
         ({"dataset": None}, "a network that is not a run needs --dataset NAME"),

@@ -33,9 +33,7 @@ class SelectedTest(absltest.TestCase):
     def test_selected(self):
         given = {"workdir": str(self.workdir), "attack": "clean", "n": 16, "selected": True}
         said = refused(evaluations.call(**given))
-        self.assertRegex(
-            said, "--selected: nothing has been chosen in .*; choose first: jaxrobust s"
-        )
+        self.assertRegex(said, "--selected: no weights are selected in .* yet; run jaxrobust s")
         self.assertFalse((self.workdir / "evaluation").exists())
         sha256 = hashes.weights_sha256(*self.raw)
         chosen = kept.ChosenWeights("train", 4, 1.0, "raw", 8, sha256)._asdict()

@@ -168,7 +168,7 @@ class TorchTest(parameterized.TestCase):
         ({"torch": "nets.py:broken"}, r"nets\.py, line \d+: RuntimeError: no such checkpoint"),
         ({"torch": "nets.py:arrays"}, "it is a state dict, not a torch.nn.Module"),
         ({"torch": "nets.py:nothing"}, "has no 'nothing'; it has .*convolutional"),
-        ({"torch": "nets.py"}, "names no function"),
+        ({"torch": "nets.py"}, "does not name a function"),
         ({"torch": "net.pt"}, "holds weights or a pickle, .* is not opened"),
         ({"torch": "net.safetensors"}, "The function must load"),
         ({"torch": "nonet.pt2"}, "there is no such file"),

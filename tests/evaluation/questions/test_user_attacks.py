@@ -304,7 +304,7 @@ class MistakesTest(Case):
         self.refused(said, attack=f"{self.root}/nets.py:{name}")
 
     def test_a_file_without_a_function(self):
-        self.refused("names no function; write", attack="nets.py")
+        self.refused("does not name a function; write", attack="nets.py")
         self.refused("cannot read .*gone.py", attack="gone.py:attack")
 
     @sweeps.rows(

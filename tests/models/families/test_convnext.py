@@ -49,7 +49,7 @@ class ConvNeXtTest(parameterized.TestCase):
 class CreateErrorsTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"name": "convnext_x"}, r"unknown model 'convnext_x'; did you mean convnext_"),
-        ({"depth": 3}, r"unknown option \['depth'\] for convnext_n; it takes \['depths'"),
+        ({"depth": 3}, r"unknown option \['depth'\] for convnext_n; it accepts \['depths'"),
         ({"num_classes": 1}, "at least 2 classes"),
         ({"image_size": 4}, "smaller than the 8 px"),
         ({"stem_strides": (2, 2)}, "needs 1 entries"),

@@ -128,8 +128,8 @@ class OthersTest(parameterized.TestCase):
         said = self.refused(arrays, **options | {"groups": 4, "base_width": 0})
         self.assertRegex(
             said,
-            r"their shapes are those of groups=8, base_width=64, but this robustresnet_a1 has "
-            r"groups=4, base_width=0; set groups=8, base_width=64 in the network's:\n",
+            r"their shapes match groups=8, base_width=64, but this robustresnet_a1 has "
+            r"groups=4, base_width=0; set groups=8, base_width=64 in the options of the network:\n",
         )
         # Theirs and ours next to each other: floor(32 * 64 / 160) * 8 * 4, and 2 * 32.
         self.assertIn("bn2.bias: shape (384,), but blocks.0.layer.0.bn2.bias has shape (64,)", said)
@@ -382,7 +382,7 @@ class OptionsTest(parameterized.TestCase):
         (
             "robustresnet_a1",
             {"scales": 4, "groups": 8, "se_reduction": 16},
-            "defaults of the authors' code, .* 144,344,330 .* give base_width=64 too, or",
+            "defaults of the authors' code, .* 144,344,330 .* set base_width=64 too, or",
         ),
         ("robustresnet_a1", {"base_width": 1}, "base_width=1 leaves .* 80 planes .* at least 2"),
         ("robustresnet_a1", {"base_width": -1}, "base_width=-1 must be at least 0"),
@@ -395,7 +395,7 @@ class OptionsTest(parameterized.TestCase):
         ("robustresnet_a1", {"se_reduction": 512}, "se_reduction=512 exceeds the 320 channels"),
         ("wrn_a1", {"se": "residual", "se_reduction": 100}, "exceeds the 80 channels"),
         ("wrn_a1", {"se": "residual", "se_reduction": 0}, "se_reduction=0 must be at least 1"),
-        ("wrn_a1", {"kernel_size": 4}, "kernel_size=4 has no centre pixel; give an odd number"),
+        ("wrn_a1", {"kernel_size": 4}, "kernel_size=4 has no center pixel; give an odd number"),
         ("wrn_a1", {"first_conv": "raw"}, "give first_conv='activated'"),
         ("wrn_a1", {"first_conv": "rar"}, "first_conv='rar' is unknown; choose one of activated"),
         ("wrn_a1", {"block": "robust"}, "block='robust' is unknown; choose one of basic, bott"),

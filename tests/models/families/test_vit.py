@@ -77,7 +77,7 @@ class ErrorsTest(parameterized.TestCase):
         ({"heads": 5}, "heads must divide dim"),
         ({"depth": 0}, "must be positive"),
         ({"gamma_init": float("inf")}, "gamma_init=inf of vit_s must be a finite number or None"),
-        ({"depths": 3}, r"unknown option \['depths'\] for vit_s; it takes \['dim'"),
+        ({"depths": 3}, r"unknown option \['depths'\] for vit_s; it accepts \['dim'"),
     )
     def test_message(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):

@@ -174,7 +174,7 @@ class RefusalTest(OwnFolder):
         self.assertNotIn("\n", str(caught.exception))
 
     @sweeps.rows(
-        ("depth", r"unknown option \['depth'\] for my_nets.py:make; it takes \['num_classes', "),
+        ("depth", r"unknown option \['depth'\] for my_nets.py:make; it accepts \['num_classes', "),
         ("num_classes", "num_classes=1: a classifier needs at least 2 classes"),
         ("dtype", "dtype='half' is not a compute type"),
         ("remat", "my_nets.py:make does not accept remat; leave model.remat out"),

@@ -97,9 +97,9 @@ class FindTest(parameterized.TestCase):
         self.assertLen(dataclasses.fields(made), 1)
 
     @sweeps.rows(
-        ("nets.py:", "names no function; write my_package.nets:make, or my_nets.py:make"),
-        (":make", "names no function"),
-        ("nets.py:make it", "names no function"),
+        ("nets.py:", "does not name a function; write my_package.nets:make, or my_nets.py:make"),
+        (":make", "does not name a function"),
+        ("nets.py:make it", "does not name a function"),
         ("none.py:make", r"cannot read none.py \(No such file.*; paths are relative to the folder"),
         ("nets.py:mak", r"nets.py has no 'mak'; did you mean make\? it has Made, make$"),
         ("nets.py:number", "number is not a function, but of type int"),

@@ -94,7 +94,10 @@ class TraceTest(parameterized.TestCase):
     def test_a_phase_that_ends_before_says_so(self):
         steps, _, said, _ = self.run_steps(profiling.Profile(9, 1))
         self.assertEmpty(steps)
-        self.assertIn("nothing was traced: it ended at step 8, but --profile starts after", said)
+        self.assertIn(
+            "nothing was traced, because the phase ended at step 8, but --profile starts after",
+            said,
+        )
 
     def test_without_a_profile_nothing_happens(self):
         steps, calls, said, touched = self.run_steps(None)

@@ -136,7 +136,7 @@ class AnswersTest(parameterized.TestCase):
         half = Answer(CONTENT[:9], Content_Length=len(CONTENT), ETag="v1")
         answers = [*[ConnectionError("gone")] * 4, half, *[TimeoutError()] * 5]
         with self.assertRaisesRegex(
-            download.Unreachable, r"TimeoutError, 5 times in a row \(9 bytes are kept; the same com"
+            download.Unreachable, r"TimeoutError, 5 times in a row \(9 bytes are saved; the same co"
         ):
             self.fetch(*answers)
         with self.assertRaises(PermissionError):  # which no other try makes better

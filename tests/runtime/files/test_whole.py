@@ -139,7 +139,9 @@ class FullDiskTest(parameterized.TestCase):
         ),
     )
     def test_is_one_sentence_and_leaves_no_half_file(self, name, write, size):
-        said = rf"cannot write .*{name}.* \(File too large\): it takes .*{size}, and .* are free"
+        said = (
+            rf"cannot write .*{name}.* \(File too large\): it needs .*{size}, but only .* is free"
+        )
         with self.full(), self.assertRaisesRegex(whole.DiskFull, f"{said} there; free some space"):
             write(self.folder / name)
         self.assertEqual([path.name for path in self.folder.iterdir()], ["kept.jsonl"])

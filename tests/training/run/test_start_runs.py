@@ -114,8 +114,8 @@ class RefusedTest(Case):
         (folder / "config.json").write_text(json.dumps({"version": 1} | other))
         self.refused(
             self.robust(),
-            "the run in runs/clean does not have that config: pretrain.epochs is 5 there, 2 in the "
-            "config. Start from it as it is with init.weights=runs/clean, or move it away",
+            "the run in runs/clean has a different config: pretrain.epochs is 5 there, 2 in the "
+            "config. To start from it anyway, set init.weights=runs/clean; otherwise, move it away",
         )
 
     def test_a_start_that_another_process_trains(self):

@@ -176,7 +176,7 @@ def check(v: Any, planes: Sequence[int]) -> None:
     """Raise `ValueError` if a row's channels do not divide into its parts and groups."""
     middle = BLOCKS[v.block].middle
     if v.kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size={v.kernel_size} has no centre pixel; give an odd number")
+        raise ValueError(f"kernel_size={v.kernel_size} has no center pixel; give an odd number")
     if v.first_conv == "raw" and not (middle and v.preact):
         raise ValueError(
             "first_conv='raw' needs preactivated blocks that begin with a 1x1 convolution; give "
@@ -202,7 +202,7 @@ def check(v: Any, planes: Sequence[int]) -> None:
             parts = f"{v.scales} parts of " if middle == "parts" else ""
             raise ValueError(
                 f"planes={number}: the {number * inner:g} inner channels of its {v.block} block "
-                f"are not divisible into {parts}{v.groups} groups; take planes that are multiples "
+                f"are not divisible into {parts}{v.groups} groups; use planes that are multiples "
                 f"of {least}"
             )
 
@@ -229,14 +229,14 @@ _RELEASED = {"scales": 4, "groups": 8, "se_reduction": 16}
 def _check_parts(v: Any) -> None:
     if v.scales < 2:
         raise ValueError(
-            f"scales={v.scales} leaves a hierarchical block without parts that read each other; "
-            "use at least 2, or block='aggregated'"
+            f"scales={v.scales} does not divide a hierarchical block into parts; use at least 2, "
+            "or block='aggregated'"
         )
     released = all(getattr(v, name) == value for name, value in _RELEASED.items())
     if released and not v.base_width:
         options = ", ".join(f"{name}={value}" for name, value in _RELEASED.items())
         raise ValueError(
-            f"{options} are the defaults of the authors' code, whose A1 has 144,344,330 parameters "
-            "with them and base_width=64, instead of 19,222,738; give base_width=64 too, or leave "
-            "them out for the paper's 8, 4 and 64"
+            f"{options} are the defaults of the authors' code, which also sets base_width=64 (its "
+            "A1 has 144,344,330 parameters instead of 19,222,738); set base_width=64 too, or leave "
+            "the three options out for the paper's values 8, 4 and 64"
         )
