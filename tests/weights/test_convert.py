@@ -274,7 +274,7 @@ class LayoutTest(parameterized.TestCase):
                 "Singh2023Revisiting_ConvNeXt-T-ConvStem",
                 "is a convnext_t_cvst, not a convnext_n",
             ),
-            (("convnext_n", params, grey), "timm", r"mean \[0\.5, .*no normalisation layer.*modul"),
+            (("convnext_n", params, grey), "timm", r"mean \[0\.5, .*no normalization layer.*modul"),
             (
                 ("convnext_b", params, stats),
                 "Liu2023Comprehensive_ConvNeXt-B",

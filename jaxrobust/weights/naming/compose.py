@@ -216,7 +216,7 @@ def summary(network: Network) -> list[str]:
     """Describe the origin of weights for people, line by line."""
     lines = [f"{len(network.matched)} arrays from the stored weights"]
     if network.fresh:
-        lines += [f"{len(network.fresh)} newly initialized: {_some(network.fresh)}"]
+        lines += [f"{len(network.fresh)} newly initialised: {_some(network.fresh)}"]
     for reason in dict.fromkeys(network.dropped.values()):
         keys = [key for key, why in network.dropped.items() if why == reason]
         lines += [f"{len(keys)} left out ({reason}): {_some(keys)}"]

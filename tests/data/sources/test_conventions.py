@@ -79,7 +79,7 @@ ENCODED = {  # kind -> (file, what is said, whether it is refused)
     "alpha": (of_mode("RGBA"), "1 of 8 .* have transparency, which is ignored", False),
     "grey and alpha": (of_mode("LA"), "1 of 8 .* have transparency, which is ignored", False),
     "palette": (palette_with_transparency(), "1 of 8 .* have transparency", False),
-    "CMYK": (of_mode("CMYK", "JPEG"), "1 of 8 .* have CMYK colours", False),
+    "CMYK": (of_mode("CMYK", "JPEG"), "1 of 8 .* have CMYK colors", False),
     "EXIF": (turned(), "1 of 8 .* have an EXIF orientation, which is not applied", False),
     "GIF": (animation(), "1 of 8 .* have several frames or pages, of which only the first", False),
 }
