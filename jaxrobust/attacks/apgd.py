@@ -27,8 +27,8 @@ from jaxrobust.runtime.text import spelling
 class ApgdState(NamedTuple):
     """The state of APGD; the first axis of every array is the image, so slots can be refilled.
 
-    It contains all settings that `tell` uses: states of two machines with the same norm and loss
-    but another radius or number of steps may share a batch, and either machine's `tell`.
+    It contains all settings that `tell` uses, so states of two machines that differ only in radius
+    or number of steps may share a batch and use either machine's `tell`.
     """
 
     images: t.Points  # the centre of the ball; may leave [0, 1] for Linf and L2
@@ -179,11 +179,11 @@ def apgd_machine(
     loss: str | Callable[..., t.Array] | Goal = "ce",
     kept_fraction: float = 0.2,
 ) -> t.Machine:
-    """Make APGD a `types.Machine` with `steps + 1` evaluations; the last needs no gradient.
+    """Make a `types.Machine` for APGD with `steps + 1` evaluations; the last needs no gradient.
 
     Arguments as in `apgd_run`, but `epsilon` may also be an array, which is not checked. `result`
     is the point of highest loss; AutoAttack reads the state's `x_best_adv` and `correct` instead. A
-    driver must not `tell` a finished image: nothing here stops it.
+    driver must not `tell` a finished image; this is not checked.
     """
     norm, goal = spelling.norm(norm), goal_of(loss)
     inputs.check_settings(norm=norm, epsilon=epsilon, steps=steps, kept_fraction=kept_fraction)
@@ -299,15 +299,15 @@ def apgd(
     kept_fraction: float = 0.05,
     info: bool = False,
 ) -> t.Attack:
-    """Make Auto-PGD for training: it returns the point of highest loss, including the start.
+    """Make an Auto-PGD attack for training: it returns the point of highest loss, start included.
 
     Args:
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1]; inside `jit` it may be an array f[B].
       steps: K >= 1; costs K+1 forward and K backward passes.
       loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw" or "pm" (i32[B]); a function
-        `(outputs, targets) -> f[B]`, larger is worse for the network, of the network's outputs and
-        whatever is passed for the labels; or a `Goal`, which also has a score.
+        `(outputs, targets) -> f[B]` of the network's outputs and whatever is passed as labels,
+        where larger is worse for the network; or a `Goal`, which also has a score.
       random_start: start at AutoAttack's random point instead of the image clipped to [0, 1].
       kept_fraction: L1 only, the fraction of entries that the first steps move.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.

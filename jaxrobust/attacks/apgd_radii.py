@@ -29,7 +29,7 @@ class MultiRadiusState(NamedTuple):
 def apgd_multi_radius_machine(
     *, norm: str, epsilon: float | Array, steps: int, loss: str | Callable[..., Array] | Goal = "ce"
 ) -> Machine:
-    """Make APGD in balls of 3, 2 and 1 times the radius, each from the previous one's best point.
+    """Make APGD in balls of 3, 2 and 1 times the radius, each starting at the previous best point.
 
     Arguments and `init` as in `apgd_machine`; only points in the last ball count. `steps` is split
     3 : 3 : 4. Each stage also evaluates its start, so there are `steps + 3` evaluations.

@@ -66,9 +66,9 @@ def fab_run(
       images: f[B,H,W,C], clipped to [0, 1]; intended for correctly classified images.
       norm: "linf", "l2" or "l1".
       epsilon: radius of the random start, in units of pixels in [0, 1].
-      steps: K >= 1; costs 2K forward and K backward passes, untargeted K times C backward.
-      targets: i32[B], one other class each, whose boundary with the label is approached; None: the
-        nearest boundary of all classes.
+      steps: K >= 1; costs 2K forward and K backward passes; untargeted, K times C backward passes.
+      targets: i32[B], for each image the class whose boundary with the label is approached; None:
+        the class with the nearest boundary.
       key: one key or keys [B], used only by the random start.
       start: "image", "random", or points f[B,H,W,C].
       alpha_max: maximum weight of the image's own projection, which pulls back towards the image.
@@ -95,10 +95,10 @@ def fab_machine(
     eta: float = 1.05,
     beta: float = 0.9,
 ) -> t.Machine:
-    """Make FAB a `types.Machine` with `steps` pairs of gradient and check; `result` is `adv`.
+    """Make a `types.Machine` for FAB: `steps` pairs of gradient and check; `result` is `adv`.
 
     Arguments as in `fab_run`. If targeted, `loss` is f[B], otherwise f[B, C], for the boundary with
-    each class. A driver must not `tell` a finished image: nothing here stops it.
+    each class. A driver must not `tell` a finished image; this is not checked.
     """
     norm = spelling.norm(norm)
     inputs.check_settings(norm=norm, epsilon=epsilon, steps=steps)
@@ -225,10 +225,10 @@ def fab(
     beta: float = 0.9,
     loss: None = None,
 ) -> t.Attack:
-    """Make untargeted FAB an attack: it returns the nearest misclassified point inside the ball.
+    """Make an untargeted FAB attack: it returns the nearest misclassified point inside the ball.
 
     Without such a point, the image is returned unchanged, clipped to [0, 1]. Arguments as in
-    `fab_run`; `key` may be None without a random start. FAB follows logits and refuses a `loss`.
+    `fab_run`; `key` may be None without a random start. FAB does not accept a `loss`.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda x: x.mean((1, 2)) @ jnp.array([[1.0, 0.0]]) + jnp.array([0, 0.4])

@@ -134,8 +134,8 @@ def by_target(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> P
 class Goal(NamedTuple):
     """What an attack works towards: the loss to maximise, and the score that defines success.
 
-    `outputs` are the network's and `targets` what the attack receives with its images: any pytrees
-    of arrays whose first axis is the image.
+    `outputs` come from the network, and `targets` are what the attack receives with its images.
+    Both are pytrees of arrays whose first axis is the image.
     """
 
     loss: Callable[..., Array]  # (outputs, targets) -> f[B]; larger is worse for the network

@@ -29,7 +29,7 @@ class MachineStep(NamedTuple):
 
 
 class AttackInfo(NamedTuple):
-    """The end of an attack; every array has the image as its first axis."""
+    """The outcome of an attack; the first axis of every array is the image."""
 
     loss: t.PerImage  # of the returned points
     score: t.PerImage | None  # of the returned points; None: the loss is a function without a score

@@ -83,7 +83,7 @@ def pgd(
       loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw", "cw-floor" or "pm" (i32[B]);
         a function or a `Goal`, as in `apgd`.
       kept_fraction: L1 only, the fraction of entries that a step moves.
-      l1_rule: L1 only, how it starts, steps and projects: "sparse" or "art", see `l1_rules`.
+      l1_rule: L1 only, the rule for start, steps and projection: "sparse" or "art"; see `l1_rules`.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
     Returns:
       attack(network, key, images, labels) -> images_adv, as in `apgd`.
@@ -112,7 +112,7 @@ def pgd_machine(
     kept_fraction: float = 0.05,
     l1_rule: str = "sparse",
 ) -> Machine:
-    """Make PGD a `types.Machine` with `steps` evaluations; arguments as in `pgd`."""
+    """Make a `types.Machine` for PGD with `steps` evaluations; arguments as in `pgd`."""
     settings: dict[str, Any] = {"step_size": step_size, "kept_fraction": kept_fraction}
     norm, goal = spelling.norm(norm), goal_of(loss)
     inputs.check_settings(norm=norm, epsilon=epsilon, steps=steps, **settings)

@@ -32,7 +32,7 @@ from jaxrobust.runtime.text import spelling
 class SquareState(NamedTuple):
     """The state of Square; the first axis of every array is the image, so slots can be refilled.
 
-    States of two machines that differ only in radius may share a batch, and either's `tell`.
+    States of two machines that differ only in radius may share a batch and `tell`.
     """
 
     images: Rows  # the centre of the ball; may leave [0, 1] for Linf and L2
@@ -113,7 +113,7 @@ def square_machine(
     p_init: float = 0.8,
     rescale: bool = False,
 ) -> t.Machine:
-    """Make Square a `types.Machine` with up to `queries + 1` evaluations, none with a gradient.
+    """Make a `types.Machine` for Square with up to `queries + 1` evaluations, none with a gradient.
 
     Arguments as in `square_run`; an array as `epsilon` is not checked, as it may be traced. `init`
     always needs threefry keys, and has one start, "random". An image is finished when its queries
@@ -212,7 +212,7 @@ def square(
     rescale: bool = False,
     info: bool = False,
 ) -> t.Attack:
-    """Make Square an attack: it returns the point of highest loss, misclassified or not.
+    """Make a Square attack: it returns the point of highest loss, misclassified or not.
 
     Arguments as in `square_run`.
 

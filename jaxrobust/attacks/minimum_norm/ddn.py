@@ -39,7 +39,7 @@ def ddn_machine(
     gamma: float = 0.05,
     loss: str | Callable[..., Array] | Goal = "ce",
 ) -> Machine:
-    """Make DDN a `types.Machine` of `steps` evaluations; arguments as in `ddn`."""
+    """Make a `types.Machine` for DDN with `steps` evaluations; arguments as in `ddn`."""
     goal = goal_of(loss)
     inputs.check_settings(norm="l2", epsilon=init_epsilon, steps=steps)
     if init_epsilon == 0:
@@ -68,7 +68,7 @@ def ddn(
     loss: str | Callable[..., Array] | Goal = "ce",
     info: bool = False,
 ) -> Attack:
-    """Make DDN an attack that returns the nearest adversarial example in L2.
+    """Make a DDN attack, which returns the nearest adversarial example in L2.
 
     If none is found, the image is returned unchanged, clipped to [0, 1]. The attack is
     deterministic; `key` may be None.
@@ -77,7 +77,7 @@ def ddn(
       steps: K >= 1; costs K forward and K backward passes.
       init_epsilon: the norm of the first step, in units of pixels in [0, 1].
       gamma: the share by which the norm shrinks or grows in each step.
-      loss: the name of a loss of labels, or a `Goal` with a score that defines adversarial.
+      loss: the name of a loss on labels, or a `Goal` whose score defines what is adversarial.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
 
     >>> import jax, jax.numpy as jnp

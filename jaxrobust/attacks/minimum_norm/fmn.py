@@ -83,7 +83,7 @@ def fmn_machine(
     gamma: float = 0.05,
     loss: str | Callable[..., Array] | Goal = "cw",
 ) -> Machine:
-    """Make FMN a `types.Machine` of `steps` evaluations; arguments as in `fmn`."""
+    """Make a `types.Machine` for FMN with `steps` evaluations; arguments as in `fmn`."""
     goal, norm = goal_of(loss), spelling.norm(norm)
     if norm not in _BALLS:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(_BALLS)}")
@@ -137,7 +137,7 @@ def fmn(
     loss: str | Callable[..., Array] | Goal = "cw",
     info: bool = False,
 ) -> Attack:
-    """Make FMN an attack that returns the nearest adversarial example in a norm.
+    """Make an FMN attack, which returns the nearest adversarial example in a norm.
 
     If none is found, the image is returned unchanged, clipped to [0, 1]. The attack is
     deterministic; `key` may be None.
@@ -146,9 +146,9 @@ def fmn(
       norm: "l0", "l1", "l2" or "linf"; L0 counts entries, so a pixel of three channels counts up to
         three times.
       steps: K >= 1; costs K forward and K backward passes.
-      step_size: the L2 length of the first step, whatever the norm; it falls to a hundredth.
-      gamma: the share by which the radius shrinks or grows in the first step; it falls to 0.001.
-      loss: the name of a loss of labels, or a `Goal` with a score that defines adversarial. The
+      step_size: the L2 length of the first step, for every norm; it decays to a hundredth.
+      gamma: the share by which the radius shrinks or grows in the first step; it decays to 0.001.
+      loss: the name of a loss on labels, or a `Goal` whose score defines what is adversarial. The
         first radii are best if the loss is 0 on the boundary, like a margin.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
 

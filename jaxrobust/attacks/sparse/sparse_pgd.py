@@ -38,7 +38,7 @@ _PATIENCE = 3  # steps that leave the pixels unchanged before the mask is redraw
 class SparsePgdState(NamedTuple):
     """The state of Sparse-PGD; the first axis of every array is the image.
 
-    States of two machines with other pixels or steps may share a batch, and either's `tell`.
+    States of two machines that differ only in `pixels` or `steps` may share a batch and `tell`.
     """
 
     images: t.Images  # in [0, 1]
@@ -63,7 +63,7 @@ def sparse_pgd_machine(
     loss: str | Callable[..., t.Array] | Goal = "ce-cw",
     projected: bool = False,
 ) -> t.Machine:
-    """Make Sparse-PGD a `types.Machine` with up to `steps + 1` evaluations.
+    """Make a `types.Machine` for Sparse-PGD with up to `steps + 1` evaluations.
 
     Arguments as in `sparse_pgd`. `init` needs threefry keys; the mask after evaluation n is drawn
     with `fold_in(key, n)`.
@@ -174,16 +174,16 @@ def sparse_pgd(
     projected: bool = False,
     info: bool = False,
 ) -> t.Attack:
-    """Make Sparse-PGD an attack that changes at most `pixels` pixels.
+    """Make a Sparse-PGD attack, which changes at most `pixels` pixels.
 
     It returns the first point that succeeds, or else the point of highest loss.
 
     Args:
-      pixels: maximum number, each in all channels; fewer than the image has. Inside `jit`, it may
-        be an array i32[B].
+      pixels: maximum number of changed pixels, each in all channels; fewer than the image has.
+        Inside `jit`, it may be an array i32[B].
       steps: K >= 1; costs at most K + 1 forward and backward passes. A misclassified image is left
-        alone.
-      loss: what the steps maximise, as in `apgd`; "ce-cw" is the authors'.
+        unchanged.
+      loss: what the steps maximise, as in `apgd`; "ce-cw" is the authors' choice.
       projected: move the perturbation of the changed pixels only; the authors run both variants.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
 

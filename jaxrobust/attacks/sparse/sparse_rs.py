@@ -60,7 +60,7 @@ def sparse_rs_machine(
     loss: str | Callable[..., t.Array] | Goal = "cw",
     alpha_init: float = 0.3,
 ) -> t.Machine:
-    """Make Sparse-RS a `types.Machine` with up to `queries` evaluations, none with a gradient.
+    """Make a `types.Machine` for Sparse-RS with up to `queries` evaluations, none with a gradient.
 
     Arguments as in `sparse_rs`. `init` needs threefry keys; evaluation n draws from `fold_in(key,
     n)`.
@@ -192,12 +192,12 @@ def sparse_rs(
     alpha_init: float = 0.3,
     info: bool = False,
 ) -> t.Attack:
-    """Make Sparse-RS an attack: the point of highest loss with at most `pixels` changed pixels.
+    """Make a Sparse-RS attack: the point of highest loss with at most `pixels` changed pixels.
 
     Args:
-      pixels: maximum number, each in all channels; fewer than the image has. Inside `jit`, it may
-        be an array i32[B].
-      queries: maximum number, including the start; a misclassified image is left alone.
+      pixels: maximum number of changed pixels, each in all channels; fewer than the image has.
+        Inside `jit`, it may be an array i32[B].
+      queries: maximum number, including the start; a misclassified image is left unchanged.
       loss: what the search maximises, as in `square`.
       alpha_init: the share of changed pixels that the first queries exchange.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
