@@ -157,7 +157,7 @@ class RunTest(parameterized.TestCase):
         ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         run, notes = self.run_of(goodput_jsonl=text)
-        line = "Goodput 88.9%. Of 0:09 at work: training 88.9%, compiling 11.1%."
+        line = "Goodput 88.9%. Working time 0:09: training 88.9%, compiling 11.1%."
         self.assertIn(line, page.page(gathered.gather([run.folder])))
         code, said, _ = command_calls.words(
             report.main, run.folder, "--json", "--out", run.folder / "x.html"

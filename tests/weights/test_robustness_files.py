@@ -113,7 +113,7 @@ class RobustnessTest(parameterized.TestCase):
         ):
             path = self.file(plain, older=older, hook=Call(function, *words))
             with self.assertRaisesRegex(
-                ValueError, "holds more than tensors, and reading that wou"
+                ValueError, "contains more than tensors and would run code"
             ):
                 files.read(path)
         with in_package(touch, "dill"):  # whose objects become inert

@@ -136,7 +136,7 @@ class Goodput(NamedTuple):
             for kind, value in sorted(self.seconds.items(), key=lambda pair: -pair[1])
             if value >= _LEAST * total
         ]
-        text = f"Goodput {self.share:.1%}. Of {clock(total)} at work: {', '.join(parts)}."
+        text = f"Goodput {self.share:.1%}. Working time {clock(total)}: {', '.join(parts)}."
         if self.restarts:
             times = counted(self.restarts, "restart")
             text += f" In addition, no process ran for {clock(self.between)} before {times}."

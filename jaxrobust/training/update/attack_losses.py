@@ -71,7 +71,7 @@ def of_objective(attack: AttackSection, objective: str) -> objectives.Loss:
         example = f"{loss}:margin" if loss.endswith(".py") else "my_losses.py:margin"
         raise ValueError(
             f"{KEY}={loss!r} is not a loss on labels; {near(loss, NAMES)}choose one of "
-            f"{', '.join(NAMES)}, or your own function, such as {example}"
+            f"{', '.join(NAMES)}, or name your own function, such as {example}"
         )
     return loss
 

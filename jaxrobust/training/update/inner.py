@@ -72,7 +72,7 @@ def step_sizes(attack: AttackSection) -> tuple[float | None, ...]:
         if len(balls) > 1:
             raise ValueError(
                 f"attack.step_size={sizes:.4g} pixels would apply to all norms {norms}, whose "
-                "radii differ; give one for each, in the same order, or set attack.relative_step"
+                "radii differ; give a step for each, in the same order, or set attack.relative_step"
             )
         sizes = (sizes,)
     if len(sizes) != len(balls):

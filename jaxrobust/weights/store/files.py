@@ -163,8 +163,8 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is damaged, or holds more than tensors, and reading that would run code from "
-            "it; if you trust it, save it again with torch.save(model.state_dict(), ...) or as "
+            f"{path} is damaged, or contains more than tensors and would run code when read; if "
+            "you trust it, save it again with torch.save(model.state_dict(), ...) or as "
             ".safetensors"
         ) from error
     except Exception as error:  # EOFError, RuntimeError, ...: anything the bytes cause

@@ -76,7 +76,7 @@ class TotalTest(parameterized.TestCase):
         found = goodput.total([*MORE, start(60, 50), line(70, 10, starting=10.0)])
         self.assertEqual(
             found.line(),
-            "Goodput 30.0%. Of 1:00 at work: work repeated after a restart or a rollback 36.7%, "
+            "Goodput 30.0%. Working time 1:00: work repeated after a restart or a rollback 36.7%, "
             "training 30.0%, starting 25.0%, saving 5.0%, waiting for data 3.3%. In addition, no "
             "process ran for 0:10 before 1 restart.",
         )
