@@ -356,7 +356,7 @@ class BadInputTest(parameterized.TestCase):
         ("is not in version 'task'; choose from apgd-task", dict(attacks=("apgd-ce",))),
         ("attack 'fab' is not in version 'task'; choose from apgd-task", dict(attacks=("fab",))),
         ("attack 'apgd-t' is not in version 'task'; choose", dict(attacks=("apgd-t", "fab-t"))),
-        ("overrides contains ['apgd-t']", dict(overrides={"apgd-t": {"steps": 2}})),
+        ("overrides names ['apgd-t']", dict(overrides={"apgd-t": {"steps": 2}})),
         (
             "for 8 images",
             dict(task=tasks.Task("m", attacks.Goal(lambda o, t: o.mean(), TASK.goal.score))),

@@ -325,7 +325,7 @@ class NamesTest(ConventionsCase):
         images = [colours() for _ in range(12)]
         given = self.write(source, {"train": (images, np.arange(12) // 2)}, names)
         at = names.index(min(names, key=len)) + (2 if "0" in names else 1)
-        self.says(given, f"sorted as text: label {at} is '{names[at]}', not '.?2' as in .*timm")
+        self.says(given, f"as text: label {at} is class '{names[at]}', but would be '.?2' .*timm")
 
     @sweeps.rows(*KINDS)
     def test_an_order_that_is_the_same(self, source):

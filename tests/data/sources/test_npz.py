@@ -178,7 +178,7 @@ class RefusedTest(NpzCase):
          r"x_test is float32\[5, 6, 6, 3\], not uint8.*; write np.round\(255 \* x_test\)"),
         (np.ones((5, 6, 6), np.int64), "write pixels from 0 to 255 as uint8"),
         (np.ones((5, 3, 6, 6), np.uint8), r"write x_test.transpose\(0, 2, 3, 1\)"),
-        (np.ones((5, 108), np.uint8), r"uint8\[5, 108\], not uint8.*in that shape"),
+        (np.ones((5, 108), np.uint8), r"uint8\[5, 108\], not uint8.*in one of these shapes"),
         (np.ones((5, 6, 6, 4), np.uint8), "write the images in one of these shapes"),
         (np.ones((0, 6, 6), np.uint8), "write the images in one of these shapes"),
         (np.array([None] * 5), r"x_test is object\[5\]"),
