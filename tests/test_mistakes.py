@@ -218,7 +218,7 @@ export --workdir runs/quickstart --layout timm --license mit --out new | --layou
 export --workdir runs/quickstart --layout module --confirm 8 --out new | --record
 export --workdir runs/nothing --layout module --out new | runs/nothing
 export --workdir runs/quickstart --layout tensorflow --out new | timm
-export --workdir runs/quickstart --layout jaxrobust --selected --out new | no weights are selected in
+export --workdir runs/quickstart --layout jaxrobust --selected --out new | no weights are sel
 export --workdir runs/quickstart --layout jaxrobust --record page.pt --out new | page.pt
 models convnext_tinny | convnext_t
 --workdir run | --workdir

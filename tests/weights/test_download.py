@@ -45,7 +45,7 @@ class UrlTest(LocalCase):
 
     def test_another_process_continues(self):
         self.server.cut_after = [100_000, 0, 0, 0, 0, 0]
-        with self.assertRaisesRegex(OSError, "ended early, 5 times.*100,000 bytes are kept"):
+        with self.assertRaisesRegex(OSError, "ended early, 5 times.*100,000 bytes are saved"):
             self.fetch()
         self.server.asked.clear()
         self.assertEqual(self.fetch().read_bytes(), CONTENT)

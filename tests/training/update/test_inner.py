@@ -115,7 +115,10 @@ class RadiusTest(parameterized.TestCase):
             "start needs linf and l2, not l1",
         ),
         ({"start": "random", "start_std": 0.1}, "start_std=0.1 has no effect .*; leave it out, or"),
-        ({"name": "pgd", "start": "gauss", "start_std": 0.0}, "std=0.0 is the image itself; pass"),
+        (
+            {"name": "pgd", "start": "gauss", "start_std": 0.0},
+            "std=0.0 does not change the image; pass",
+        ),
         ({"warmup_epochs": -1}, "attack.warmup_epochs=-1 must be at least 0 and below"),
         ({"warmup_epochs": 3}, "below train.epochs=3, so that the radius reaches"),
         ({"delay_epochs": -1}, "attack.delay_epochs=-1 must be at least 0, and with"),
