@@ -932,7 +932,7 @@ class NotFiniteTest(parameterized.TestCase):
         first, again = (evaluated(edge, ledger) for _ in range(2))
         self.assertEqual((first.clean.sum(), first.robust.sum()), (12, 0))
         self.assertIn("12 of 12 images", first.flags["nan-under-attack"])
-        self.assertIn("they count as fooled", first.table())
+        self.assertIn("They count as fooled", first.table())
         self.assertEqual(again.flags, first.flags)
 
     def test_gradients_that_are_none_are_said(self):
@@ -1228,7 +1228,7 @@ class RandomisedTest(parameterized.TestCase):
         for words, message in (
             (
                 {"version": "standard", "rule": None},
-                "must take images only (keys are for version rand)",
+                "must accept images only (keys are for version rand)",
             ),
             ({"rule": "most"}, "--rule='most' is unknown"),
         ):

@@ -197,8 +197,8 @@ evaluate --function nets.py:images --dataset cifar10-c:nowhere --corruptions fog
 {EVALUATE} --batch=0 | batch
 {EVALUATE} --split=validation | validation
 {EVALUATE} --search-dtype=float8 | bfloat16
-{EVALUATE} --attack=clean --bundle=new | --attack=clean does not keep
-{EVALUATE} --threat=linf:0.1 --threat=l2:1 --bundle=new | one threat at one image size
+{EVALUATE} --attack=clean --bundle=new | --attack=clean does not store
+{EVALUATE} --threat=linf:0.1 --threat=l2:1 --bundle=new | supports one threat and image size
 {EVALUATE} --attack=apgd-ce --bundle=runs/quickstart | is not a bundle; name a new folder
 {OWN} --weights none.pt | no such file
 {OWN} --weights page.pt | page.pt

@@ -262,7 +262,7 @@ NUMBERS = [
     Forgery(
         "costs",
         record(costs=[{"attack": "apgd-ce", "fooled": 39}, {"attack": "square", "fooled": 1}]),
-        r"gives 39 images that apgd-ce fooled, but has \d+",
+        r"says that apgd-ce fooled 39 images, but has \d+",
     ),
     Forgery("a lost model", without("model"), "it lacks 'model'"),
     Forgery("a number twice", said_twice, "is not JSON .a name appears twice"),

@@ -195,7 +195,7 @@ class SegmentationTest(parameterized.TestCase):
                 lambda: of_task.write(folder / "b", few, segment, IMAGES[:3], MASKS[:3], TASK),
             ),
             (
-                "bundle is a task's bundle; check it with evaluation.bundles.of_task",
+                "bundle is a bundle for a task; use evaluation.bundles.of_task",
                 lambda: claims.read(place),
             ),
             (
@@ -339,12 +339,12 @@ class BadInputTest(parameterized.TestCase):
         ("masks are uint8[8, 10]", dict(labels=MASKS[:, 0])),
         ("masks are NoneType for logits", dict(labels=None)),
         ("for logits [8, 10, 10, 4]; pass the class of each pixel", dict(labels=None)),
-        ("needs logits; leave it out", dict(version="rand")),
+        ("needs logits; omit either version or task", dict(version="rand")),
         (
             "version='task' needs a task; pass task=",
             dict(task=None, version="task", labels=np.zeros(N, int)),
         ),
-        ("needs logits; leave it out", dict(version="fast")),
+        ("needs logits; omit either version or task", dict(version="fast")),
         (
             "epsilon=2.5 must be a whole number of pixels",
             dict(norm="l0", epsilon=2.5, overrides=None),

@@ -62,16 +62,16 @@ def check(flags: Any, count: int) -> None:
         return
     if count > 1:
         raise ValueError(
-            "--bundle takes one threat at one image size; write one for each, with the same --out"
+            "--bundle supports one threat and image size; run once for each, with the same --out"
         )
     if flags.attack != ALONE and not is_cascade(flags.attack) and flags.corruptions is None:
         raise ValueError(
-            f"--bundle needs adversarial images, which --attack={flags.attack} does not keep; use "
+            f"--bundle needs adversarial images, which --attack={flags.attack} does not store; use "
             "--attack=apgd-ce or autoattack"
         )
     place = Path(flags.bundle)
     if place.exists() and not (place / claims.SUMS).is_file() and not _empty(place):
-        raise ValueError(f"--bundle {place} exists and is not a bundle; name a new folder")
+        raise ValueError(f"--bundle {place} exists but is not a bundle; name a new folder")
 
 
 def recorded(evaluation: Any, subject: Any, place: Path) -> AccuracyRecord:
@@ -131,7 +131,7 @@ def of_record(
         file, number = points[place]
         values = np.fromfile(file, np.float32, size, offset=number * 4 * size)
         if values.size < size:
-            raise ValueError(f"{file} is truncated; evaluate again with --out DIR for --bundle")
+            raise ValueError(f"{file} is truncated; for --bundle, evaluate again with --out DIR")
         return values.reshape(images.shape[1:])
 
     write(BundledEvaluation(record, verdicts, images, point), place, logits, batch, split_images)
@@ -410,7 +410,7 @@ def _stored_points(ledger: Path, verdicts: Verdicts) -> dict[int, tuple[Path, in
     missing = len(wanted) - len(points)
     if missing or not all(file.is_file() for file, _ in points.values()):
         raise ValueError(
-            f"{ledger} lacks adversarial images that --bundle needs ({missing} verdicts); "
+            f"{ledger} lacks the adversarial images for {missing} verdicts, which --bundle needs; "
             "evaluate again with --out DIR"
         )
     return points

@@ -87,11 +87,11 @@ def read(folder: Path, *, of_task: bool = False) -> Bundle:
     if schema > TASK_SCHEMA:
         raise ValueError(
             f"{folder} has schema {schema}, but this program only reads up to {TASK_SCHEMA}; use "
-            "the verify.py in it, or a newer jaxrobust"
+            "the verify.py in this folder, or a newer jaxrobust"
         )
     if (schema == TASK_SCHEMA) != of_task:
         remedy = "jaxrobust verify" if of_task else "evaluation.bundles.of_task.check"
-        raise ValueError(f"{folder} is {'not ' * of_task}a task's bundle; check it with {remedy}")
+        raise ValueError(f"{folder} is {'not ' * of_task}a bundle for a task; use {remedy}")
     listed_rows = (folder / ROWS).read_text().splitlines()
     rows = [_parsed(folder / ROWS, line) for line in listed_rows]
     try:

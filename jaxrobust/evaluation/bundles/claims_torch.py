@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     flag("--module", required=True, help="The network: FILE.py:NAME or package.module:NAME.")
     flag("--labels", type=Path, help="Labels of the data set, .npy: int[N].")
-    flag("--trust-labels", action="store_true", help="Accept the bundle's labels unchecked.")
+    flag("--trust-labels", action="store_true", help="Accept the bundle's labels without a check.")
     flag("--bundle", type=Path, default=Path(__file__).parent, help="Default: this folder.")
     flag("--batch", type=int, default=BATCH, help="Batch size.")
     flag("--device", help="Device, such as cpu or cuda; default: cuda if available.")
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join(lines(bundle, findings)))
     print("This program cannot tell whether these are the record's weights; compare the files.")
     if not bundle.corrupted:
-        print("Standing images were not attacked here; jaxrobust verify attacks some of them.")
+        print("Surviving images were not attacked here; jaxrobust verify attacks some of them.")
     if findings.labels == "unchecked":
         print("Pass --labels to check the labels, or --trust-labels to accept the bundle's.")
     return 0 if findings.whole else 1
@@ -207,7 +207,7 @@ def _opened(bundle: Bundle, args: argparse.Namespace) -> tuple[Images, int, np.n
     if bundle.corrupted:
         if args.labels is not None:
             raise ValueError(
-                "--labels has no effect on common corruptions, whose folder has labels"
+                "--labels has no effect on common corruptions, whose folder has labels; omit it"
             )
         return stored_corruptions(args.images, about["corruptions"], about["image"])
     images, count = stored_images(args.images, about["image"])

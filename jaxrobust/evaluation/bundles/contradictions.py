@@ -171,7 +171,7 @@ def _threat(record: RecordJson) -> Iterator[str]:
     if not is_a(epsilon, float) or epsilon <= 0 or (norm == "l0" and epsilon % 1):
         yield f"has the invalid radius {epsilon!r:.20}"
     if any(ball != balls[0] for ball in balls):
-        yield "has attacks with several norms or radii, which one ball cannot confirm"
+        yield "has attacks with several norms or radii, but a bundle supports only one"
 
 
 def _corruptions(about: BundleFacts) -> Iterator[str]:
@@ -264,7 +264,7 @@ def _attacks(record: RecordJson, rows: Rows, standing: int) -> Iterator[str]:
         for name in (*fooled, *stated):
             if stated.get(name) != fooled.get(name, 0):
                 yield (
-                    f"gives {stated.get(name)} images that {name} fooled, but has "
+                    f"says that {name} fooled {stated.get(name)} images, but has "
                     f"{fooled.get(name, 0)}"
                 )
 

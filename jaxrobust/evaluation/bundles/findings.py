@@ -44,7 +44,7 @@ WHY = {
 _KINDS_OF_ROWS = {
     "misclassified": "misclassified without an attack",
     "fooled": "fooled",
-    "standing": "standing, classified correctly without an attack",
+    "standing": "surviving, classified correctly without an attack",
 }
 _REACH = 0.9  # of the radius: at least half of an attack's points lie beyond
 _TURNED = 1e-4  # share of answers that another order of float32 sums may change
@@ -80,7 +80,7 @@ class ClaimFindings(NamedTuple):
             return None
         return (
             f"the points do not use the claimed radius: {len(near):,} of {len(self.reach):,} "
-            f"stay below {_REACH:.0%} of it, and the farthest reaches {max(self.reach):.0%}"
+            f"lie within {_REACH:.0%} of it, and the farthest reaches {max(self.reach):.0%}"
         )
 
     @property
@@ -265,7 +265,7 @@ def _answers(
     if answers.ndim != 2 or len(answers) != len(labels) or answers.shape[1] <= labels.max():
         raise ValueError(
             f"the network returns an array {answers.shape} for {len(labels)} images with labels up "
-            f"to {labels.max()}; pass one that returns logits for the evaluation's classes"
+            f"to {labels.max()}; pass a network that returns logits for the evaluation's classes"
         )
     return answers
 

@@ -74,9 +74,9 @@ class StandingSample(NamedTuple):
         would = f"{fell / max(self.standing, 1):.2%}" if of else f"{least:.2%} to {most:.2%}"
         sure = "" if of else "with 95% confidence in each bound, "
         shown = [
-            f"  of {of}{self.attacked:,} standing images, {fell:,} fell to "
+            f"  of {of}{self.attacked:,} surviving images, {fell:,} fell to "
             f"{', '.join(self.attacks)} (repeat with --seed {self.seed}): {sure}{would} of the "
-            f"{self.standing:,} standing images would fall, and robust accuracy under these "
+            f"{self.standing:,} surviving images would fall, and robust accuracy under these "
             f"attacks is {low:.2%} to {high:.2%}"
         ]
         if fell:
@@ -109,9 +109,9 @@ def attacked(
     about |= {"seed": seed, "attacks": attacks}
     if not chosen:
         return StandingSample(**about, fallen={}, refuted=0, flags={})
-    say(f"attacking {len(chosen)} of {len(rows)} standing images: {', '.join(attacks)}")
+    say(f"attacking {len(chosen)} of {len(rows)} surviving images: {', '.join(attacks)}")
     ids = [row["image"] for row in chosen]
-    with patience.of("attacking standing images"):
+    with patience.of("attacking surviving images"):
         result = autoattack(
             logits_fn,
             images[np.array(ids)],

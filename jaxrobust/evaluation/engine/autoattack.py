@@ -256,7 +256,7 @@ def _plan(
     """List the attacks to run; the list may be empty if the user brings some."""
     if users and (stop is not None or version in ("rand", ensembles.FAST)):
         raise ValueError(
-            "users cannot be combined with stop, or with version 'rand' or 'fast'; leave them out"
+            "users cannot be combined with stop, or with version 'rand' or 'fast'; omit users"
         )
     if users and attacks is not None and not len(attacks):
         return []
@@ -265,9 +265,9 @@ def _plan(
 
 def _refuse_with_task(version: str, users: Sequence[UserAttack]) -> None:
     if version != "standard":
-        raise ValueError(f"version={version!r} needs logits; leave it out, or leave task out")
+        raise ValueError(f"version={version!r} needs logits; omit either version or task")
     if functions := [user.flag for user in users if user.function is not None]:
-        raise ValueError(f"{functions[0]} needs logits; pass its points instead, or leave task out")
+        raise ValueError(f"{functions[0]} needs logits; pass its points instead, or omit task")
 
 
 def _verdict_rule(
@@ -277,7 +277,7 @@ def _verdict_rule(
         return randomised.verdict(rule, draws)
     if rule is not None or draws is not None:
         option = f"rule={rule!r}" if rule is not None else f"draws={draws!r}"
-        raise ValueError(f"{option} is for randomised networks; pass version='rand', or omit it")
+        raise ValueError(f"{option} is for randomized networks; pass version='rand', or omit it")
     return None
 
 

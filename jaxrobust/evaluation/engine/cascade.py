@@ -316,6 +316,6 @@ class Attack:
                 )
             flags[f"unconfirmed by {self.name}"] = (
                 f"the search fooled {spelling.counted(self.unconfirmed, 'image')} that a final "
-                "forward pass classified correctly or found outside the ball, and later steps "
-                f"found no other example; each counts as robust. {why}"
+                "forward pass classified correctly or found outside the ball. Later steps did "
+                f"not find another example, so each counts as robust. {why}"
             )

@@ -112,7 +112,7 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
     ]
     if len({trace.classes for trace in traces}) > 1:
         raise ValueError(
-            f"search_fn gives {traces[1].classes} logits, but logits_fn gives "
+            f"search_fn returns {traces[1].classes} logits, but logits_fn returns "
             f"{traces[0].classes}; pass the same network in lower precision"
         )
     use, programs = (image, engine.operand), " ".join(trace.program for trace in traces)

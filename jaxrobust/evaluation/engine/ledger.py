@@ -149,7 +149,7 @@ class Ledger:
                 say(
                     f"WARNING: {file} was written by an older version that stored no answers. The "
                     "only evidence that it belongs to this network is a few noisy images and the "
-                    f"{int(attacked.sum()):,} of {len(answers):,} that it attacked, which "
+                    f"{int(attacked.sum()):,} attacked images (of {len(answers):,}), which "
                     "this network also classifies correctly"
                 )
 

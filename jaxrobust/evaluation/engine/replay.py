@@ -164,7 +164,7 @@ def _points(
     places = [stored[i] for i in ids.tolist()]
     if not file.exists() or file.stat().st_size < 4 * count * (max(places) + 1):
         raise ValueError(
-            f"{file} lacks adversarial images of {path.name}; copy both files, or replay others"
+            f"{file} lacks adversarial images of {path.name}; copy both files together"
         )
     read = [np.fromfile(file, np.float32, count, offset=4 * count * place) for place in places]
     points = np.stack(read).reshape(-1, *shape)
@@ -174,8 +174,8 @@ def _points(
         worst = int(norms.argmax())
         raise ValueError(
             f"{path} is for different images, or images prepared differently: its point for image "
-            f"{ids[worst]} is {norms[worst]:.3g} away in {source.threat.norm}, more than its "
-            f"radius of {source.threat.epsilon:.4g}; replay an evaluation of these images"
+            f"{ids[worst]} is {norms[worst]:.3g} from it in {source.threat.norm}, which exceeds "
+            f"the radius {source.threat.epsilon:.4g}; replay an evaluation of these images"
         )
     rows = [engine.padded(array, slots) for array in (points, images)]
     return np.asarray(_pull(norm)(*rows, epsilon, stretched))[: len(part)]

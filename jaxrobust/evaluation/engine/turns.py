@@ -169,15 +169,15 @@ def fast(
     near = _nearest(evaluation, full) if more else np.zeros(len(every), bool)
     if verbose and more:
         names = " and ".join(turn.setting.name for turn in more)
-        say(f"{survived:,} images survive; the {near.sum():,} nearest face the rest of {names}")
+        say(f"{survived:,} images survive; running {names} on the {near.sum():,} near a boundary")
     _run_on(evaluation, more, meter, near, costs)
     stood, budget = outcome.standing.copy(), _budget(first, more, full, sample.classes)
     count = min(budget.sampled(survived, int(near.sum()), fallen), int(stood.sum()))
     chosen = stopping.draw_survivors(sample.seed, sample.ids, stood, count)
     if verbose:
         say(
-            f"{stood.sum():,} images survive; {count:,} of them, chosen at random, face all "
-            "remaining attacks"
+            f"{stood.sum():,} images survive; running all remaining attacks on {count:,} of them, "
+            "chosen at random"
         )
     complete = [turn.setting for turn in first]
     remaining = [Turn(setting, setting, every) for setting in full if setting not in complete]
@@ -332,11 +332,11 @@ def search_again(
     unknown = 0 if every is not None else n - count
     least = (int(outcome.standing.sum()) - at_most * unknown) / max(len(outcome.standing), 1)
     text = (
-        f"of {count} survivors of the search with search_fn, {fallen} were fooled by a search with "
-        "logits_fn itself"
+        f"of {count} images that survived the search with search_fn, {fallen} were fooled by a "
+        "search with logits_fn itself"
     )
     if count == n:
-        text += "; there are no other survivors"
+        text += "; no other images survived"
     elif every is not None:
         text += f", so all {n} were attacked this way, and {every} fell"
     else:

@@ -38,7 +38,7 @@ def check_images(images: Any, labels: Any, *, classes: int | None = None) -> Non
     if images.ndim != 4:
         raise ValueError(
             f"images have shape {images.shape}; pass [N, H, W, C]: one image as images[None], "
-            "grey images with a last axis of 1, batches as np.concatenate(images)"
+            "gray images with a last axis of 1, batches as np.concatenate(images)"
         )
     if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
         raise ValueError(
@@ -68,8 +68,8 @@ def check_range(images: np.ndarray) -> None:
         remedy = "they look like 0..255, so divide by 255"
     else:
         remedy = (
-            "they may have been normalised already; pass the plain pixels and let logits_fn "
-            "normalise, so that the radius is in units of pixels"
+            "they may have been normalized already; pass the plain pixels and let logits_fn "
+            "normalize, so that the radius is in units of pixels"
         )
     raise ValueError(f"images span [{low:.4g}, {high:.4g}], not [0, 1]; {remedy}")
 

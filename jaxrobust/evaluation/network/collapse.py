@@ -16,9 +16,9 @@ _LEVEL = 0.95
 _SIGMAS = 3
 _KNOWS = 0.01  # of the images of other classes: right answers beyond chance that prove nothing
 _REMEDY = (
-    "go back to weights from before that, with a lower learning rate, a longer warm-up or a "
-    "smaller initial radius (attack.warmup_epochs); for weights from elsewhere, check the "
-    "preprocessing and that all of them are loaded"
+    "continue from earlier weights, with a lower learning rate, a longer warm-up or a smaller "
+    "initial radius (attack.warmup_epochs); for weights from elsewhere, check the preprocessing "
+    "and that all weights are loaded"
 )
 
 
@@ -62,17 +62,17 @@ def of(answers: Any, labels: Any) -> Collapse | None:
     )
     if least >= SHARE:
         sentence += (
-            ", no more than with a constant answer: the network has collapsed to one class, "
-            f"and keeping that answer under attack is not robustness; {_REMEDY}"
+            ", no more than with a constant answer. The network has collapsed to one class, "
+            f"and giving the same answer under attack is not robustness; {_REMEDY}"
         )
         return Collapse(True, sentence)
     if least <= 0.5:
         return None
     return Collapse(
         False,
-        f"{sentence}, as if the network had collapsed to one class; so few "
+        f"{sentence}, as if the network had collapsed to one class. So few "
         f"images only show that at least {least:.0%} of the others get this class (95% "
-        "confidence); evaluate more before quoting any accuracy",
+        "confidence); evaluate more images before you quote an accuracy",
     )
 
 

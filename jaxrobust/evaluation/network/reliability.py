@@ -94,8 +94,8 @@ def _randomized(passes: Sequence[np.ndarray], labels: np.ndarray) -> Flags:
     if distance <= 1e-4 and len(correct) == 1:
         return {}
     return {
-        "randomized": f"{len(passes)} passes over the same {len(labels)} images differ (normalised "
-        f"logits by up to {distance:.2g}, {min(correct)} to {max(correct)} images correct): a "
+        "randomized": f"{len(passes)} passes over the same {len(labels)} images differ (normalized "
+        f"logits by up to {distance:.2g}, {min(correct)} to {max(correct)} images correct). A "
         "random network looks robust to attacks that expect a deterministic one; use "
         "version='rand' with a logits_fn(images, keys), or turn off the randomness"
     }
@@ -112,8 +112,8 @@ def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
     remedy = (
-        "so its results depend on when it is compiled; draw no NumPy or Python random numbers "
-        "and change no state inside logits_fn (evaluation mode: no dropout, train=False)"
+        "so its results depend on when it is compiled; do not draw NumPy or Python random numbers "
+        "or change state inside logits_fn (use evaluation mode: no dropout, train=False)"
     )
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     try:
@@ -123,7 +123,7 @@ def _retraced(logits_fn: LogitsFn, shape: tuple[int, ...]) -> Flags:
         with set_xla_metadata(jaxrobust_check="retrace"):
             second = jax.make_jaxpr(lambda images: logits_fn(images))(images)
     except jax.errors.UnexpectedTracerError:
-        return {"retraced": f"tracing logits_fn twice fails: it keeps traced values, {remedy}"}
+        return {"retraced": f"tracing logits_fn twice fails: it stores traced values, {remedy}"}
     # A value from an earlier trace has no hash.
     constants = (*tracing.constants(first), *tracing.constants(second))
     if not any(isinstance(constant, jax.core.Tracer) for constant in constants):
@@ -145,9 +145,9 @@ def _batch_dependent(logits_of: Forward, images: np.ndarray, logits: np.ndarray)
     if moved <= max(1e-3 * spread, _ROUNDING * largest):
         return {}
     return {
-        "batch-dependent": f"the logits of an image change by up to {moved:.3g}, within a range of "
-        f"{spread:.3g}, when the other images in its batch change, as with batch norm or dropout "
-        "in train mode: attacked images protect each other; evaluate with train=False"
+        "batch-dependent": f"the logits of an image change by up to {moved:.3g} (logits span "
+        f"{spread:.3g}) when the other images in its batch change, as with batch norm or dropout "
+        "in train mode. Attacked images then protect each other; evaluate with train=False"
     }
 
 
@@ -162,8 +162,8 @@ def _unanswered(finite: np.ndarray, of: str = "logits") -> Flags:
     if not (broken := int((~finite).sum())):
         return {}
     return {
-        f"nan-{of}": f"{broken} of {finite.size} images have NaN or infinite {of}, which no "
-        f"attack can follow, so they count as wrong; {_BROKEN[of]}"
+        f"nan-{of}": f"{broken} of {finite.size} images have NaN or infinite {of}, which attacks "
+        f"cannot use, so these images count as wrong; {_BROKEN[of]}"
     }
 
 
@@ -187,9 +187,9 @@ def check_answers(
     hit = ~np.isin(fooled_by, ("", "clean")) & (np.asarray(reached) < 0)
     if silent := int(hit.sum()):
         flags["nan-under-attack"] = (
-            f"{silent} of {finite.size} images have NaN or infinite {of} under an attack, or it "
-            "made non-finite images: they count as fooled, although the network predicts no other "
-            f"class there; {_BROKEN[of]}, and for undefined gradients, such as that of sqrt at 0"
+            f"{silent} of {finite.size} images have NaN or infinite {of} or pixels under an "
+            "attack. They count as fooled, although the network does not predict another class; "
+            f"{_BROKEN[of]}, and for undefined gradients, such as the gradient of sqrt at 0"
         )
     return flags
 
@@ -266,7 +266,7 @@ def check_accuracy(correct: np.ndarray, classes: int) -> Flags:
         return {
             "low-accuracy": f"{words}, no better than guessing among {classes} classes; "
             "check the weights, the order of the classes, the order of the channels (RGB) and the "
-            "normalisation inside logits_fn"
+            "normalization inside logits_fn"
         }
     from scipy.special import bdtrc  # its import takes 0.1 s
 
@@ -276,7 +276,7 @@ def check_accuracy(correct: np.ndarray, classes: int) -> Flags:
     return {
         "low-accuracy": f"{words}; guessing among {classes} classes does as well with "
         f"probability {by_chance:.2g}, so these images are too few to tell this network from "
-        f"guessing: evaluate {ENOUGH} or more before quoting any accuracy"
+        f"guessing; evaluate {ENOUGH} or more before you quote an accuracy"
     }
 
 
@@ -301,8 +301,8 @@ def _normalised_twice(
         return {}
     return {
         "double-normalization": f"{correct.sum()} of {len(labels)} clean images are classified "
-        f"correctly, but {best} once the {constants_of} normalisation is undone: logits_fn "
-        "normalises before a network that normalises itself; remove one of the two"
+        f"correctly, but {best} once the {constants_of} normalization is undone: logits_fn "
+        "normalizes before a network that normalizes itself; remove one of the two"
     }
 
 
@@ -314,7 +314,7 @@ def check_gradients(zero: np.ndarray) -> Flags:
     return {
         "zero-gradients": f"the first gradient is exactly zero for {zero.sum()} of {zero.size} "
         f"images ({zero.mean():.1%}): gradients are masked (a saturated softmax in float32, "
-        "rounding or quantisation, a straight-through step), and the gradient attacks overstate "
+        "rounding or quantization, a straight-through step), and the gradient attacks overstate "
         "robustness; attack the network before that operation, and trust only Square and a "
         "transfer attack"
     }

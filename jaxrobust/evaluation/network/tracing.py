@@ -146,7 +146,7 @@ def trace(
         inspect.signature(function).bind(*operands)
     except TypeError as error:
         takes = "images and keys [B]" if operand else "images only (keys are for version rand)"
-        raise ValueError(f"{name} must take {takes} for this version: {error}") from error
+        raise ValueError(f"{name} must accept {takes} for this version: {error}") from error
     except ValueError:  # it has no signature to read
         pass
     try:
@@ -159,12 +159,12 @@ def trace(
     shape: Sequence[int] = getattr(logits, "shape", ())
     if len(shape) != 2 or shape[0] != batch or shape[1] < 2:
         wrong = (
-            f"gives {shape or type(logits).__name__} for {batch} images; return logits f[B, K] "
+            f"returns {shape or type(logits).__name__} for {batch} images; return logits f[B, K] "
             "with K >= 2, and nothing else"
         )
         raise ValueError(f"{name} {single() or wrong}")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(f"{name} gives {logits.dtype}; return floating point logits")
+        raise ValueError(f"{name} returns {logits.dtype}; return floating-point logits")
     leak = f"{name} {TRAINING.format('a traced value outlived its trace')}"
     try:
         closed, _ = _traced(network, _operands((_FEW,), image, operand))

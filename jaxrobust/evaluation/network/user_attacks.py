@@ -102,7 +102,7 @@ def of_file(path: str) -> UserAttack:
             "id, [M,H,W,C], channels last"
         )
     if not len(ids):
-        raise ValueError(f"{flag} has no points; save one for each image to try")
+        raise ValueError(f"{flag} has no points; save one for each image to test")
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
@@ -175,7 +175,7 @@ def _outside(
     if points.shape[1:] != images.shape[1:]:
         remedy = "put channels last" if points.shape[1] in (1, 3) else "give points of that shape"
         raise ValueError(
-            f"{flag}: images are {points.shape[1:]}, but those of the evaluation are "
+            f"{flag}: images have shape {points.shape[1:]}, but the evaluation uses "
             f"{images.shape[1:]}; {remedy}"
         )
     nothing = np.ones((len(points), 1), np.float32)  # any logits
@@ -189,8 +189,8 @@ def _refuse_outside(flag: str, outside: dict[int, float], count: int, threat: Th
         worst = max(outside, key=lambda image: outside[image])
         raise ValueError(
             f"{flag}: {len(outside)} of {count} points are outside the {threat.norm} ball of "
-            f"radius {threat.epsilon:.6g}, that of image {worst} by {outside[worst]:.3g}; move "
-            "them into the ball, or leave them out"
+            f"radius {threat.epsilon:.6g}, the one for image {worst} by {outside[worst]:.3g}; "
+            "move them into the ball, or leave them out"
         )
 
 

@@ -140,7 +140,7 @@ def _balls(flags: GivenFlags, threats: Sequence[str]) -> list[Threat]:
         raise ValueError("--threat has no effect with --attack=clean; leave it out")
     if flags.attack == "clean" and (unused := stated.written(flags, "norm", "epsilon")):
         verb = "has" if len(unused) == 1 else "have"
-        say(f"{' and '.join(unused)} {verb} no effect without an attack")
+        say(f"{' and '.join(unused)} {verb} no effect with --attack=clean")
     if flags.union_only and (len(balls) < 2):
         raise ValueError("--union_only needs more than one --threat")
     return balls
@@ -149,7 +149,7 @@ def _balls(flags: GivenFlags, threats: Sequence[str]) -> list[Threat]:
 def _rungs(flags: GivenFlags, ladder: str) -> list[Threat]:
     if flags.union_only or flags.noreplay:
         flag = "union_only" if flags.union_only else "noreplay"
-        raise ValueError(f"--{flag} contradicts --ladder, whose radii share adversarial images")
+        raise ValueError(f"--ladder shares adversarial images between radii; leave --{flag} out")
     if not is_cascade(flags.attack) or flags.version == "rand":
         raise ValueError(
             "--ladder needs attacks that work image by image, such as --attack=autoattack; "

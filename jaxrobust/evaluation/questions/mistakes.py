@@ -180,7 +180,7 @@ def _check_version(question: GivenFlags, attack: str) -> None:
     for flag, value in (("rule", question.rule), ("draws", question.draws)):
         if value is not None:
             raise ValueError(
-                f"--{flag}={value} is for randomised networks; give --version=rand, or leave it out"
+                f"--{flag}={value} is for randomized networks; give --version=rand, or leave it out"
             )
 
 
@@ -201,7 +201,7 @@ def check_many(
     if small := [size for size in sizes if size is not None and size < 1]:
         raise ValueError(f"--image_size={small[0]} must be at least 1")
     if flags.corruptions and len(sizes) > 1:
-        raise ValueError("--corruptions takes one --image_size; give it once")
+        raise ValueError("--corruptions supports only one --image_size; give one")
     if flags.bundle and flags.version == "rand":
         raise ValueError("--bundle needs a deterministic network, not --version=rand")
     has_ball = flags.norm or flags.epsilon is not None
@@ -263,7 +263,7 @@ def check_network(flags: GivenFlags, *, of_weights: bool) -> None:
     extra = written(flags, "weights", "num_classes", "options")
     if flags.workdir and extra:
         raise ValueError(
-            f"{' and '.join(extra)} would replace the run's own; use --model instead of --workdir"
+            f"--workdir does not support {' and '.join(extra)}; use --model instead of --workdir"
         )
     if flags.weights and flags.phase:
         raise ValueError("--phase needs a --workdir, because --weights has only one phase")
@@ -312,7 +312,7 @@ def check_stop(flags: GivenFlags, several: Sequence[str]) -> None:
         value = getattr(flags, name)
         if value is not None and not (name == "alpha" and flags.certify is not None):
             of = "--against, --until_width or --certify" if name == "alpha" else "--against"
-            raise ValueError(f"--{name}={value:g} needs {of}; add that, or leave it out")
+            raise ValueError(f"--{name}={value:g} needs {of}; add it, or leave --{name} out")
     if stop is None:
         return
     if flags.certify is not None:
@@ -325,7 +325,7 @@ def check_stop(flags: GivenFlags, several: Sequence[str]) -> None:
             "as 0.05"
         )
     if flags.tie is not None and not flags.against:
-        raise ValueError(f"--tie={flags.tie:g} needs --against; add that, or leave it out")
+        raise ValueError(f"--tie={flags.tie:g} needs --against; add it, or leave --tie out")
     for name in ("tie", "until_width"):
         points = getattr(flags, name)
         if points is not None and not 0 < points < 100:

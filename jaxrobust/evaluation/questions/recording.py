@@ -181,8 +181,8 @@ class Evaluation:
         A few may differ by rounding.
         """
         about = (
-            f"the record {record.evaluation} is from an older version, which probed eight noisy "
-            "images, and the network's program differs"
+            f"the record {record.evaluation} is from an older version, which probed only eight "
+            "noisy images, and the network's program has changed"
         )
         there = checked.if_there(record, self.out / "results.jsonl")
         if there is None or self.subject.keyed or jax.process_count() > 1:
@@ -347,9 +347,9 @@ class Evaluation:
         if subject.flag and standing is None and clean is not None and clean < _LOW:
             say(
                 f"{subject.network.name} classifies {clean:.1%} of the clean images correctly; "
-                "if it expects normalised images or [-1, 1] instead of [0, 1], "
+                "if it expects normalized images or [-1, 1] instead of [0, 1], "
                 f"jaxrobust doctor {subject.flag} {subject.network.name} --dataset "
-                f"{self.source.name} detects this; move the normalisation into the network"
+                f"{self.source.name} detects this; move the normalization into the network"
             )
         return measured
 

@@ -113,8 +113,8 @@ def found(place: str, here: AccuracyRecord) -> RecordFound:
     if not listed:
         number = f" {wanted}" if wanted else ""
         raise ValueError(
-            f"--against={place} has no evaluation{number}; name the folder of one, a run, or "
-            "results.jsonl, followed by #NUMBER if it holds several"
+            f"--against={place} has no evaluation{number}; name a run, the folder of an "
+            "evaluation, or its results.jsonl, and add #NUMBER to choose one of several"
         )
     wrong = [differences(one.record, here) for one in listed]
     fit = [one for one, words in zip(listed, wrong, strict=True) if not words]

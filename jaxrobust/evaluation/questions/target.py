@@ -286,7 +286,7 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
         more = traced.classes == (sizes.num_classes or 0) + 1
         background = ", without a background class (logits[:, 1:] if it comes first)" * more
         raise ValueError(
-            f"{written} gives {traced.classes} logits, but data set {subject.dataset} has "
+            f"{written} returns {traced.classes} logits, but the data set {subject.dataset} has "
             f"{sizes.num_classes} classes; return one logit per class, in the same "
             f"order{background}"
         )

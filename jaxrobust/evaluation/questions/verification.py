@@ -266,8 +266,8 @@ def _other_split(bundle: claims.Bundle, source: Source) -> str | None:
         if ids == list(range(len(ids))) or ids == spread.places(source, len(ids)).tolist():
             return None
         return (
-            f"the {len(ids):,} images of the record are not those that evaluate --n chooses from "
-            "this split: they may have been hand-picked, and the claim itself is not confirmed"
+            f"evaluate --n would choose other images from this split than the {len(ids):,} of the "
+            "record, which may have been hand-picked: the claim itself is not confirmed"
         )
     return (
         f"{source.where()} has {len(source):,} images, but the bundle says "

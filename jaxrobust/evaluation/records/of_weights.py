@@ -67,15 +67,15 @@ def training_flags(facts: TrainingFacts | None) -> dict[str, str]:
     doubts, chosen = {}, facts["selection"]
     if chosen["on_evaluated_images"]:
         doubts["selection"] = (
-            f"the weights, or those that they started from, were chosen on images of "
-            f"{chosen['split']}, some or all of which are evaluated here: this choice "
-            "inflates the numbers"
+            f"the weights (or the weights they started from) were selected on images of "
+            f"{chosen['split']}, some or all of which are evaluated here, which inflates the "
+            "accuracy"
         )
     if not chosen["split"]:
-        doubts["selection"] = "it is unknown on which images the weights were chosen"
+        doubts["selection"] = "the images on which the weights were selected are unknown"
     if facts["on_evaluated_images"]:
         doubts["training"] = (
-            "the weights, or those that they started from, were trained on some or all of these "
+            "the weights (or the weights they started from) were trained on some or all of these "
             "images"
         )
     return doubts

@@ -192,7 +192,7 @@ def draws_line(draws: DrawsJudged) -> str:
     if verdict.rule == randomised.ONE:
         return line
     if not one:  # of a union
-        return f"{line}; the result for one draw is unknown, because the parts of the union lack it"
+        return f"{line}; the result for one draw is unknown, because parts of the union lack it"
     most = "at most " if one.get("at_most") else ""
     ends_of = one.get("interval")
     ends = ends_of and ends_of.get("robust")

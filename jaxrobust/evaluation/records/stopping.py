@@ -150,7 +150,7 @@ def check_width(width: float, images: int) -> None:
     if width * images <= 1:
         raise ValueError(
             f"a width of {100 * width:g} points is too narrow for {images} images, each "
-            f"worth {100 / images:.3g} points; evaluate more images, or widen it"
+            f"worth {100 / images:.3g} points; evaluate more images, or give a larger width"
         )
 
 
@@ -166,7 +166,7 @@ def line(stopped: StoppedSequence) -> str:
     n, of, level = stopped["stopped_after"], stopped["of"], 100 * (1 - stopped["alpha"])
     head = "stopped after" if "rule" in stopped else "looked at"
     text = f"{head} {n:,} of {of:,} images: {why(stopped)}; robust accuracy on all {of:,} is "
-    text += f"{between(stopped['robust'])} over all looks together ({level:g}% confidence sequence)"
+    text += f"{between(stopped['robust'])} at any stopping time ({level:g}% confidence sequence)"
     if "difference" not in stopped:
         return text
     against = stopped.get("against") or {}
@@ -182,8 +182,8 @@ def why(stopped: StoppedSequence) -> str:
     return {
         AHEAD: f"{'this' if stopped.get('leads') == 'this' else 'the other'} network is ahead",
         TIE: f"they differ by less than {100 * (stopped.get('tie') or 0):g} points",
-        WIDTH: f"the interval is below {100 * (stopped.get('until_width') or 0):g} points",
-        ENDED: "there are no more images, and nothing was decided",
+        WIDTH: f"the interval is narrower than {100 * (stopped.get('until_width') or 0):g} points",
+        ENDED: "all images were evaluated without a decision",
         None: "not decided yet",
     }[stopped.get("rule")]
 
@@ -267,13 +267,13 @@ def fast_line(fast: FastSample) -> str:
     """Describe the result of the sample, and warn that this is not an AutoAttack result."""
     head = (
         "these verdicts come from the fast version, not from AutoAttack: "
-        f"{fast['sampled']:,} of {fast['survivors']:,} survivors, chosen at random, faced all "
-        f"remaining attacks of the standard version, and {fast['fooled']:,} fell"
+        f"all remaining attacks of the standard version were run on {fast['sampled']:,} of "
+        f"{fast['survivors']:,} survivors, chosen at random, and fooled {fast['fooled']:,}"
     )
     return (
         f"{head}; with {100 * fast['level']:g}% confidence, at most {fast['at_most']:,} of the "
-        f"others would fall too, so robust accuracy is at least {fast_bound(fast)}; --finish "
-        "computes it"
+        f"others would be fooled too, so robust accuracy is at least {fast_bound(fast)}; --finish "
+        "computes the exact value"
     )
 
 

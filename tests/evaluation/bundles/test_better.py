@@ -135,7 +135,7 @@ class BetterTest(parameterized.TestCase):
         self.assertEqual((sample["fell"], sample["seed"]), (0, 3))
         self.assertEqual(plain["robust_at_most"], record["robust"])
         self.assertRegex(
-            said, r"of all \d+ standing images, 0 fell to apgd-ce, apgd-t \(repeat with --seed 3"
+            said, r"of all \d+ surviving images, 0 fell to apgd-ce, apgd-t \(repeat with --seed 3"
         )
         self.assertNotEqual(*(self.verified(self.honest)[2]["sample"]["seed"] for _ in range(2)))
 

@@ -305,7 +305,7 @@ class WrittenTest(parameterized.TestCase):
         shutil.copytree(self.out, out)
         stored = (out / "ledger-a1.images").read_bytes()
         (out / "ledger-a1.images").write_bytes(stored[:-1])
-        with self.assertRaisesRegex(ValueError, "is truncated; evaluate again with --out DIR"):
+        with self.assertRaisesRegex(ValueError, "is truncated; for --bundle, evaluate again with"):
             bundle.of_record(place, self.record, out, self.images, logits)
         lines = (out / "ledger-a1.jsonl").read_text().splitlines()
         (out / "ledger-a1.jsonl").write_text("\n".join(lines[:-1]) + "\n")

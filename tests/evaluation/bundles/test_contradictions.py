@@ -106,13 +106,13 @@ class FaultTest(parameterized.TestCase):
             {"b": 0.5, "full": 0.25},
             "gives accuracies after b, full, not",
         ),
-        ("about/record/costs/1/fooled", 2, "gives 2 images that b fooled, but has 1"),
-        ("about/record/costs/2/attack", "b", "gives 2 images that b fooled, but has 1"),
-        ("about/record/costs/2/attack", "c", "gives None images that full fooled, but has 1"),
+        ("about/record/costs/1/fooled", 2, "says that b fooled 2 images, but has 1"),
+        ("about/record/costs/2/attack", "b", "says that b fooled 2 images, but has 1"),
+        ("about/record/costs/2/attack", "c", "says that full fooled None images, but has 1"),
         (
             "about/record/costs",
             [*RECORD["costs"], {"attack": "c", "fooled": 1}],
-            "gives 1 images that c fooled, but has 0",
+            "says that c fooled 1 images, but has 0",
         ),
     )
     def test_what_is_wrong(self, place, value, said):

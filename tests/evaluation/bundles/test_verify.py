@@ -129,7 +129,7 @@ class RunTest(Case):
         self.assertIn("training", claims.read(folder).record["flags"])
         bundles.changed(folder, record={"flags": {}})
         _, printed, _ = called(verify, folder, "--weights", self.workdir)
-        self.assertIn("flag training: the weights, or those", printed)
+        self.assertIn("flag training: the weights (or the weights", printed)
 
     @sweeps.rows(True, False)
     @pytest.mark.slow
@@ -267,7 +267,7 @@ class FunctionTest(Case):
         printed, _ = ended(called(verify, place, *words))
         self.assertIn("sparse-pgd, l0 2, on digits test", printed)
         self.assertIn(
-            "standing images, 0 fell to sparse-pgd, sparse-pgd-p (repeat with --seed 1", printed
+            "surviving images, 0 fell to sparse-pgd, sparse-pgd-p (repeat with --seed 1", printed
         )
         rows = bundles.rows_of(place)
         for row in rows:  # claim that the fooled ones stand

@@ -349,9 +349,9 @@ class VersionsTest(parameterized.TestCase):
         self.assertGreaterEqual(result.robust.mean(), one["robust"])
 
     def test_rand_needs_a_keyed_network(self):
-        with self.assertRaisesRegex(ValueError, r"must take images and keys \[B\]"):
+        with self.assertRaisesRegex(ValueError, r"must accept images and keys \[B\]"):
             quick(n=4, version="rand", overrides=None)
-        with self.assertRaisesRegex(ValueError, "must take images only"):
+        with self.assertRaisesRegex(ValueError, "must accept images only"):
             evaluate(lambda x, k: x, IMAGES[:4], LABELS[:4], norm="linf", epsilon=0.1)
         with self.assertRaisesRegex(
             ValueError, "version='rand' does not support search_fn; leave it out"
@@ -541,9 +541,9 @@ class MessagesTest(parameterized.TestCase):
     @sweeps.rows(
         (lambda x: x.mean((1, 2, 3)), r"return logits f\[B, K\]"),
         (lambda x: x.reshape(x.shape[0], -1)[:, :1], "with K >= 2"),
-        (lambda x: (NETS["lin"](x), x), "gives tuple for .* and nothing else"),
+        (lambda x: (NETS["lin"](x), x), "returns tuple for .* and nothing else"),
         (lambda x: np.asarray(x).reshape(len(x), -1), "write it with jax.numpy"),
-        (lambda x: jnp.ones((x.shape[0], 3), jnp.int32), "return floating point logits"),
+        (lambda x: jnp.ones((x.shape[0], 3), jnp.int32), "return floating-point logits"),
     )
     def test_networks(self, function, message):
         with self.assertRaisesRegex(ValueError, message):

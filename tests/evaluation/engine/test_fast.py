@@ -286,11 +286,11 @@ class LinfTest(_OfANorm, parameterized.TestCase):
             evaluated(verbose=True)
         about = self.fast.about["fast"]
         words = (
-            f"{about['survivors']} images survive; {about['sampled']} of them, chosen at random, "
-            "face all remaining attacks"
+            f"{about['survivors']} images survive; running all remaining attacks on "
+            f"{about['sampled']} of them, chosen at random"
         )
         self.assertIn(words, said.getvalue())
-        nearest = r"images survive; the \d+ nearest face the rest of apgd-t and fab-t\n"
+        nearest = r"running apgd-t and fab-t on the \d+ near a boundary\n"
         self.assertRegex(said.getvalue(), nearest)
 
 
@@ -367,7 +367,7 @@ class RefusedTest(parameterized.TestCase):
         ({"stop": StopRule(width=0.2)}, "version='fast' cannot be combined with stop; omit one"),
         ({"robust_beyond": np.ones(N, bool)}, "cannot be combined with robust_beyond"),
         ({"search_fn": lambda x: net(x)}, "cannot be combined with search_fn"),
-        ({"rule": "mean"}, "is for randomised networks; pass version='rand'"),
+        ({"rule": "mean"}, "is for randomized networks; pass version='rand'"),
     )
     def test_what_contradicts_it(self, given, message):
         with self.assertRaisesRegex(ValueError, message):

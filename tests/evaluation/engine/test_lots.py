@@ -168,7 +168,9 @@ class LotsTest(parameterized.TestCase):
         with contextlib.redirect_stderr(said):
             result = evaluated(verbose=True, stop=StopRule(width=0.2))
         self.assertEqual(said.getvalue().count("looked at 60 of 260 images: not decided yet"), 1)
-        self.assertIn("stopped after 120 of 260 images: the interval is below 20", said.getvalue())
+        self.assertIn(
+            "stopped after 120 of 260 images: the interval is narrower than 20", said.getvalue()
+        )
         self.assertEqual(said.getvalue().count("apgd-ce: compiling"), 1)
         table = result.table()
         self.assertEqual(repr(result), table)  # not pages of arrays

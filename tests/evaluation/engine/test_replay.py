@@ -155,8 +155,8 @@ class RefusalTest(parameterized.TestCase):
         ledger.write_text("\n".join([head, *rows]) + "\n")
         with self.assertRaisesRegex(
             ValueError,
-            r"is for different images, .* for image \d+ is [\d.]+ away in linf, more than its "
-            "radius of 0.007843; replay an evaluation of these images",
+            r"is for different images, .* for image \d+ is [\d.]+ from it in linf, which exceeds "
+            "the radius 0.007843; replay an evaluation of these images",
         ):
             evaluate(*given, replay=[ledger], **asked)
 

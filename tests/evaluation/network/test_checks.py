@@ -116,7 +116,7 @@ class NetworkTest(parameterized.TestCase):
 
     def retraced(self, logits_fn):
         self.check_only(
-            flags_of(logits_fn), "retraced", "tracing logits_fn twice", "no NumPy or Python random"
+            flags_of(logits_fn), "retraced", "tracing logits_fn twice", "not draw NumPy or Python"
         )
 
     def test_numpy_noise_in_an_array(self):
@@ -157,7 +157,7 @@ class NetworkTest(parameterized.TestCase):
 
         images, labels = colours()
         flags = reliability.check_network(compiled(healthy), logits_fn, images, labels)
-        self.check_only(flags, "retraced", "tracing logits_fn twice", "change no state")
+        self.check_only(flags, "retraced", "tracing logits_fn twice", "or change state")
 
     # --- train mode ---
 
@@ -182,7 +182,7 @@ class NetworkTest(parameterized.TestCase):
             z = healthy(x)
             return jnp.where(jax.random.bernoulli(jax.random.key(0), 0.9, z.shape), z, 0)
 
-        self.check_only(flags_of(logits_fn), "batch-dependent", "range of", "train=False")
+        self.check_only(flags_of(logits_fn), "batch-dependent", "logits span", "train=False")
 
     def test_nan_is_no_movement(self):
         images, labels = colours()
@@ -246,7 +246,7 @@ class NetworkTest(parameterized.TestCase):
     def test_double_normalisation(self, name):
         constants = reliability._NORMALISATIONS[name]
         flags = flags_of(lambda x: healthy(normalise(x, *constants)))
-        self.assertIn("normalisation is undone", flags.pop("double-normalization"))
+        self.assertIn("normalization is undone", flags.pop("double-normalization"))
         self.assertLessEqual(flags.keys(), {"low-accuracy"})
 
     @pytest.mark.slow
@@ -304,8 +304,8 @@ class ImagesTest(parameterized.TestCase):
         (lambda x: (255 * x).astype(np.uint8), "uint8; .* divide by 255"),
         (lambda x: (255 * x).astype(np.int32), r"int32; pass float32 in \[0, 1\]"),
         (lambda x: 255 * x, r"span \[\d+\.?\d*, \d+\.?\d*\], not \[0, 1\]; .* divide by 255"),
-        (lambda x: np.asarray(normalise(x)), "normalised already; .* let logits_fn normalise"),
-        (lambda x: 2 * x - 1, "normalised already"),
+        (lambda x: np.asarray(normalise(x)), "normalized already; .* let logits_fn normalize"),
+        (lambda x: 2 * x - 1, "normalized already"),
         (lambda x: x * 1.0001 + (1.00005 - x.max()), r"np\.clip\(images, 0, 1\)"),
         (lambda x: np.where(np.arange(8)[:, None, None, None] < 3, np.nan, x), "3 of 8 images"),
         (lambda x: np.where(x > 0.5, np.inf, x), "inf"),

@@ -374,8 +374,8 @@ class FormsTest(parameterized.TestCase):
         (lambda: NNX(), "changes its state .*put it into evaluation mode, .* model.eval"),
         (lambda: Partial(LINEN.apply, VARIABLES, train=True), "evaluation mode: .*train="),
         (lambda: VARIABLES, "logits_fn is a dict, not a function; pass a function of images"),
-        (lambda: lambda x: None, "gives NoneType for 4 images; return logits f.B, K"),
-        (lambda: lambda x: (linear(FIRST, x), x), "gives tuple for 4 images"),
+        (lambda: lambda x: None, "returns NoneType for 4 images; return logits f.B, K"),
+        (lambda: lambda x: (linear(FIRST, x), x), "returns tuple for 4 images"),
         (counting, "changes its state .*put it into evaluation mode"),
         (
             lambda: Partial(LINEN.apply, VARIABLES, train=np.array(False)),
@@ -387,10 +387,10 @@ class FormsTest(parameterized.TestCase):
             evaluate(made())
 
     def test_search_fn_is_named(self):
-        with self.assertRaisesRegex(ValueError, "^search_fn gives int32; return floating"):
+        with self.assertRaisesRegex(ValueError, "^search_fn returns int32; return floating"):
             evaluate(partial(FIRST), search_fn=lambda x: jnp.ones((x.shape[0], 10), jnp.int32))
         with self.assertRaisesRegex(
-            ValueError, "search_fn gives 9 logits, but logits_fn gives 10; pass"
+            ValueError, "search_fn returns 9 logits, but logits_fn returns 10; pass"
         ):
             evaluate(partial(FIRST), search_fn=partial(FIRST[:, :9]))
 
@@ -494,7 +494,9 @@ class HaikuTest(parameterized.TestCase):
         result = evaluate(Partial(net.apply, params, None))
         expected = np.argmax(net.apply(params, None, jnp.asarray(IMAGES)), axis=1) == LABELS
         np.testing.assert_array_equal(result.clean, expected)
-        with self.assertRaisesRegex(ValueError, "must take images only .*missing .*argument: 'x'"):
+        with self.assertRaisesRegex(
+            ValueError, "must accept images only .*missing .*argument: 'x'"
+        ):
             evaluate(Partial(net.apply, params))
 
 

@@ -147,7 +147,7 @@ class ComputedTest(CommandCase):
         ({"corruptions": "fog", "frost": "nowhere"}, "has no effect without the corruption frost"),
         ({"attack": "clean", "frost": "nowhere"}, "has no effect without --corruptions"),
         ({"corruptions": "fog", "attack": "pgd-2"}, "without an attack; leave --attack=pgd-2 out"),
-        ({"corruptions": "fog", "image_size": [32, 224]}, "takes one --image_size"),
+        ({"corruptions": "fog", "image_size": [32, 224]}, "only one --image_size"),
         ({"corruptions": "fog", "dataset": "fake:28x28x3:5"}, "color images of 32 or 224 px"),
         ({"corruptions": "fog", "dataset": "fake:32x32x1:5"}, "px, not 32 px with 1"),
         ({"corruptions": "fog", "threat": ["linf:4/255"]}, "--threat has no effect with"),

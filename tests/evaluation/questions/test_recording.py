@@ -195,8 +195,8 @@ class CommandTest(parameterized.TestCase):
 
     def test_a_radius_without_an_attack_is_said_to_have_no_effect(self):
         for changes, words in (
-            ({}, "--norm and --epsilon have no effect without an attack"),
-            ({"norm": None, "epsilon": "0.5"}, "--epsilon has no effect without an attack"),
+            ({}, "--norm and --epsilon have no effect with --attack=clean"),
+            ({"norm": None, "epsilon": "0.5"}, "--epsilon has no effect with --attack=clean"),
         ):
             _, said = self.call("clean", attack="clean", **changes)
             self.assertIn(words, said)

@@ -54,7 +54,7 @@ class ContradictionTest(parameterized.TestCase):
             "--finish only works for one evaluation, .*; choose one .*: --threat=linf:0.1",
         ),
         ({"until_width": 1.0}, "--until_width only works for one .*=linf:0.1 or --threat=l2:0.5"),
-        ({"bundle": "new"}, "--bundle takes one threat at one image size"),
+        ({"bundle": "new"}, "--bundle supports one threat and image size"),
     )
     def test_what_takes_one_norm(self, changes, words):
         with self.assertRaisesRegex(ValueError, words):
@@ -80,7 +80,7 @@ class ContradictionTest(parameterized.TestCase):
         ({"sizes": (32, 64, 32)}, "--image_size=32, 64, 32 repeats a size"),
         (
             {"corruptions": "fog", "attack": "clean", "sizes": (32, 64)},
-            "--corruptions takes one --image_size",
+            "--corruptions supports only one --image_size",
         ),
         ({"norm": "l2", "threats": ["linf:0.1"]}, "--threat sets norm and radius; leave --norm"),
         ({"epsilon": 0.0, "threats": ["linf:0.1"]}, "--threat sets norm and radius; leave --norm"),
@@ -94,14 +94,17 @@ class ContradictionTest(parameterized.TestCase):
         ({"norm": "l2", "ladder": LADDER}, "leave --threat, --norm and --epsilon out"),
         ({"epsilon": 0.0, "ladder": LADDER}, "leave --threat, --norm and --epsilon out"),
         ({"threats": ["linf:0.1"], "ladder": LADDER}, "leave --threat, --norm and --epsilon out"),
-        ({"union_only": True, "ladder": LADDER}, "--union_only contradicts --ladder"),
-        ({"noreplay": True, "ladder": LADDER}, "--noreplay contradicts --ladder"),
+        ({"union_only": True, "ladder": LADDER}, "radii; leave --union_only out"),
+        ({"noreplay": True, "ladder": LADDER}, "radii; leave --noreplay out"),
         ({"attack": "pgd-20", "ladder": LADDER}, "leave out pgd-20"),
         ({"version": "rand", "ladder": LADDER}, "leave out --version=rand"),
-        ({"corruptions": "fog", "attack": "clean", "sizes": (32, 64)}, "--corruptions takes one"),
-        ({"bundle": "new", "sizes": (32, 64)}, "--bundle takes one threat at one image size"),
+        (
+            {"corruptions": "fog", "attack": "clean", "sizes": (32, 64)},
+            "--corruptions supports only one",
+        ),
+        ({"bundle": "new", "sizes": (32, 64)}, "--bundle supports one threat and image size"),
         ({"bundle": "new", "version": "rand"}, "not --version=rand"),
-        ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not keep"),
+        ({"bundle": "new", "attack": "pgd-20"}, "which --attack=pgd-20 does not store"),
         (
             {"radius_at": 224, "sizes": (192,)},
             "--radius_at=224 must be .*; also give --threat, the ra",
@@ -262,8 +265,8 @@ class QuestionTest(parameterized.TestCase):
             "--version=plus has no effect with --attack=pgd-20",
         ),
         ({"attack": "clean", "search_dtype": "bfloat16"}, "--search_dtype=bfloat16 has no effect"),
-        ({"rule": "mean"}, "--rule=mean is for randomised networks"),
-        ({"draws": 0}, "--draws=0 is for randomised networks"),
+        ({"rule": "mean"}, "--rule=mean is for randomized networks"),
+        ({"draws": 0}, "--draws=0 is for randomized networks"),
         ({"version": "rand", "draws": 0}, "--draws=0 must be an int >= 1"),
         (
             {"version": "rand", "search_dtype": "bfloat16"},
@@ -494,7 +497,7 @@ class BundleTest(parameterized.TestCase):
         file = folder.create_file("mine.txt")
         for path in (folder.full_path, file.full_path):
             place.bundle = path
-            with self.assertRaisesRegex(ValueError, "exists and is not a bundle; name a new fold"):
+            with self.assertRaisesRegex(ValueError, "exists but is not a bundle; name a new fold"):
                 bundle.check(place, 1)
         folder.create_file("SHA256SUMS")
         place.bundle = folder.full_path

@@ -50,7 +50,7 @@ class SelectedTest(absltest.TestCase):
         self.assertEqual(record["training"]["selection"], said | {"on_evaluated_images": True})
         # 2 clean epochs, and 3 of an update and an attack of 2 steps.
         self.assertEqual(record["training"]["passes"], 2 + 3 * (1 + 2))
-        self.assertIn("chosen on images of test[5:]", printed)
+        self.assertIn("selected on images of test[5:]", printed)
         for more, message in (
             ({"phase": "train"}, "--selected also chooses the phase; leave --phase out"),
             ({"workdir": None}, "--selected chooses weights of a run; give its --workdir RUN"),

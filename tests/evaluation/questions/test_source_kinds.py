@@ -153,7 +153,7 @@ class SourceKindsTest(parameterized.TestCase):
             out=str(self.root / "background"),
         )  # fmt: skip
         self.assertEqual(code, 2)
-        self.assertIn("gives 11 logits, but", said)
+        self.assertIn("returns 11 logits, but", said)
         self.assertIn("without a background class (logits[:, 1:] if it comes first", said)
 
     @pytest.mark.slow

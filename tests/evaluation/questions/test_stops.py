@@ -132,7 +132,7 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(found.images, record["stopped"]["stopped_after"])
         text = comparison_markdown.document(found)
         self.assertRegex(
-            text, r"B stopped after \d+ of its 200 images: the interval is below 20 po"
+            text, r"B stopped after \d+ of its 200 images: the interval is narrower than 20"
         )
         self.assertIn("An evaluation was stopped by a rule", text)
         self.assertIn("95% sequence", text)
@@ -181,7 +181,7 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(sentences.interval_name(whole), "95% interval")
 
     @sweeps.rows(
-        ("nothing", "--against=nothing has no evaluation; name the folder of one"),
+        ("nothing", "--against=nothing has no evaluation; name a run, the folder"),
         ("weak#abc", "--against=weak#abc has no evaluation abc; name"),
         ("radius", "radius is .* there, .* here; give the same images, radius and attacks"),
         ("attack", 'attacks is "apgd-t" there, "apgd-ce" here'),
@@ -247,8 +247,8 @@ class CommandTest(parameterized.TestCase):
 
 class FlagsTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"alpha": 0.1}, "--alpha=0.1 needs --against, --until_width or --certify; add that"),
-        ({"tie": 1.0}, "--tie=1 needs --against; add that, or leave it out"),
+        ({"alpha": 0.1}, "--alpha=0.1 needs --against, --until_width or --certify; add it"),
+        ({"tie": 1.0}, "--tie=1 needs --against; add it, or leave --tie out"),
         ({"until_width": 2.0, "against": "a"}, "both set when to stop; give one of them"),
         ({"until_width": 2.0, "tie": 1.0}, "--tie=1 needs --against"),
         ({"against": "a", "alpha": 1.0}, "--alpha=1 must be a probability of a false alarm"),

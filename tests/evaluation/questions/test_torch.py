@@ -182,7 +182,7 @@ class TorchTest(parameterized.TestCase):
             {"function": "nets.py:ready", "torch_args": {"a": 1}},
             "without --torch, leave --torch_args out",
         ),
-        ({"torch": "nets.py:ready", "dataset": "fake:8x8x1:7"}, "gives 10 logits, .* 7 classes"),
+        ({"torch": "nets.py:ready", "dataset": "fake:8x8x1:7"}, "returns 10 logits, .* 7 classes"),
     )
     def test_refuses(self, flags, message):
         said = refused(self.asked(**flags))

@@ -260,8 +260,8 @@ class MistakesTest(Case):
         ({'ids': [-1, 3]}, '1 id outside the 32 .* as -1'),
         ({'ids': [0.0, 1.0]}, 'ids are float64\\[2\\]; save integers'),
         ({'ids': [0]}, 'shape \\(2, 8, 8, 1\\) for 1 ids; save one image for each'),
-        ({'images': np.zeros((2, 1, 8, 8))}, 'images are .1, 8, 8., .* channels last'),
-        ({'images': np.zeros((2, 9, 9, 1))}, 'images are .9, 9, 1., but those of the'),
+        ({'images': np.zeros((2, 1, 8, 8))}, 'images have shape .1, 8, 8., .* channels last'),
+        ({'images': np.zeros((2, 9, 9, 1))}, 'images have shape .9, 9, 1., but the'),
         ({'images': np.zeros((2, 64))}, 'shape \\(2, 64\\) for 2 ids'),
         ({'images': np.full(SHAPE, np.nan)}, '2 of 2 images have NaN or infinite'),
         ({'images': np.ones(SHAPE)}, '2 of 2 points are outside .* radius 0.5, .* by \\d'),
@@ -297,7 +297,7 @@ class MistakesTest(Case):
         ("truth", "returned an array \\(\\d+,\\) for images"),
         ("nothing", "returned an array \\(\\) for images"),
         ("nan", "(\\d+) of \\1 images have NaN or infinite pixels"),
-        ("far", "(\\d+) of \\1 points are outside the l2 ball of radius 0.5, that of image"),
+        ("far", "(\\d+) of \\1 points are outside the l2 ball of radius 0.5, the one for"),
         ("beyond", "(\\d+) of \\1 images are outside .0, 1., image \\d+ by 0.01; clip them"),
     )
     def test_functions(self, name, said):

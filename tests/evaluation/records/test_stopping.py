@@ -146,12 +146,12 @@ class LineTest(absltest.TestCase):
         own, other = np.arange(200) % 2 == 0, np.arange(200) % 2 == 1
         behind = looked(StopRule(against=verdicts(own | other)), own, 60)
         texts = {
-            "the interval is below 30 points": looked(StopRule(width=0.3), own, 120),
+            "the interval is narrower than 30 points": looked(StopRule(width=0.3), own, 120),
             "the other network is ahead": behind,
             "they differ by less than 5 points": looked(
                 StopRule(against=verdicts(own), tie=0.05), own, 180
             ),
-            "nothing was decided": looked(StopRule(against=verdicts(own)), own, 200),
+            "without a decision": looked(StopRule(against=verdicts(own)), own, 200),
             "not decided yet": looked(StopRule(against=verdicts(own)), own, 50),
         }
         for words, seen in texts.items():

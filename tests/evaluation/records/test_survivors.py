@@ -69,8 +69,8 @@ class RecordTest(parameterized.TestCase):
     def test_line(self):
         text = stopping.fast_line(self.FOUND)
         at_most, least = self.FOUND["at_most"], self.FOUND["robust_at_least"]
-        self.assertIn("12 of 90 survivors, chosen at random, faced all", text)
-        self.assertIn(f"at most {at_most} of the others would fall too", text)
+        self.assertIn("run on 12 of 90 survivors, chosen at random", text)
+        self.assertIn(f"at most {at_most} of the others would be fooled too", text)
         self.assertAlmostEqual(least, (89 - at_most) / 200)
         self.assertIn(f"robust accuracy is at least {100 * least:.2f}%", text)
         self.assertIn("not from AutoAttack", text)

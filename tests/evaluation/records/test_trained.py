@@ -77,8 +77,9 @@ class TrainingTest(parameterized.TestCase):
         self.assertEqual(facts["selection"]["on_evaluated_images"], same)
         self.assertEqual(facts["selection"]["dataset"], chosen["dataset"])
         self.assertEqual("attack" in facts["selection"], "attack" in chosen)
-        unknown = "it is unknown on which images" in of_weights.training_flags(facts).get(
-            "selection", ""
+        unknown = (
+            "the images on which the weights were selected are unknown"
+            in of_weights.training_flags(facts).get("selection", "")
         )
         self.assertEqual(unknown, same is None)
         self.assertEqual(of_weights.training_flags(None), {})
