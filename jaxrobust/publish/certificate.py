@@ -83,8 +83,8 @@ def checked(certificate: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the certificate unchanged; `Differs` if the two networks disagree."""
     if certificate["agrees"] is False:
         raise Differs(
-            f"{name} and its reference differ, so nothing is written (it would be with "
-            "--nocertificate): " + "\n".join(lines(certificate))
+            f"{name} and its reference differ, so nothing is written (--nocertificate "
+            "writes it anyway): " + "\n".join(lines(certificate))
         )
     return certificate
 
@@ -134,7 +134,7 @@ def _names(network: Network, reference: Reference) -> dict[str, Any]:
 def _faults(measured: dict[str, Any], *, is_function: bool = False) -> list[str]:
     faults, names = [], measured["names"]
     if missing := names["reference"] - names["matched"]:
-        faults.append(f"{missing} names in the reference are not in ours")
+        faults.append(f"{missing} names of the reference are missing here")
     if other := names["matched"] - names["equal"]:
         faults.append(f"{other} arrays differ ({', '.join(names['differing'][:3])})")
     bars_of_logits = ROUNDED_LOGITS if is_function else LOGITS
@@ -145,7 +145,7 @@ def _faults(measured: dict[str, Any], *, is_function: bool = False) -> list[str]
             bar = max(bar, 2 * row.get("reference_rounding", 0))
             if not row["relative"] < bar:  # NaN fails too
                 faults.append(
-                    f"{quantity} differ by {row['relative']:.1e} in {dtype}, above {bar:.1e}"
+                    f"{quantity} differ by {row['relative']:.1e} in {dtype}, more than {bar:.1e}"
                 )
     return faults
 

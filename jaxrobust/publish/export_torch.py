@@ -67,12 +67,12 @@ def _check(settings: ExportSettings) -> None:
     if settings.workdir:
         weights_keys = ("model", "image_size", "options")
         if extra := [k for k in weights_keys if getattr(settings, k) is not None]:
-            raise ValueError(f"--{extra[0]} belongs to --weights; a run stores its own")
+            raise ValueError(f"--{extra[0]} is only for --weights; leave it out")
     elif settings.phase:
-        raise ValueError("--phase belongs to a --workdir; --weights has only one")
+        raise ValueError("--phase needs a --workdir, because --weights has only one phase")
     flags = [key for key in ("weights", "phase", "which") if getattr(settings, key) is not None]
     if settings.selected and flags:
-        raise ValueError(f"--selected names the weights of a --workdir; leave --{flags[0]} out")
+        raise ValueError(f"--selected chooses weights of the --workdir; leave --{flags[0]} out")
     layouts.known(settings.layout, settings.out)
     if settings.out.exists() and not settings.out.is_dir():
         raise ValueError(f"--out {settings.out} is a file; name a folder")
@@ -90,7 +90,7 @@ def _check_entry(settings: ExportSettings) -> None:
         if extra := [
             k for k in ("evaluation", "id", "confirm") if getattr(settings, k) is not None
         ]:
-            raise ValueError(f"--{extra[0]} belongs to --record FILE")
+            raise ValueError(f"--{extra[0]} needs --record FILE")
         return
     if not _entry_id(settings):
         if (
@@ -98,7 +98,7 @@ def _check_entry(settings: ExportSettings) -> None:
             or settings.confirm is not None
         ):
             raise ValueError(
-                "--record needs --id, the new network's name: Singh2023Revisiting_ViT-S-ConvStem"
+                "--record needs --id, a RobustBench id such as Singh2023Revisiting_ViT-S-ConvStem"
             )
         return
     robustbench_entry.check_id(_entry_id(settings))
@@ -276,7 +276,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     confirmed = None
     try:
         file = layouts.stage(staged, network, subject.account, settings.layout)
-        with patience.of(f"comparing {file.name} with the network, which compiles both"):
+        with patience.of(f"compiling {file.name} and the network to compare them"):
             certified = _measured(settings, network, subject.file, file)
         if record:
             if settings.confirm:
@@ -331,7 +331,7 @@ def _print(settings: ExportSettings, done: dict[str, Any], classes: int) -> None
         if done[key]:
             print(f"  {label}{done[key]}")
     if done["by_hand"]:
-        print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and marks in the issue")
+        print(f"  fill in by hand: {', '.join(done['by_hand'])}, and the checkboxes in the issue")
 
 
 def push_to_hub(

@@ -171,20 +171,20 @@ def card(network: Network, account: Account) -> str:
     title = f"{network.name}, {network.num_classes:,} classes"
     title += "" if account.threat is None else f", threat model {account.threat.written()}"
     inside = network_account.normalisation(network)
-    outside = "timm's transforms normalise them" if built else "the network's first layer does that"
+    outside = "applied by timm's transforms" if built else "applied by the network's first layer"
     facts = {
         "Architecture": f"`{network.name}` of jaxrobust"
         + (f", timm's `{built[0]}`" if built else ", which timm does not have"),
         "Images": f"{network_account.channels(network)} in [0, 1], "
         + network_account.prepared(network, account),
-        "Normalisation": f"{inside}; {outside}" if inside else "none: raw [0, 1] images",
+        "Normalization": f"{inside}; {outside}" if inside else "none: raw [0, 1] images",
         "Classes": network_account.classes(network, account),
         "Threat model": network_account.threat(account),
         "Training": account.trained or network_account.UNKNOWN,
         "Weights": account.which
         + (f", from {account.source}" if account.source else "")
         + (f" (sha256 {account.source_sha256})" if account.source_sha256 else ""),
-        "Licence": network_account.licence(account) or f"({BY_HAND}: the licence of the weights)",
+        "License": network_account.licence(account) or f"({BY_HAND}: the license of the weights)",
     }
     lines = [
         *_head(built is not None, account),

@@ -36,7 +36,7 @@ def import_weights(
     if facts.file and certified:
         key = facts.published
         layout = key if key and network.options == PUBLISHED[key].options else "timm"
-        with patience.of("comparing the weights with their reference, which compiles both"):
+        with patience.of("compiling the network and its reference to compare them"):
             compared = certificate.of_import(network, facts.file, layout, request.which)
     config = weights_folder.write(out, network.params, network.stats, config)
     if compared:
@@ -62,10 +62,10 @@ def _print(out: Path, network: Network, done: dict[str, Any]) -> None:
         print(f"  {line}")
     if done["which"] and network.facts.place:
         kind = files.WHICH[done["which"]]
-        print(f"  the {kind} weights, which are under {network.facts.place!r}")
+        print(f"  {kind} weights, stored under {network.facts.place!r}")
     moments = (done["normalize"][key] for key in ("mean", "std"))
     shown = (" ".join(f"{value:.4g}" for value in values) for values in moments)
-    print("  normalisation: mean {}, std {} ({})".format(*shown, done["normalize"]["origin"]))
+    print("  normalization: mean {}, std {} ({})".format(*shown, done["normalize"]["origin"]))
     if done["certificate"]:
         print(f"  certificate: {done['certificate']}")
 

@@ -41,7 +41,7 @@ def known(layout: str, out: Path) -> str:
     if layout not in LAYOUTS:
         if layout not in PUBLISHED:
             raise ValueError(
-                f"unknown layout {layout!r}; {near(layout, [*LAYOUTS, *PUBLISHED])}write "
+                f"unknown layout {layout!r}; {near(layout, [*LAYOUTS, *PUBLISHED])}choose "
                 f"{', '.join(LAYOUTS)}, or a RobustBench id such as Salman2020Do_R18"
             )
         references.place(out, layout)  # refuses an id that reads no file
@@ -109,8 +109,8 @@ def save_pt(path: Path, state: dict[str, np.ndarray] | np.ndarray) -> None:
         reason = str(error).splitlines()[0]
         takes = whole.amount(sum(array.nbytes for array in arrays.values()))
         raise OSError(
-            f"cannot write {path}, which needs {takes}; the disk may be full ({reason}): free some "
-            "space, or write elsewhere"
+            f"cannot write {path} ({reason}): it needs {takes}, and the disk may be full; free "
+            "some space, or write elsewhere"
         ) from error
 
 
@@ -220,12 +220,12 @@ def usage(network: Network, layout: str, out: Path) -> str:
         if not network.normalised:
             return code
         mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
-        return f"{code}; it takes (images - {mean}) / {std}"
+        return f"{code}; it expects (images - {mean}) / {std}"
     if layout == "robustbench":
         file_name = pytorch.find("label")(network.name)
         return (
-            f"in {out}: `from {file_name} import load; net = load()`; a row of RobustBench's zoo "
-            f'has {{"model": {file_name}.network, "gdrive_id": that of {file_name}.pt}}'
+            f"in {out}: `from {file_name} import load; net = load()`; its row in RobustBench's zoo "
+            f'is {{"model": {file_name}.network, "gdrive_id": ID of {file_name}.pt}}'
         )
     if layout == "module":
         return f"in {out}: `from {label(network)} import load; net = load()`"
@@ -241,7 +241,7 @@ def usage(network: Network, layout: str, out: Path) -> str:
             more = {"num_classes": network.num_classes} if network.num_classes != 1000 else {}
             keywords = "".join(f", {key}={value!r}" for key, value in (more | arguments).items())
             return f"timm.create_model({base!r}{keywords}, checkpoint_path='{file}')"
-        return "timm's names, but timm lacks this network; --layout module writes one that runs"
+        return "timm lacks this network; to run it in PyTorch, export with --layout module"
     home = "" if "/" in PUBLISHED[layout].file else f"with TORCH_HOME={out}: "
     board = PUBLISHED[layout].board
     return (

@@ -16,7 +16,7 @@ from jaxrobust.weights import load
 from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.trained import history, runs
 
-UNKNOWN = "not known"
+UNKNOWN = "unknown"
 _NAMED = 20  # classes; longer lists are in a file
 
 
@@ -129,7 +129,7 @@ def classes(network: Network, account: Account) -> str:
         return f"ImageNet's {count}, in the order of their WordNet ids (n01440764 is 0)"
     if not account.classes:
         if account.dataset is None:
-            return f"{count}; their order is {UNKNOWN}: ask whoever trained it"
+            return f"{count}; their order is {UNKNOWN}: ask the authors of the weights"
         return f"{count}, the labels of {account.dataset}"
     if len(account.classes) <= _NAMED:
         return f"{count}, in this order: {', '.join(account.classes)}"
@@ -139,7 +139,7 @@ def classes(network: Network, account: Account) -> str:
 
 def channels(network: Network) -> str:
     """Describe the channels."""
-    return {1: "1 channel, grey", 3: "3 channels, RGB"}.get(
+    return {1: "1 channel, gray", 3: "3 channels, RGB"}.get(
         network.in_channels, f"{network.in_channels} channels"
     )
 
@@ -161,19 +161,19 @@ def prepared(network: Network, account: Account) -> str:
         return f"images of {size} x {size} px as they are{note}"
     return (
         f"`{account.preprocessing}` to {size} x {size} px (an id of "
-        "`jaxrobust.data.evaluation_transform`; they include RobustBench's names)"
+        "`jaxrobust.data.evaluation_transform`, which also accepts RobustBench's names)"
     )
 
 
 def licence(account: Account) -> str:
     """Name the licence of the weights; empty: you have to state it."""
-    return account.license or ("not stated where they were published" if account.published else "")
+    return account.license or ("not stated by the authors" if account.published else "")
 
 
 def threat(account: Account) -> str:
     """Describe the threat model."""
     if account.threat is None:
-        return UNKNOWN if not account.trained else "none: it was trained on clean images"
+        return UNKNOWN if not account.trained else "none: the network was trained on clean images"
     return f"{account.threat.written()}, in units of [0, 1] pixels"
 
 

@@ -128,8 +128,8 @@ def place(folder: Path, robustbench_id: str) -> Path:
     file = PUBLISHED[robustbench_id].file
     if not file:
         raise ValueError(
-            f"RobustBench reads no file for {robustbench_id}: it uses torchvision's own weights; "
-            "choose another layout"
+            f"RobustBench does not read a file for {robustbench_id}, but uses torchvision's "
+            "weights; choose another layout"
         )
     return folder / file if "/" in file else folder / "hub" / "checkpoints" / file
 

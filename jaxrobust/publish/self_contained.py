@@ -49,7 +49,7 @@ def network() -> ZooNetwork:
 '''
 _ROW = """ROW: dict = {{
 {row}}}
-MEAN = {mean}  # of the channels, which the first layer subtracts; None: images stay as they are
+MEAN = {mean}  # per channel, subtracted by the first layer; None: no normalization
 STD = {std}
 """
 # The suffix of a file -> how `load` reads it.
@@ -71,7 +71,7 @@ def text(network: Network, account: Account, weights: Path, sha256: str, code: s
     wrappers: tuple[str, ...] = _ZOO
     net, imports = "Network()", IMPORTS
     if of_torch:
-        title = "A network of PyTorch, trained adversarially in JAX."
+        title = "A PyTorch network, trained adversarially in JAX."
         code, fields, sources = pytorch.find("written")(network)
         module_imports, _, code = code.strip().partition("\n\n\n")
         imports = f"{IMPORTS}{module_imports}\n"
@@ -117,9 +117,9 @@ def facts(network: Network, account: Account) -> list[str]:
     """Write the inputs that a network expects and its accuracies as lines of a docstring."""
     inside = network_account.normalisation(network)
     of_torch = pytorch.is_name(network.name)
-    otherwise = ", as the module takes them" if of_torch else ": no layer does that either"
+    otherwise = ", as the module expects" if of_torch else ": no layer does that either"
     expects = {
-        "Range": f"float32 in [0, 1] ({network_account.channels(network)}), not normalised"
+        "Range": f"float32 in [0, 1] ({network_account.channels(network)}), not normalized"
         + (f": the first layer does that, {inside}" if inside else otherwise),
         "Images": network_account.prepared(network, account),
         "Classes": network_account.classes(network, account)
@@ -128,7 +128,7 @@ def facts(network: Network, account: Account) -> list[str]:
         "Threat model": network_account.threat(account),
     }
     if licence := network_account.licence(account):
-        expects["Licence of the weights"] = licence
+        expects["License of the weights"] = licence
     lines = ["Expects", *_listed([f"{key}: {value}" for key, value in expects.items()])]
     rows = [network_account.row(record) for record in account.records]
     reached = [
@@ -137,7 +137,7 @@ def facts(network: Network, account: Account) -> list[str]:
         + f" on {images}; {stands}"
         for images, attack, clean, robust, stands in rows
     ]
-    none = ["not known: there is no record of these weights"]
+    none = ["unknown: there is no record of these weights"]
     return [*lines, "", "Reached", *_listed(reached or none)]
 
 

@@ -399,7 +399,7 @@ from torch import Tensor, nn
 MODULE = '''
 
 class Part(nn.Module):
-    """Arrays and further parts under their names."""
+    """Arrays and nested parts, by name."""
 
     def __getitem__(self, name):
         return getattr(self, str(name))
@@ -418,7 +418,7 @@ class Network(Part):
                     part.add_module(step, Part())
                 part = part[step]
             array = torch.zeros(shape, dtype=dtype)
-            if len(shape) == 4:  # kernels of convolutions lie in memory as PyTorch's
+            if len(shape) == 4:  # convolution kernels, in PyTorch's memory layout
                 array = array.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
             if name in PARAMETERS:
                 part.register_parameter(last, nn.Parameter(array, dtype.is_floating_point))
@@ -464,7 +464,7 @@ def pool(x, function, *settings, **options):
     "scan": '''
 
 def scan(step, constants, carry, slices, length, reverse):
-    """What `step` leaves of `carry` after each slice, and what else it returns, stacked."""
+    """Call `step` on each slice; return the last `carry` and the other outputs, stacked."""
     outs = []
     for i in reversed(range(length)) if reverse else range(length):
         out = step(*constants, *carry, *(x[i] for x in slices))

@@ -195,7 +195,7 @@ class WordsTest(parameterized.TestCase):
         def said(count, **known):
             return network_account.classes(mock.Mock(num_classes=count), Account("x", **known))
 
-        self.assertEqual(said(10), "10; their order is not known: ask whoever trained it")
+        self.assertEqual(said(10), "10; their order is unknown: ask the authors of the weights")
         self.assertEqual(said(10, dataset="mine"), "10, the labels of mine")
         few = tuple(f"c{i}" for i in range(20))
         self.assertEqual(
@@ -206,24 +206,24 @@ class WordsTest(parameterized.TestCase):
         self.assertStartsWith(said(1000, imagenet=True, classes=few), "ImageNet's 1,000, in the")
 
     @sweeps.rows(
-        (None, "images of 32 x 32 px as they are; any preprocessing is not known"),
+        (None, "images of 32 x 32 px as they are; any preprocessing is unknown"),
         ("none", "images of 32 x 32 px as they are"),
-        ("Res224", "`Res224` to 32 x 32 px (an id of `jaxrobust.data.evaluation_transform`; they"),
+        ("Res224", "`Res224` to 32 x 32 px (an id of `jaxrobust.data.evaluation_transform`, which"),
     )
     def test_images(self, preprocessing, expected):
         known = Account("x", preprocessing=preprocessing)
         found = network_account.prepared(mock.Mock(image_size=32), known)
         self.assertStartsWith(found, expected)
-        self.assertEqual("not known" in found, preprocessing is None)
+        self.assertEqual("unknown" in found, preprocessing is None)
 
     def test_threat_and_channels(self):
-        self.assertEqual(network_account.threat(Account("x")), "not known")
+        self.assertEqual(network_account.threat(Account("x")), "unknown")
         clean = network_account.threat(Account("x", trained="clean training"))
-        self.assertEqual(clean, "none: it was trained on clean images")
+        self.assertEqual(clean, "none: the network was trained on clean images")
         ball = network_account.threat(Account("x", trained="so", threat=Threat("l1", 75)))
         self.assertEqual(ball, "l1 75, in units of [0, 1] pixels")
         words = [network_account.channels(mock.Mock(in_channels=n)) for n in (1, 3, 4)]
-        self.assertEqual(words, ["1 channel, grey", "3 channels, RGB", "4 channels"])
+        self.assertEqual(words, ["1 channel, gray", "3 channels, RGB", "4 channels"])
 
     def test_normalisation(self):
         self.assertEqual(network_account.normalisation(blank("convnext_n")), "")
@@ -280,7 +280,7 @@ class LayoutTest(parameterized.TestCase):
             "timm",
             "convnext_n",
             {},
-            "^timm's names, but timm lacks this network; --layout module",
+            "^timm lacks this network; to run it in PyTorch, export with",
         ),
         (
             *("Debenedetti2022Light_XCiT-S12", "xcit_s12", {}),
@@ -304,11 +304,11 @@ class LayoutTest(parameterized.TestCase):
         self.assertEqual(layouts.usage(network, "state-dict", Path("out")), how)
         network.normalised = True
         said = layouts.usage(network, "state-dict", Path("out"))
-        self.assertEqual(said, f"{how}; it takes (images - [0.5, 0.25]) / [0.5, 1.0]")
+        self.assertEqual(said, f"{how}; it expects (images - [0.5, 0.25]) / [0.5, 1.0]")
         said = layouts.usage(network, "robustbench", Path("out"))
         label = users_module.label(network.name)
-        self.assertStartsWith(said, f"in out: `from {label} import load; net = load()`; a row ")
-        self.assertIn(f'{{"model": {label}.network, "gdrive_id": that of {label}.pt}}', said)
+        self.assertStartsWith(said, f"in out: `from {label} import load; net = load()`; its row")
+        self.assertIn(f'{{"model": {label}.network, "gdrive_id": ID of {label}.pt}}', said)
 
     @absltest.skipIf(hub is None, paths.PARITY)
     def test_the_file_of_a_published_network_is_where_its_loader_looks(self):

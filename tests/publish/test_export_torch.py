@@ -154,8 +154,8 @@ class LayoutTest(FileCase):
         # float32, other orders of the sums
         self.assertLess(parity.relative(torch_logits(net, self.images), self.ours()), 1e-5)
         self.assertIn("from convnext_n import load", module.__doc__)
-        self.assertIn("their order is not known: ask whoever trained it", module.__doc__)
-        self.assertIn("- not known: there is no record of these weights", module.__doc__)
+        self.assertIn("their order is unknown: ask the authors of the weights", module.__doc__)
+        self.assertIn("- unknown: there is no record of these weights", module.__doc__)
         (self.out / "convnext_n.pt").write_bytes(b"another")
         with self.assertRaisesRegex(ValueError, "is not the file that was exported next to"):
             module.load()
@@ -285,13 +285,13 @@ class RefusalTest(FileCase):
             "unknown layout 'tim'; did you mean timm. write jaxrobust, timm, hub, module, "
             "state-dict, robustbench, or a RobustBench id such as Salman2020Do_R18",
         ),
-        (["--layout=Standard_R50"], "RobustBench reads no file for Standard_R50"),
+        (["--layout=Standard_R50"], "RobustBench does not read a file for Standard_R50"),
         ([f"--layout={SINGH_T}"], r".* dims=\(64, 128, 256\) instead of \(96, 192, .*module"),
         (["--layout=Salman2020Do_R18"], "Salman2020Do_R18 is a resnet18, not a convnext_n"),
         (["--layout=timm", "--workdir=x"], "give either --workdir RUN or --weights PATH"),
-        (["--layout=timm", "--phase=train"], "--phase belongs to a --workdir"),
+        (["--layout=timm", "--phase=train"], "--phase needs a --workdir"),
         (["--layout=timm", "--which=raw"], ".*holds one set of weights; leave --which out"),
-        (["--layout=timm", "--id=Me2026My"], "--id belongs to --record"),
+        (["--layout=timm", "--id=Me2026My"], "--id needs --record"),
         (["--layout=timm", "--record=r.jsonl"], "--record needs --id"),
         (
             ["--layout=timm", "--record=r.jsonl", "--id=mine"],
@@ -300,7 +300,7 @@ class RefusalTest(FileCase):
         (["--layout=timm", "--record=r.jsonl", "--id=Me2026My"], "--record r.jsonl: no such"),
         (["--layout=hub", "--record=r.jsonl"], "--record r.jsonl: no such"),
         (["--layout=timm", "--license=mit"], "--license is for the model card; leave it out, or"),
-        (["--layout=module", "--confirm=8"], "--confirm belongs to --record"),
+        (["--layout=module", "--confirm=8"], "--confirm needs --record"),
         (
             ["--layout=hub", "--record=r.jsonl", "--id=Me2026My", "--confirm=8"],
             "--confirm attacks a network in PyTorch; choose --layout module",
@@ -311,7 +311,7 @@ class RefusalTest(FileCase):
         ),
         (
             ["--layout=module", "--record=r.jsonl", "--confirm=8"],
-            "--record needs --id, the new network's name",
+            "--record needs --id, a RobustBench id such as",
         ),
         (["--layout=timm", "--bogus"], "--bogus is not a flag; --help-all lists all flags"),
         (["--layout=timm", "--out={}/ours.safetensors"], "--out .* is a file; name a folder"),
@@ -395,7 +395,7 @@ class RunTest(Case):
         module = imported(self.out / "convnext_n.py")
         said = " ".join(module.__doc__.split())
         for text in (
-            "- Range: float32 in [0, 1] (1 channel, grey), not normalised: no layer does that",
+            "- Range: float32 in [0, 1] (1 channel, gray), not normalized: no layer does that",
             "- Images: images of 8 x 8 px as they are",
             "- Classes: 10, in this order: digit 0, digit 1, ",
             "- Weights: train, step 7, ema; adversarial training on digits, split train[:256], "
@@ -433,7 +433,7 @@ class RunTest(Case):
             *(run, "--phase=pretrain", "--layout=module", "--which=raw"),
         )
         self.refused("nowhere is not a run", "--workdir=nowhere", "--layout=timm")
-        self.refused("--model belongs to --weights", run, "--layout=timm", "--model=convnext_n")
+        self.refused("--model is only for --weights", run, "--layout=timm", "--model=convnext_n")
 
 
 class EntryTest(FileCase):

@@ -277,7 +277,7 @@ class CardTest(parameterized.TestCase):
             "- adversarial-robustness",
             "# resnet18, 10 classes, threat model linf 8/255",
             "- **Images**: 3 channels, RGB in [0, 1], images of 32 x 32 px as they are",
-            "- **Normalisation**: none: raw [0, 1] images",
+            "- **Normalization**: none: raw [0, 1] images",
             "- **Classes**: 10, in this order: a, b, c, d, e, f, g, h, i, j",
             "- **Threat model**: linf 8/255, in units of [0, 1] pixels",
             "- **Training**: adversarial training on cifar10",
@@ -304,7 +304,7 @@ class CardTest(parameterized.TestCase):
         )
         for part in (
             "license: unknown",
-            "- **Licence**: not stated where they were published\n",
+            "- **License**: not stated by the authors\n",
             "datasets:\n- imagenet-1k",
             "ImageNet's 1,000, in the order of their WordNet ids (n01440764 is 0)",
             f"from Salman2020Do_R18 (sha256 {'f' * 64})",

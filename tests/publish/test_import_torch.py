@@ -159,8 +159,8 @@ class ImportTest(ServedCase):
             self.out = self.folder / which
             done, printed = self.call(f"--which={which}", source=self.folder / "both.pth")
             self.assertEqual(done["which"], which)
-            words = {"ema": "averaged weights, which are under 'model_ema'", "raw": "raw weights, "}
-            self.assertIn(f"  the {words[which]}", printed)
+            words = {"ema": "averaged weights, stored under 'model_ema'", "raw": "raw weights, "}
+            self.assertIn(f"  {words[which]}", printed)
             array = load_file(self.out / "weights.safetensors")["head.fc.bias"]
             np.testing.assert_array_equal(array, weights()["head.fc.bias"] + added)
         one = self.folder / "one.pth"

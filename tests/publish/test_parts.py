@@ -97,7 +97,7 @@ class CertificateTest(absltest.TestCase):
         self.assertEmpty(said())
         self.assertEqual(
             said(matched=3, equal=1, differing=["a", "b", "c", "d"]),
-            ["2 names in the reference are not in ours", "2 arrays differ (a, b, c)"],
+            ["2 names of the reference are missing here", "2 arrays differ (a, b, c)"],
         )
         self.assertEqual(said(equal=4, differing=["a"]), ["1 arrays differ (a)"])
 

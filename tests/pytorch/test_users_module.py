@@ -165,7 +165,7 @@ class ExportTest(parameterized.TestCase):
                 network = self.network("torch:nets.py:Normalized")
                 self.assertEqual(network.in_channels, 3)
                 done = self.exported(network, layout)
-                self.assertNotIn("takes (images", done["usage"])
+                self.assertNotIn("expects (images", done["usage"])
 
     def test_a_module_of_a_package(self):
         Path("package").mkdir()
