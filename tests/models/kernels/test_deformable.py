@@ -4,7 +4,6 @@ They were made by running OpenGVLab/InternImage (31c962d) in float64, with N=2, 
 channels a group, and are 5e-15 from a loop over pixels, groups, points and corners.
 """
 
-from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -14,8 +13,7 @@ import pytest
 from absl.testing import parameterized
 
 from jaxrobust.models.kernels import tpu
-from jaxrobust.models.kernels.deformable import bounded, operator, planes
-from jaxrobust.models.kernels.deformable.bounded import Bounded
+from jaxrobust.models.kernels.deformable import bounded, operator
 from jaxrobust.models.kernels.deformable.operator import deformable
 from jaxrobust.models.kernels.deformable.places import GridGeometry
 from tests.support import parity, sweeps
@@ -30,7 +28,6 @@ CASES = {
     "integer": (1.0, np.round),
     "far": (1.0, lambda offset: 20 * offset),
 }
-FORMULAS = ("gathers", "planes")  # in every type; the kernel only in what TPUs have
 
 
 def stored():
@@ -68,10 +65,10 @@ class DeformableTest(parameterized.TestCase):
     def test_authors_numbers(self, case):
         self.check_authors_numbers(case, "gathers")
 
-    @parameterized.product(case=sorted(CASES), formula=("planes", "kernel"))
+    @parameterized.parameters(*sorted(CASES))
     @pytest.mark.slow
-    def test_authors_numbers_without_gathers(self, case, formula):
-        self.check_authors_numbers(case, formula)
+    def test_authors_numbers_by_the_kernel(self, case):
+        self.check_authors_numbers(case, "kernel")
 
     def check_authors_numbers(self, case, formula):
         scale, change = CASES[case]
@@ -99,36 +96,32 @@ class DeformableTest(parameterized.TestCase):
                 allowed = 2e-6 * np.abs(wanted).max() if is_kernel else 1e-10
                 np.testing.assert_allclose(got, wanted, rtol=0, atol=allowed, err_msg=name)
 
-    @sweeps.rows(*FORMULAS)
-    def test_two_pixels_by_definition(self, formula):
+    def test_two_pixels_by_definition(self):
         """What they make of weights that are not one, and of points beyond the map."""
         random = np.random.default_rng(3)
         value, mask = random.standard_normal((1, 2, 3, 1)), random.random((1, 2, 3, 9))
         offsets = random.uniform(-2, 2, (1, 2, 3, 18))
         with jax.enable_x64(True):
             given = [jnp.asarray(a) for a in (value, offsets, mask)]
-            got = jax.jit(lambda *a: deformable(*a, groups=1, implementation=formula))(*given)
+            got = jax.jit(lambda *a: deformable(*a, groups=1))(*given)
         wanted = by_definition(value, offsets, mask, groups=1)
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
 
     def test_windows_and_what_they_leave_out(self):
-        """Offsets on both sides of two pixels: all formulas agree, and the counter tells them."""
+        """Offsets on both sides of two pixels, which the counter tells apart."""
         random = np.random.default_rng(0)
         value, mask = random.standard_normal((1, 5, 6, 4)), random.random((1, 5, 6, 18))
         offsets = random.uniform(-4, 4, (1, 5, 6, 36))
         offsets[0, 0, 0, :4] = (-2, 1.5, 2, 0)  # the first lies inside, the second does not
         mask[0, 1, 1, :] = 0  # whose gradient is none the less that of a sample
-        results = []
         with jax.enable_x64(True):
             given = [jnp.asarray(a) for a in (value, offsets, mask)]
-            for formula in FORMULAS:
-                how = {"groups": 2, "implementation": formula}
 
-                def run(*a, how=how):
-                    out, back = jax.vjp(lambda *b: deformable(*b, **how), *a)
-                    return out, *back(jnp.cos(out))
+            def run(*a):
+                out, back = jax.vjp(lambda *b: deformable(*b, groups=2), *a)
+                return out, *back(jnp.cos(out))
 
-                results.append(jax.device_get(jax.jit(run)(*given)))
+            out, *gradients = jax.device_get(jax.jit(run)(*given))
             pairs = offsets.reshape(-1, 2)
             beyond = ((pairs < -2) | (pairs >= 2)).any(1).sum()
             self.assertEqual(int(operator.outside(given[1])), beyond)
@@ -136,12 +129,8 @@ class DeformableTest(parameterized.TestCase):
             # A scale stretches the grid too, by one pixel at its ends: no point is left inside.
             self.assertEqual(int(operator.outside(0 * given[1], offset_scale=4.0)), 30 * 2 * 8)
         wanted = by_definition(value, offsets, mask, groups=2)
-        np.testing.assert_allclose(results[0][0], wanted, rtol=0, atol=1e-12)
-        self.assertGreater(np.abs(results[0][3][0, 1, 1]).max(), 1e-3)
-        for other in results[1:]:
-            for got, first in zip(other, results[0], strict=True):
-                # The same terms in another order.
-                np.testing.assert_allclose(got, first, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-12)
+        self.assertGreater(np.abs(gradients[2][0, 1, 1]).max(), 1e-3)
 
     @parameterized.parameters(
         {"stride": 2}, {"padding": 0}, {"dilation": 2, "padding": 2}, {"stride": 2, "padding": 2}
@@ -162,52 +151,13 @@ class DeformableTest(parameterized.TestCase):
         wanted = by_definition(value, offsets, mask, groups=2, **how)
         np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-12)
 
-    @parameterized.parameters(*FORMULAS)
-    def test_gradients_at_whole_numbers_are_those_to_the_right(self, formula):
+    def test_gradients_at_whole_numbers_are_those_to_the_right(self):
         value = jnp.asarray([[0.0, 1.0, 3.0, 7.0]]).reshape(1, 1, 4, 1)
         offsets, mask = jnp.zeros((1, 1, 4, 18)), jnp.zeros((1, 1, 4, 9)).at[..., 4].set(1)
-        how = {"groups": 1, "implementation": formula}
-        chosen = jax.jit(jax.grad(lambda o: deformable(value, o, mask, **how)[0, 0, 1, 0]))
+        chosen = jax.jit(jax.grad(lambda o: deformable(value, o, mask, groups=1)[0, 0, 1, 0]))
         gradient = chosen(offsets)
         # The centre's column: 3 - 1 to its right, where to its left it were 1 - 0. Its row: 0 - 1.
         np.testing.assert_allclose(gradient[0, 0, 1, 8:10], (2, -1), atol=1e-6)
-
-    def test_how_many_images_come_at_once_changes_nothing(self):
-        """Of four images one alone has offsets beyond the windows, in whichever part it comes."""
-        random = np.random.default_rng(1)
-        value, mask = random.standard_normal((4, 3, 4, 2)), random.random((4, 3, 4, 9))
-        offsets = random.uniform(-1, 1, (4, 3, 4, 18))
-        offsets[2] *= 4
-        wanted = by_definition(value, offsets, mask, groups=1)
-        given = [jnp.asarray(a, jnp.float32) for a in (value, offsets, mask)]
-        for pixels in (1, 3 * 12 + 11):  # one image, and two, as three do not divide four
-            with mock.patch.object(planes, "TOGETHER", pixels):
-                out = deformable(*given, groups=1, implementation="planes")
-            np.testing.assert_allclose(out, wanted, rtol=0, atol=2e-6)  # sums of 49 in float32
-
-    def test_as_many_images_at_once_as_have_so_many_pixels_and_divide_the_batch(self):
-        given = [jnp.arange(6.0 * n).reshape(6, 3, 4, n // 12) for n in (12, 24)]
-        for pixels, at_once in (
-            (1, 1),
-            (12, 1),
-            (24, 2),
-            (35, 2),
-            (36, 3),
-            (71, 3),
-            (72, 6),
-            (999, 6),
-        ):
-            seen = []
-
-            def formula(value, more, seen=seen):
-                seen.append((value.shape, more.shape))
-                return value + 1, 2 * more
-
-            form = Bounded(SimpleNamespace(TOGETHER=pixels))
-            found = form.by_images(formula, *given)
-            self.assertEqual(seen, [((at_once, 3, 4, 1), (at_once, 3, 4, 2))])
-            for result, expected in zip(found, (given[0] + 1, 2 * given[1]), strict=True):
-                np.testing.assert_array_equal(result, expected)
 
     def test_a_grid_is_that_of_the_network_unless_told_otherwise(self):
         plain = GridGeometry((7, 9), 4)
@@ -245,7 +195,7 @@ class DeformableTest(parameterized.TestCase):
         ((1, 56, 56, 64), 4, jnp.bfloat16, None),
     )
     def test_maps_that_the_kernel_does_not_support(self, shape, groups, dtype, reason):
-        """They take the formulas of CPUs, as float64 does in this file."""
+        """They take gathers."""
         with jax.enable_x64(True):
             value, offsets, mask = (
                 jax.ShapeDtypeStruct((*shape[:3], n), dtype)

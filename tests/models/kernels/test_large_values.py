@@ -367,9 +367,8 @@ def convolving():
     yield "winograd", case
 
     plain = functools.partial(sample, groups=2)
-    for name in ("gathers", "planes"):
-        of = functools.partial(operator.deformable, groups=2, implementation=name)
-        yield f"deformable {name}", Case("deformable", of, plain, DEFORMABLE)
+    of = functools.partial(operator.deformable, groups=2, implementation="gathers")
+    yield "deformable gathers", Case("deformable", of, plain, DEFORMABLE)
     args = "tpu/deformable_windows", functools.partial(operator.deformable, groups=2), plain
     yield "deformable kernel", Case(*args, IN_EIGHTS, tpu(operator))
 

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrobust.models.kernels import tpu
-from jaxrobust.models.kernels.deformable import corners, planes
-from jaxrobust.models.kernels.deformable.bounded import Bounded, OnTpu
+from jaxrobust.models.kernels.deformable import bounded, corners
 from jaxrobust.models.kernels.deformable.places import (
     POINTS,
     SIDE,
@@ -25,14 +24,8 @@ from jaxrobust.models.kernels.primitives import device_kind
 
 Array = jax.Array
 
-# name -> module with `forward` and `backward`. Gathers accept any geometry. The other two use
-# gathers only beyond their windows, and accept the network's geometry.
-IMPLEMENTATIONS: dict[str, Any] = {
-    "gathers": corners,
-    "planes": Bounded(planes),
-    "kernel": OnTpu(planes),
-}
-# On CPUs, planes are 10% faster than gathers, but a network takes six times as long to compile.
+# Modules with `forward` and `backward`. Gathers accept any grid, the kernel InternImage's.
+IMPLEMENTATIONS: dict[str, Any] = {"gathers": corners, "kernel": bounded}
 _ON = {"tpu": "kernel", "default": "gathers"}
 
 
