@@ -79,7 +79,7 @@ train --config raises.py | line 2: ZeroDivisionError
 {TRAIN} --config.attack.norm=linfinity | linf
 {TRAIN} --config.attack.steps=0 | steps
 {TRAIN} --config.attack.name=apdg | apgd
-{TRAIN} --config.attack.loss=cee | did you mean ce? one of ce, dlr, cw, cw-floor, ce-cw
+{TRAIN} --config.attack.loss=cee | did you mean ce? choose one of ce, dlr, cw, cw-floor, ce-cw
 {TRAIN} --config.attack.loss=nets.py | your own function, such as nets.py:margin
 {TRAIN} --config.attack.loss=none.py:margin | attack.loss=none.py:margin: cannot read none
 {TRAIN} --config.attack.loss=nets.py:imges | no 'imges'; did you mean images? it has make
@@ -114,7 +114,7 @@ evaluate --function nets.py:images | dataset
 {TRAIN} --config.data.name=npz:none.npz | none.npz
 {TRAIN} --config.data.name=npz:w.pt | w.pt
 {TRAIN} --config.data.name=hf:../nowhere | there is no directory ../nowhere
-prepare | needs a data set; write one of imagenet, cifar10, cifar100, generated
+prepare | needs a data set; choose one of imagenet, cifar10, cifar100, generated
 prepare cifar11 | does not support 'cifar11'
 prepare cifar10 --from none.tar.gz --out new | none.tar.gz
 prepare cifar10 --from page.pt --out new | page.pt
