@@ -182,7 +182,7 @@ class TroubleTest(absltest.TestCase):
         codes, said = wait(start(2, 1, ["-c", TROUBLE, str(folder / "stopped"), "7"]))
         self.assertEqual(codes, [75, 75], said)
         for text in said:
-            self.assertRegex(text, r"stopped after step 7 of 12, saved .*the last 2 in a row")
+            self.assertRegex(text, r"stopped after step 7 of 12, saved .*the last 2 steps had")
         self.assertLen(list((folder / "stopped" / "train" / "stopped").iterdir()), 1)
         codes, said = wait(start(2, 1, ["-c", TROUBLE, str(folder / "stopped"), "-1"]))
         self.assertEqual(codes, [0, 0], said)

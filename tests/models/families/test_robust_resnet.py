@@ -163,7 +163,7 @@ class OthersTest(parameterized.TestCase):
             A1, cifar_study.weights(listing), **cifar_study.SIZES, **options
         )
         for key, said in (
-            ("base_width", "set base_width=64 in the network's"),
+            ("base_width", "set base_width=64 in the options"),
             ("scales", "set scales=4 in"),
             ("depths", r"set depths=\(2, 1, 1\) in"),
         ):

@@ -122,7 +122,7 @@ class SwinTest(parameterized.TestCase):
 
     def test_images_of_another_size(self):
         apply, params, stats, _ = behaviour.small("swin_b", dtype="float32", **TINY)
-        with self.assertRaisesRegex(ValueError, "are those of image_size=10; create it with"):
+        with self.assertRaisesRegex(ValueError, "created with image_size=10; create it with"):
             apply(params, stats, jnp.ones((1, 12, 12, 3)))
 
 

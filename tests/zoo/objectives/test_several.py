@@ -372,7 +372,7 @@ class RefusalTest(parameterized.TestCase):
             build.phase(config, "train", 64)
 
     def test_where_one_is_meant(self):
-        with self.assertRaisesRegex(ValueError, "linf 0.1, l2 0.5, are trained, .* name one"):
+        with self.assertRaisesRegex(ValueError, "linf 0.1, l2 0.5.*, but .* only one; choose one"):
             Threat.of(TWO)
         self.assertIsNone(Threat.only(TWO))
         self.assertEqual(Threat.only({"norm": ["l2"], "epsilon": [0.5]}), Threat("l2", 0.5))
