@@ -79,7 +79,9 @@ class ImportTest(ServedCase):
         self.assertEqual(weights_folder.stated(file), ("convnext_n", strides))
         self.out = self.folder / "third"
         self.assertEqual(self.call(source=file)[0]["options"], strides)
-        self.refused("holds the weights of convnext_n with .*, not of", "--options={}", source=file)
+        self.refused(
+            "describes its network as convnext_n with .*, not", "--options={}", source=file
+        )
         self.refused("unknown option .'strides'.", "--options={'strides': 3}")
         self.refused("--options={ is not a dict", "--options={")
         self.refused(r"--seed=4294967296 must be from 0 to 2\^32 - 1", f"--seed={2**32}")

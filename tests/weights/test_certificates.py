@@ -143,7 +143,7 @@ class CertificateTest(parameterized.TestCase):
         (None, ("cifar_resnet50", {})),
     )
     def test_options_that_contradict(self, given, stored):
-        with self.assertRaisesRegex(ValueError, "^here holds the weights of .*not of .*resnet18"):
+        with self.assertRaisesRegex(ValueError, "^here describes its network as .*not .*resnet18"):
             certificates.options("resnet18", given, stored, "here")
 
 

@@ -116,6 +116,6 @@ class SelectionTest(absltest.TestCase):
             kept.selected_weights(self.workdir, chosen, image_size=16)
             self.assertEqual(sized, [8, 8, 8, 8, 16])  # hashed as chosen, then of the other size
             with self.assertRaisesRegex(
-                ValueError, "of train, epoch 1.5, raw are not those.*sha256"
+                ValueError, "of train, epoch 1.5, raw are not the s.*sha256"
             ):
                 kept.selected_weights(self.workdir, chosen._replace(weights="raw"))

@@ -553,7 +553,7 @@ class RefusedTest(PrepareTest):
 
     def test_two_of_the_same(self):
         path = self.tars(train_images(1, 1)) / "ILSVRC2012_img_train.tar"
-        self.refused("are both the train split", path, path, "--allow-partial")
+        self.refused("both hold the train split", path, path, "--allow-partial")
         twice = self.root / "twice.tar"
         inner = tar({"n01440764_1.JPEG": b"x"})
         twice.write_bytes(tar({"n01440764.tar": inner, "./n01440764.tar": inner}))

@@ -462,7 +462,7 @@ class ImageNetTest(FolderTest):
 
     def test_additional_folders(self):
         self.make([*imagenet.synsets()[:600], "n00000000", "new"])
-        self.assert_refused(r"has 600 of .*, but others .*: n00000000, new \(2\); move")
+        self.assert_refused(r"has 600 of .*, and others .*: n00000000, new \(2\); move")
 
     def test_a_head_of_a_thousand_classes_means_imagenet(self):
         self.make(imagenet.imagenet100())

@@ -109,7 +109,7 @@ class InternImageTest(parameterized.TestCase):
             for number in (18, 19, 20):
                 weights[key.replace("blocks.0", f"blocks.{number}")] = weights[key]
         message = (
-            r"their shapes are those of dims=\(80, 160, 320, 640\), depths=\(4, 4, 21, 4\), but "
+            r"their shapes match dims=\(80, 160, 320, 640\), depths=\(4, 4, 21, 4\), but "
             r"this internimage_t has dims=\(64, 128, 256, 512\), depths=\(4, 4, 18, 4\)"
         )
         with self.assertRaisesRegex(ValueError, message):
