@@ -240,7 +240,7 @@ class OptionsTest(absltest.TestCase):
                 certificates.options("convnext_n", given, stored, "w.pt"),
                 dict(sorted(OPTIONS.items())),
             )
-        with self.assertRaisesRegex(ValueError, "w.pt holds the weights of convnext_n with"):
+        with self.assertRaisesRegex(ValueError, "w.pt describes its network as convnext_n"):
             certificates.options("convnext_n", {}, stored, "w.pt")
         with self.assertRaisesRegex(ValueError, "unknown option .'dropp'. for convnext_n"):
             certificates.options("convnext_n", {"dropp": 0.1}, stored, "w.pt")
