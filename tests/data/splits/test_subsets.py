@@ -334,7 +334,7 @@ class PreparedTest(SubsetTest):
             {("2", 0), ("0", 1)},
         )
         self.assert_refused(
-            r"does not name its 4 classes.*INDEX<TAB>NAME.*also two, nine \(2\)",
+            r"does not name its 4 classes.*INDEX<TAB>NAME.*including two, nine \(2\)",
             "prepared",
             "val",
             classes=self.list("two", "9\tnine"),

@@ -169,7 +169,7 @@ class SimplejpegTest(absltest.TestCase):
             image[-1, -1, 1] ^= 1
             return image
 
-        self.refused(wrong, "simplejpeg .* gives other pixels .444 141x37")
+        self.refused(wrong, "simplejpeg .* differ .444 141x37")
 
     def test_one_that_fails_is_not_used(self):
         self.refused(mock.Mock(side_effect=TypeError("no such argument")), "no such argument")

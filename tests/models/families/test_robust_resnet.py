@@ -378,7 +378,7 @@ class OptionsTest(parameterized.TestCase):
         ("robustresnet_a1", {"planes": (80, 8, 192)}, "planes=8: .* multiples of 16"),
         ("robustresnet_a1", {"planes": (80, 232, 192)}, "8 parts of 4 groups; .*multiples of 16"),
         ("wrn_28_10", {"block": "aggregated", "planes": (12, 16, 8)}, "4 groups; .*multiples of 8"),
-        ("robustresnet_a1", {"scales": 1}, "scales=1 leaves .* or block='aggregated'"),
+        ("robustresnet_a1", {"scales": 1}, "scales=1 does not .* or block='aggregated'"),
         (
             "robustresnet_a1",
             {"scales": 4, "groups": 8, "se_reduction": 16},
