@@ -114,8 +114,8 @@ class CertifyTest(Case):
     def assert_shows(self, found):
         self.assertFalse(found["agrees"])
         faults = " ".join(found["faults"])
-        self.assertRegex(faults, "logits differ by .* in float64, above 1.0e-09")
-        self.assertRegex(faults, "gradients differ by .* in float64, above 1.0e-07")
+        self.assertRegex(faults, "logits differ by .* in float64, more than 1.0e-09")
+        self.assertRegex(faults, "gradients differ by .* in float64, more than 1.0e-07")
         self.assertIn("DIFFERS FROM", certificates.summary(found))
         with self.assertRaisesRegex(certificate.Differs, "nothing is written.*--nocertificate"):
             certificate.checked(found, "it")

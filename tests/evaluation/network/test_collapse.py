@@ -73,7 +73,7 @@ class OfTest(parameterized.TestCase):
         self.assertEqual(found is not None, told)
         if told:
             self.assertFalse(found.proven)
-            self.assertIn("so few images only show that at least", found.words)
+            self.assertIn("So few images only show that at least", found.words)
 
     def test_no_answers(self):
         self.assertIsNone(collapse.of(np.zeros(0, int), np.zeros(0, int)))
