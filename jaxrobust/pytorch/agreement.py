@@ -118,10 +118,10 @@ def _check_again(errors: tuple[float, float], draws: bool) -> None:
         raise ValueError(
             "two passes of the PyTorch module on the same images differ"
             f"{' in their random draws' if draws else ''}: logits by {errors[0]:.1e} "
-            f"of the largest, input gradients by {errors[1]:.1e}. It draws random numbers that "
-            "torch.export does not see (NumPy's, or Python's), or keeps state between passes; "
-            "draw with PyTorch (torch.randn_like) and give --version=rand if the draws are "
-            "the defence, else make it a function of the images"
+            f"of the largest, input gradients by {errors[1]:.1e}. It draws NumPy or Python random "
+            "numbers, which torch.export does not see, or keeps state between passes. If the "
+            "draws are the defense, draw with PyTorch (torch.randn_like) and give --version=rand; "
+            "otherwise, make the module a function of the images only"
         )
 
 
@@ -157,8 +157,8 @@ def _difference(
         + (
             f"The first operator whose values differ is {first}"
             if first
-            else "Every operator gives the same values, so a gradient differs, or torch.export "
-            "recorded something other than what the module computes"
+            else "All operators return the same values, so either a gradient differs, or "
+            "torch.export did not record what the module computes"
         )
     )
 
@@ -249,7 +249,7 @@ def injected(draws: Sequence[np.ndarray]) -> Iterator[None]:
                 return value
             if not following or tuple(following[0].shape) != tuple(value.shape):
                 raise ValueError(
-                    f"PyTorch's module draws numbers of shape {tuple(value.shape)} ({func}), but "
+                    f"the PyTorch module draws numbers of shape {tuple(value.shape)} ({func}), but "
                     f"its program draws {tuple(following[0].shape) if following else 'no more'}; "
                     "draw the same numbers in each pass"
                 )
@@ -259,7 +259,7 @@ def injected(draws: Sequence[np.ndarray]) -> Iterator[None]:
         yield
     if following:
         raise ValueError(
-            f"PyTorch's module draws {len(draws) - len(following)} times, but its program "
+            f"the PyTorch module draws {len(draws) - len(following)} times, but its program draws "
             f"{len(draws)} times; draw the same numbers in each pass"
         )
 

@@ -137,7 +137,7 @@ def _operand(value: Any) -> Any:
             return value
         case complex():
             return {"complex": [value.real, value.imag]}
-    raise ValueError(f"an operator takes {value!r}, which cannot be stored")
+    raise ValueError(f"an operator has the argument {value!r}, which cannot be stored")
 
 
 def _read(value: Any) -> Any:

@@ -46,8 +46,8 @@ def built(
     is_torchscript = exporting.is_torchscript(path)
     if path.suffix in _WEIGHTS and not is_torchscript:
         raise ValueError(
-            f"{flag}={name} holds weights or a pickle, which do not define a network (and a "
-            f"pickle may run any code, so it is not opened); {HOW}. The function must load them"
+            f"{flag}={name} holds weights or a pickle, which do not define a network (a pickle "
+            f"may run any code, so it is not opened); {HOW}. The function must load the weights"
         )
     try:
         version = importlib.metadata.version("torch")
@@ -59,7 +59,7 @@ def built(
     record = {"torch": version, "arguments": dict(arguments or {}), "output": output}
     if path.suffix == ".pt2" or is_torchscript:
         if arguments:
-            raise ValueError(f"{flag}={name} takes no arguments; leave {flag}_args out")
+            raise ValueError(f"{flag}={name} does not accept arguments; leave {flag}_args out")
         if not path.is_file():
             raise ValueError(f"{flag}={name}: there is no such file")
         with _explained(flag, name):
@@ -127,7 +127,7 @@ def in_jax(
         say(
             f"{name}: it draws random numbers in {times} places, from a key for each image"
             if times
-            else f"{name}: it draws no random numbers; --version=standard attacks it better"
+            else f"{name}: it does not draw random numbers; --version=standard is stronger"
         )
     if blind:
         say(f"{name}: {blind}")

@@ -83,7 +83,7 @@ def _parts(spec: NetworkSpec, network: Trainable, head: str) -> tuple[str, ...]:
     kind, _, listed = head.partition(":")
     if kind != FRESH:
         raise ValueError(
-            f"init.head={head}: the module {spec.name} initialises its new head itself; set "
+            f"init.head={head}: the module {spec.name} initializes its new head itself; set "
             "init.head=fresh"
         )
     parts = tuple(part.strip() for part in listed.split(",")) if listed else network.head
@@ -152,8 +152,8 @@ def _float32(arrays: Arrays, network: Trainable) -> Arrays:
         singles[name] = array.astype(np.float32) if same or name.endswith(_COUNTER) else array
         if singles[name].dtype != np.float32:
             raise ValueError(
-                f"{name} is {array.dtype} there, expected float32; if you want to round it, save "
-                "the state dict of module.float()"
+                f"{name} is {array.dtype} in the file, but must be float32; to round it, save the "
+                "state dict of module.float()"
             )
     return singles
 
@@ -197,7 +197,7 @@ def _check(spec: NetworkSpec, network: Trainable, head: str, arrays: Arrays) -> 
         )
         if names
     ]
-    remedy = f"give weights of {spec.name} with these model.options, or set model.options to theirs"
+    remedy = f"give weights of {spec.name} with these model.options, or set model.options to match"
     parts = [*dict.fromkeys(name.rpartition(".")[0] for name in other)]
     ends = {*network.head, *_ends(spec, network)}
     if parts and ends.issuperset(parts) and not (missing or unexpected):

@@ -23,7 +23,7 @@ from torch import nn
 
 
 def model(**options) -> nn.Module:
-    """Make the module as `{function}` of {place} does."""
+    """Build the module with `{function}` of {place}."""
 {before}    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # draws the same constants as the training run
         return {code}.{function}(**options)

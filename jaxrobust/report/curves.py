@@ -87,7 +87,7 @@ class _Growing:
         }
         notes, damaged = [], self._damaged
         if torn:
-            read = f"the {self._lines:,} before it are used"
+            read = f"the {self._lines:,} lines before it are used"
             notes.append(f"The last line of {self._path} was cut off; {read}.")
         if damaged:
             shown = ", ".join(map(str, damaged[:5])) + (" and others" if len(damaged) > 5 else "")
@@ -169,7 +169,7 @@ def _skipped(curves: dict[str, dict[str, Curve]]) -> list[CurveEvent]:
             events.append(CurveEvent(phase, int(steps[lines[0]]), "skipped", text + until))
         if len(stretches) > _STRETCHES:
             last = stretches[_STRETCHES][0]
-            text = f"{values[last:][values[last:] > 0].sum():,.0f} more steps from here on"
+            text = f"{values[last:][values[last:] > 0].sum():,.0f} more skipped steps from here on"
             events.append(CurveEvent(phase, int(steps[last]), "skipped", text))
     return events
 

@@ -108,7 +108,7 @@ def gather(
     files: dict[Path, None] = {}
     for place in places:
         if not place.exists():
-            near = folders.similar(place) or "; name a run, its evaluation, or a folder of these"
+            near = folders.similar(place) or "; name a run, its evaluation, or a parent folder"
             raise ValueError(f"{place} does not exist{near}")
         for path in _record_files(place):
             (files if path.is_file() else runs).setdefault(path)

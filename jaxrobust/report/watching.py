@@ -30,7 +30,7 @@ def serve(
                 "can reach this machine",
                 file=sys.stderr,
             )
-        print(f"{address} shows {', '.join(map(str, places))}; Ctrl-C ends it", flush=True)
+        print(f"{address} shows {', '.join(map(str, places))}; press Ctrl-C to stop", flush=True)
         try:
             serving.serve_forever()
         except KeyboardInterrupt:

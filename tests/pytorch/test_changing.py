@@ -34,7 +34,7 @@ class ReadsTest(parameterized.TestCase):
     @sweeps.rows(*((way, of) for way in (*numbers.READS, *numbers.UNKNOWN) for of in KINDS))
     def test_of_what_training_changes(self, way, of):
         module = numbers.Reading(way, of)
-        said = rf"line \d+ .* reads a value of {KINDS[of]}, which training changes, but a program "
+        said = rf"line \d+ .* reads a value of {KINDS[of]}, which training changes, but an exported"
         if way in ("alias", "shadow", "closure"):
             said = "shares memory with `(a|norm.running_var)`, which training changes"
         with self.assertRaisesRegex(ValueError, said):
@@ -130,7 +130,7 @@ class KeptTest(parameterized.TestCase):
     @sweeps.rows(*itertools.product(("parameter", "images"), ((True, False), (True,), (False,))))
     def test_what_a_later_pass_reads(self, of, modes):
         """Its numbers stayed in the program, without a word where they were of the first pass."""
-        said = r"line \d+ .* reads its tensor `kept` from an earlier pass, but a program"
+        said = r"line \d+ .* reads its tensor `kept` from an earlier pass, but an exported"
         with self.assertRaisesRegex(ValueError, said):
             training_mode.trainable(Keeps(of, modes), IMAGE)
 

@@ -61,7 +61,7 @@ class DrawingTest(absltest.TestCase):
             first, second = torch.rand(3), torch.randn(2, 1)
         self.assertEqual((first.tolist(), second.tolist()), ([2, 2, 2], [[5], [5]]))
         for program_draws, count, message in (
-            (draws, 3, "draws 1 times, but its program 2 times"),
+            (draws, 3, "draws 1 times, but its program draws 2 times"),
             (draws, 4, r"draws numbers of shape \(4,\) .* but its program draws \(3,\)"),
             ([], 3, r"shape \(3,\) .* draws no more"),
         ):
@@ -81,10 +81,10 @@ class RefusalsTest(parameterized.TestCase):
         ("aten._local_scalar_dense.default", "a number or a size is read from tensor values"),
         ("aten.item.default", "a number or a size is read from tensor values"),
         ("sym_max", "a number or a size is read from tensor values"),
-        ("quantized.linear.default", "quantized.linear.default has quantised weights: give the"),
-        ("aten.dequantize.self", "aten.dequantize.self has quantised weights: give the"),
+        ("quantized.linear.default", "quantized.linear.default has quantized weights; give the"),
+        ("aten.dequantize.self", "aten.dequantize.self has quantized weights; give the"),
         ("cond", "torch.cond chooses a function depending on the images"),
-        ("aten.lgamma.default", "PyTorch's operator aten.lgamma.default has no row"),
+        ("aten.lgamma.default", "the PyTorch operator aten.lgamma.default is not supported"),
     )
     def test_why_there_is_no_row(self, name, reason):
         self.assertStartsWith(refusals.no_row("net.py, line 3", name), f"net.py, line 3: {reason}")
@@ -154,10 +154,10 @@ class CheckTest(parameterized.TestCase):
         self.assertFalse(loaded((5,), ("batch", 3, 4, 4)))
         self.assertTrue(loaded((1, 3, 4, 4)))
         for shapes, message in (
-            ([("batch", 3, 4, 4), ("batch", 48)], r"^it takes \('batch', 48\), not images"),
-            ([], r"^it takes \(\), not images"),
-            ([(2, 3, 4, 4)], "^it only takes 2 images at a time; export it with"),
-            ([(0, 3, 4, 4)], "^it only takes 0 images"),
+            ([("batch", 3, 4, 4), ("batch", 48)], r"^it expects \('batch', 48\), not images"),
+            ([], r"^it expects \(\), not images"),
+            ([(2, 3, 4, 4)], "^it only accepts 2 images at a time; export it with"),
+            ([(0, 3, 4, 4)], "^it only accepts 0 images"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 loaded(*shapes)

@@ -264,7 +264,7 @@ class StartTest(parameterized.TestCase):
             "fresh": "the head of .* is unknown; name it, as in init.head=fresh:fc; its parts "
             "with num_classes outputs are fc$",
             "fresh:head": "has no weights under 'head'; name a part as .* outputs are fc$",
-            "fresh-torch": "initialises its new head itself; set init.head=fresh$",
+            "fresh-torch": "initializes its new head itself; set init.head=fresh$",
             "new": "init.head='new'; use one of keep, fresh, fresh-torch",
         }.items():
             with self.subTest(head):

@@ -115,7 +115,7 @@ class NamesTest(parameterized.TestCase):
 
     def test_what_is_wrong_with_a_name(self):
         for name, message in {
-            "torch:nets.py": "names no function; write torch:my_nets.py:build",
+            "torch:nets.py": "does not name a function; write torch:my_nets.py:build",
             "torch:nets.py:bild": (
                 r"has no 'bild'; did you mean build\? it has build, fixed, Two, two, nothing"
             ),

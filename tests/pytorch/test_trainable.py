@@ -211,8 +211,8 @@ class RefusedTest(parameterized.TestCase):
         ("draw", r"line \d+ .*draws random numbers in evaluation mode.*self.training"),
         ("several", "name the logits"),
         ("half", r"is float16; call module.float\(\)"),
-        ("complex", "extra is complex, which no optimiser here supports"),
-        ("lazy", "head.weight is not initialised: the module is lazy"),
+        ("complex", "extra is complex, which no optimizer here supports"),
+        ("lazy", "head.weight is not initialized: the module is lazy"),
         ("frozen", "no parameter that requires a gradient, so there is nothing to train"),
         ("hook", "hook"),
     )

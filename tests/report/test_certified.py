@@ -39,7 +39,7 @@ class CertifiedTest(absltest.TestCase):
     def test_sentence(self):
         said = sentences.headline(one(**NOISE))
         self.assertIn("smoothed by noise of 0.25, is certified to classify 75.0% of", said)
-        self.assertIn("and 25.0% whatever changes them by at most 0.25 in l2.", said)
+        self.assertIn("and 25.0% under any change of at most 0.25 in l2.", said)
 
     def test_command(self):
         said = shlex.split(commands.evaluate(one(**NOISE), "runs/1"))

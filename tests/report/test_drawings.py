@@ -80,7 +80,9 @@ class CurvesTest(parameterized.TestCase):
         ]
         for count in (20, 21, 25):
             events = [(2 * n, f"3 {of}") for n in range(20)]
-            events += [(40, f"{3 * (count - 20)} more steps from here on")] if count > 20 else []
+            events += (
+                [(40, f"{3 * (count - 20)} more skipped steps from here on")] if count > 20 else []
+            )
             rows.append((np.arange(2 * count), np.tile([3.0, 0.0], count), events))
         for steps, values, events in rows:
             with self.subTest(events=events):

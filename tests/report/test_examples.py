@@ -103,7 +103,7 @@ class ExamplesTest(absltest.TestCase):
         reports.ledger(folder, {7: ("apgd-ce", 3)})
         found = gathered.gather([folder])
         text = page.page(found, pictures=examples.Album().part)
-        self.assertIn("Its images cannot be shown: ", text)
+        self.assertIn("The images cannot be shown: ", text)
         self.assertNotIn("<img", text)
 
     def test_points_that_are_cut_off_are_a_sentence(self):

@@ -129,8 +129,8 @@ class RunTest(PageCase):
         (run / "lock").write_text(json.dumps(holder))
         reports.evaluation(run / "evaluation")
         _, text, _ = self.page(run)
-        self.assertIn("At work: process 12 on tpu-3 since today", text)
-        self.assertIn("The run is still being trained", text)
+        self.assertIn("Running: process 12 on tpu-3 since today", text)
+        self.assertIn("The run is still training", text)
 
     def test_a_run_without_metrics_is_a_page(self):
         run = reports.run(self.folder / "run", lines=8)
@@ -309,7 +309,7 @@ class ConfusionTest(PageCase):
         path.write_text(json.dumps(there))
         data, text, _ = self.page()
         self.assertEqual(np.sum(data["e0-confusion"]["counts"]), 3)
-        self.assertIn(f"It is unknown for {fooled - 3} more fooled images.", text)
+        self.assertIn(f"{fooled - 3} more fooled images lack a recorded prediction.", text)
         del there["reached"]
         path.write_text(json.dumps(there))
         data, text, _ = self.page()
@@ -397,7 +397,7 @@ class FileTest(PageCase):
         (self.folder / "text.txt").write_text("hello\n")
         reports.evaluation(self.folder / "newer", schema=9)
         for name, wanted in (
-            ("nothing", "nothing does not exist; name a run, its evaluation, or a folder of these"),
+            ("nothing", "nothing does not exist; name a run, its evaluation, or a parent folder"),
             ("empty", "holds neither a run .metrics.jsonl. nor records .results.jsonl.; name the"),
             ("text.txt", "Damaged lines of .*text.txt .*: 1. There is nothing else to show; name"),
             ("newer", "has a record of schema 9"),

@@ -264,7 +264,9 @@ class ConfusionTest(parameterized.TestCase):
             evaluation.confusion(older, "k")[1],
         )
         some = one(verdicts(["x", "x", "clean"], [0, 1, 2], [1, -1, -1]), robust=0.0)
-        self.assertIn("It is unknown for 1 more fooled images.", evaluation.confusion(some, "k")[0])
+        self.assertIn(
+            "1 more fooled images lack a recorded prediction.", evaluation.confusion(some, "k")[0]
+        )
 
 
 class EvaluationPartTest(parameterized.TestCase):

@@ -48,7 +48,7 @@ class DoubtsTest(parameterized.TestCase):
             ({"split": "train[:10%]"}, "The images come from the training split"),
             ({"split": "train@x"}, "The images come from the training split"),
             ({"split": "pretrain"}, None),
-            ({"commit": "0123+changes"}, "The code differed from its commit"),
+            ({"commit": "0123+changes"}, "The code had uncommitted changes"),
             ({"search_dtype": "bfloat16"}, "The attacks searched in bfloat16"),
             ({"flags": {"nan": "it is none"}}, "Flag nan: it is none"),
         ):
@@ -109,9 +109,9 @@ class SentencesTest(parameterized.TestCase):
         run = SimpleNamespace(at_work="somebody", folder=Path("r"))
         for place, said in ((Path("r"), True), (Path("other"), False), (None, False)):
             found = " ".join(sentences.doubts(one(run=place), [run]))
-            self.assertEqual("still being trained" in found, said)
+            self.assertEqual("still training" in found, said)
         run.at_work = None
-        self.assertNotIn("still being", " ".join(sentences.doubts(one(run=Path("r")), [run])))
+        self.assertNotIn("still training", " ".join(sentences.doubts(one(run=Path("r")), [run])))
 
     def test_the_strongest_evaluation_of_a_run(self):
         for worse, better in (
@@ -162,6 +162,6 @@ class SentencesTest(parameterized.TestCase):
         self.assertEqual(
             sentences.state(run),
             "a: phase train is at step 20 of 4,000; on the selection split, 90% of the images are "
-            "classified correctly, and 50% under the selection attack. No process is at work.",
+            "classified correctly, and 50% under the selection attack. No process is running.",
         )
-        self.assertEndsWith(sentences.state(run._replace(at_work="me")), "At work: me.")
+        self.assertEndsWith(sentences.state(run._replace(at_work="me")), "Running: me.")

@@ -166,11 +166,11 @@ REFUSED = {
     ),
     "noise of NumPy's": (
         lambda m: m.insert(0, Layer(_noise_of_numpy)),
-        r"two passes of the PyTorch module on the same images differ.*NumPy's, or Python's",
+        r"two passes of the PyTorch module on the same images differ.*NumPy or Python",
     ),
     "a rare coin of Python's": (
         lambda m: m.insert(0, Layer(_rarely_by_python)),
-        r"two passes .* differ in their random draws: .*NumPy's, or Python's",
+        r"two passes .* differ in their random draws: .*NumPy or Python",
     ),
     "a rare coin of PyTorch's": (
         lambda m: m.insert(0, Layer(_rarely)),
@@ -194,7 +194,7 @@ REFUSED = {
     ),
     "randomness": (
         lambda m: m.insert(0, Layer(lambda x: x + torch.randn_like(x))),
-        r"randn_like.* draws random numbers .*if it is a randomised defence, give "
+        r"randn_like.* draws random numbers .*If it is a randomized defense, give "
         r"--version=rand",
     ),
 }

@@ -225,7 +225,7 @@ def module(name: str, options: Mapping[str, Any]) -> Any:
         raise ValueError(
             f"model.name={name}: {error}; it is called with the config's model.options, here "
             f"{sorted(keywords.keys() - {*_SIZES})}. Write a config with the options that it "
-            "takes: the command line can change options, but not remove them"
+            "accepts: the command line can change options, but not remove them"
         ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -259,5 +259,5 @@ def _function(name: str) -> Callable[..., Any]:
 
         return timm.create_model
     if ":" not in place:
-        raise ValueError(f"model.name={name} names no function; {_HOW}")
+        raise ValueError(f"model.name={name} does not name a function; {_HOW}")
     return functions.find("model.name", place).function

@@ -62,15 +62,15 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
     for name, (line, origins) in noted.stale.items():
         if origins & (trained | moved | {_IMAGES}):
             raise Refused(
-                f"{line or 'it'} reads its tensor `{name}` from an earlier pass, but a program "
-                "would keep its current values; compute it in every pass, or only in evaluation "
-                "mode and clear it in train()"
+                f"{line or 'it'} reads its tensor `{name}` from an earlier pass, but an "
+                "exported program would keep its current values; compute it in every pass, or "
+                "only in evaluation mode and clear it in train()"
             )
     if changed := sorted(moved & parameters.keys()):
         line = next(of_pass[changed[0]] for of_pass in written if changed[0] in of_pass)
         raise Refused(
-            f"{line or 'its forward pass'} changes parameter `{changed[0]}`, which training leaves "
-            "to the optimiser; if only the first pass does so, call the module on a batch of "
+            f"{line or 'its forward pass'} changes parameter `{changed[0]}`, which only the "
+            "optimizer may change; if only the first pass does so, call the module on a batch of "
             "images once before you return it, else compute the changed tensor from the parameter"
         )
     first, second = attributes[:2]
@@ -78,8 +78,8 @@ def check(module: Any, image: tuple[int, int, int]) -> None:
         if first.get(name) != second.get(name):
             raise Refused(
                 f"its attribute `{name}` changes in a training pass ({first.get(name)} before, "
-                f"{second.get(name)} after), but a program would keep its current value; take it "
-                "out of the forward pass"
+                f"{second.get(name)} after), but an exported program would keep its current value; "
+                "move it out of the forward pass"
             )
 
 
@@ -105,8 +105,8 @@ def _check_reads(
                 "before you return it"
             )
         raise Refused(
-            f"{line or 'it'} reads a value of {kind} `{name}`, which training changes, but a "
-            f"program would keep its current value; {remedy}"
+            f"{line or 'it'} reads a value of {kind} `{name}`, which training changes, but an "
+            f"exported program would keep its current value; {remedy}"
         )
 
 

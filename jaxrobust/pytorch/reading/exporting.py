@@ -140,10 +140,10 @@ def loaded(path: Path) -> tuple[Any, bool]:
     sizes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"]
     images: tuple[Any, ...] = tuple(sizes[-1]) if sizes else ()
     if len(images) != 4:
-        raise ValueError(f"it takes {images}, not images [B,C,H,W]; export it with images")
+        raise ValueError(f"it expects {images}, not images [B,C,H,W]; export it with images")
     if isinstance(images[0], int) and images[0] != 1:
         raise ValueError(
-            f"it only takes {images[0]} images at a time; export it with "
+            f"it only accepts {images[0]} images at a time; export it with "
             'dynamic_shapes=({0: torch.export.Dim("batch")},), or with one image'
         )
     return program, images[0] == 1
@@ -240,7 +240,7 @@ def exported_torchscript(module: Any, image: tuple[int, int, int]) -> tuple[Any,
                 return program, count == 1
         except Exception as error:
             failed = failed or error
-    reason = str(failed or "it takes a fixed number of images").strip().partition("\n")[0]
+    reason = str(failed or "it accepts only a fixed number of images").strip().partition("\n")[0]
     raise ValueError(f"{problem} ({reason})") from failed
 
 

@@ -46,7 +46,7 @@ def check(module: Any) -> None:
         if "quantized" in type(part).__module__.split("."):
             raise ValueError(
                 f"{name or 'it'} is {type(part).__module__}.{type(part).__name__}: its weights are "
-                "quantised, and integer kernels have no gradient; give the float module that it "
+                "quantized, and integer kernels have no gradient; give the float module that it "
                 "was made from"
             )
 
@@ -59,9 +59,9 @@ def is_draw(operator: str) -> bool:
 def draws(line: str, operator: str) -> str:
     """Explain why a module with random draws is refused, and what to do."""
     return (
-        f"{line}: {operator} draws random numbers in eval mode, so attacks on it say little; make "
-        "it a function of the images only, or, if it is a randomised defence, give --version=rand "
-        "(in a program: from_module(..., random=True)), which makes the draws a function of a key"
+        f"{line}: {operator} draws random numbers in eval mode, so attacks on it prove little; use "
+        "a function of the images only. If it is a randomized defense, give --version=rand (in "
+        "Python: from_module(..., random=True)), which makes the draws a function of a key"
     )
 
 
@@ -86,7 +86,7 @@ def no_row(line: str, name: str) -> str:
             "with tensors of fixed sizes"
         )
     elif any(part in name for part in _QUANTISED):
-        reason = f"{name} has quantised weights: give the float module"
+        reason = f"{name} has quantized weights; give the float module"
     elif word in ("cond", "while_loop", "scan", "map_impl"):
         reason = (
             f"torch.{word} chooses a function depending on the images; compute both "
@@ -94,8 +94,8 @@ def no_row(line: str, name: str) -> str:
         )
     else:
         reason = (
-            f"PyTorch's operator {name} has no row in jaxrobust/pytorch/operators; use "
-            "other operators, or add the row"
+            f"the PyTorch operator {name} is not supported; use other operators, or add a row "
+            "for it to jaxrobust/pytorch/operators"
         )
     return f"{line}: {reason}"
 
@@ -176,7 +176,7 @@ def _problem(module: Any, images: Any) -> str | None:
     where = f"its {name}, {layer[:120]}, fails" if part is not module else "it fails"
     taken = _taken(module, images)
     return f"the images are {shape}, but {where} on them; " + (
-        f"the module takes {taken}"
+        f"the module accepts {taken}"
         if taken
         else f"PyTorch reports: {message}; it needs another image shape, or its layers do not fit"
     )
@@ -206,8 +206,8 @@ def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
             if gradient(result, x, weights.to(result), module).any():
                 return ""
     problem = (
-        "no gradient reaches the images (there is a rounding, a comparison, argmax, detach or "
-        "NumPy between them and the logits)"
+        "no gradient reaches the images (rounding, a comparison, argmax, detach or NumPy lies "
+        "between them and the logits)"
     )
     if following:
         raise ValueError(

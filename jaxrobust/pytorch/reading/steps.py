@@ -156,7 +156,7 @@ def chosen_output(exported: Any, program: Program, requested: str | None) -> str
     could = [path for path, shape in shapes.items() if len(shape) == 2]
     listing = ", ".join(f"{path or 'a tensor'} {text(shape)}" for path, shape in shapes.items())
     if requested is not None and requested not in could:
-        raise ValueError(f"it returns no logits {requested!r} [B,K]; its results are {listing}")
+        raise ValueError(f"it returns {listing}, but no logits {requested!r} [B,K]")
     if requested is None and len(could) != 1:
         raise ValueError(
             f"it returns {listing}; name the logits [B,K] with --torch_output NAME"

@@ -97,8 +97,8 @@ def _check_close(values: Any, expected: np.ndarray, scale: np.ndarray, fault: st
     if not error <= _ROUNDING:
         raise ValueError(
             f"its program {fault}: they differ by {error:.1e} of the largest value, but rounding "
-            f"explains only {_ROUNDING}; a pass may depend on earlier ones only through buffers; "
-            "if this holds, report it with the module"
+            f"explains only {_ROUNDING}. A pass may depend on earlier passes only through buffers; "
+            "if yours does, report this error with the module"
         )
 
 
@@ -116,12 +116,12 @@ def _check(module: Any) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if torch.nn.parameter.is_lazy(tensor):
             raise ValueError(
-                f"{name} is not initialised: the module is lazy; call it once on a batch of images "
+                f"{name} is not initialized: the module is lazy; call it once on a batch of images "
                 "before you return it"
             )
         if tensor.is_complex():
             raise ValueError(
-                f"{name} is complex, which no optimiser here supports; keep its real and "
+                f"{name} is complex, which no optimizer here supports; keep its real and "
                 "imaginary parts as two parameters"
             )
     if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -221,7 +221,7 @@ def _program(
         if node.op == "call_function" and is_draw(str(node.target)):
             raise ValueError(
                 f"{line(node)}: {node.target} draws random numbers in evaluation mode, so attacks "
-                "on it say little; draw only if self.training is true"
+                "on it prove little; draw only if self.training is true"
             )
     program, _ = steps.read(exported, random=train, trainable=True)
     logits = steps.chosen_output(exported, program, output)

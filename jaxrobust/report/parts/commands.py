@@ -159,8 +159,8 @@ def about(one: ReportedEvaluation) -> str:
     """Describe what the command reproduces."""
     if not one.record.method and one.record.attacks:
         return (
-            "This is the test of a training run; jaxrobust train with its config repeats it. The "
-            "command below uses evaluate's attack of the same name, with different random draws."
+            "This is the test of a training run; to repeat it, run jaxrobust train with its "
+            "config. The command below uses the attack of the same name with other random draws."
         )
     if one.record.task:
         return "No command supports tasks: call this in Python, with the record's seed and attacks."

@@ -24,8 +24,8 @@ _DRAWN = 12  # runs in one figure; more cannot be told apart
 _POINTS = 120
 _LEVEL = 0.05  # of Holm's correction
 _HEAD = (
-    *("network", "accuracy", "points", "95% interval", "p", "images", "only it is right"),
-    *("only the first is right", "images to tell apart"),
+    *("network", "accuracy", "points", "95% interval", "p", "images", "only this one is right"),
+    *("only the first is right", "images needed"),
 )
 
 
@@ -84,9 +84,9 @@ def part(evaluations: Sequence[ReportedEvaluation]) -> Markup | None:
     lead = (
         "Networks that were attacked in the same way are compared on the same images. The interval "
         "is Tango's interval for paired proportions; p is from McNemar's exact test, with Holm's "
-        "correction for the number of comparisons. If an evaluation stopped early, both come from "
-        "a confidence sequence and hold at any time. Significant differences (p below 0.05) are "
-        "drawn in orange."
+        "correction for the number of comparisons. If an evaluation stopped early, the interval "
+        "and p come from a confidence sequence and hold at any stopping time. Significant "
+        "differences (p below 0.05) are drawn in orange."
     )
     return markup.parts.section("Differences, image by image", texts=[lead], below=shown)
 
@@ -122,7 +122,7 @@ def _group(group: Sequence[ReportedEvaluation], key: str) -> Markup | None:
     unsure = [_label(one) for one in others if not _same_images(first, one)]
     if unsure:
         texts.append(
-            f"Only the images' names show that {', '.join(unsure)} saw the same images as "
+            f"Only the images' names show that {', '.join(unsure)} used the same images as "
             f"{_label(first)}: older versions did not store a hash of each image."
         )
     threat = ", ".join(sentences.balls(first.record)) or "no attack"
@@ -131,7 +131,7 @@ def _group(group: Sequence[ReportedEvaluation], key: str) -> Markup | None:
         level=3,
         texts=texts,
         figures=drawn,
-        below=[markup.parts.table(f"Differences to {_label(first)}", _HEAD, rows, words=2)],
+        below=[markup.parts.table(f"Differences from {_label(first)}", _HEAD, rows, words=2)],
     )
 
 

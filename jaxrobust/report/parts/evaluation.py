@@ -135,8 +135,8 @@ def _accuracies(one: ReportedEvaluation, key: str) -> Markup:
         note = f"Bars: {interval_name(one)}."
     if fast := record.fast:
         note += (
-            f" Of {fast['survivors']:,} surviving images, {fast['sampled']:,} random ones met all "
-            f"attacks; {sentences.at_least(fast)}."
+            f" All attacks were run on {fast['sampled']:,} of {fast['survivors']:,} surviving "
+            f"images, chosen at random; {sentences.at_least(fast)}."
         )
     return figures.rows(key, head, bars, ACCURACY, names=("right", ""), note=note)
 
@@ -154,7 +154,7 @@ def _costs(one: ReportedEvaluation) -> Markup:
         spent = ["-" if (s := cost.get(k)) is None else f"{s:,.1f} s" for k in _SECONDS]
         rule = cost.get("step_rule")
         rows.append((cost.get("attack"), *counts, *spent, "-" if rule is None else rule))
-    caption, of = "What each attack removed and cost", f": {title(one)}"
+    caption, of = "Images fooled and cost of each attack", f": {title(one)}"
     return markup.parts.table(caption, _COSTS, rows, words=0, of=of)
 
 
@@ -180,7 +180,7 @@ def _classes(one: ReportedEvaluation, key: str) -> Markup | None:
     bars.sort(key=lambda bar: bar.value or 0.0)
     note = "Sorted; bars: exact 95% intervals of robust accuracy."
     if one.record.stopped:
-        note = "Sorted, for the evaluated images; classes have no confidence sequences."
+        note = "Sorted, for the evaluated images; there are no confidence sequences by class."
     if len(bars) > _CLASSES:
         note = f"The 30 lowest and the 10 highest of {len(bars):,} classes. {note}"
         bars = bars[:30] + bars[-10:]
@@ -214,7 +214,7 @@ def confusion(one: ReportedEvaluation, key: str) -> tuple[Markup | None, Markup 
     if not pairs:
         return None, markup.parts.note(_UNKNOWN)
     unknown = fooled - sum(n for _, _, n in pairs)
-    lacking = f" It is unknown for {unknown:,} more fooled images." if unknown > 0 else ""
+    lacking = f" {unknown:,} more fooled images lack a recorded prediction." if unknown > 0 else ""
     size = max(len(one.classes), *(1 + max(a, b) for a, b, _ in pairs))
     if 1 < size <= figures.CLASSES and min(a for a, _, _ in pairs) >= 0:
         counts = np.zeros((size, size), int)

@@ -25,7 +25,7 @@ RULE = (
     "Easiest: fooled by the first attack that fools any, in the fewest iterations. Hardest: fooled "
     "only by the last attack, in the most iterations. Ties go to the smaller image number. From "
     "left to right: the image, its adversarial version, and the perturbation, amplified until its "
-    "largest change is full black or white around grey."
+    "largest change is full black or white around gray."
 )
 
 
@@ -49,13 +49,13 @@ class Album:
         """Return the pictures of an evaluation, or a sentence on why they are missing."""
         if self._left <= 0:
             return markup.parts.note(
-                "Its images are not shown, because the page would be too large. Report it alone to "
-                "see them."
+                "Images are not shown here, because the page would be too large. To see them, "
+                "report this evaluation alone."
             )
         try:
             shown = _part(one)
         except (ValueError, OSError, ImportError) as error:
-            return markup.parts.note(f"Its images cannot be shown: {error}")
+            return markup.parts.note(f"The images cannot be shown: {error}")
         self._left -= len(shown or "")
         return shown
 

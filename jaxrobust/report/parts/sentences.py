@@ -88,8 +88,8 @@ def headline(one: ReportedEvaluation) -> str:
         radius, certain = max((pair for pair in curve if pair[0] <= sigma), default=curve[0])
         return (
             f"{one.name}: {network(one)}, smoothed by noise of {sigma:g}, is certified to classify "
-            f"{percent(curve[0][1])} of {where} correctly, and {percent(certain)} whatever changes "
-            f"them by at most {radius:.4g} in l2."
+            f"{percent(curve[0][1])} of {where} correctly, and {percent(certain)} under any change "
+            f"of at most {radius:.4g} in l2."
         )
     right = f"classifies {clean} of {where} correctly"
     if record.task:
@@ -130,7 +130,7 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
         reasons.append(
             f"The attack was {'the ' * bool(record.fast)}{method(record)}, not the standard "
             "version of AutoAttack: a stronger attack can only fool more images, so the robust "
-            "accuracy is at most this."
+            "accuracy is at most this value."
         )
     ends = interval(one, "clean" if record.robust is None else "robust")
     if n and n < _FEW and ends and not record.stopped:
@@ -143,14 +143,14 @@ def doubts(one: ReportedEvaluation, runs: Sequence[ReportedRun]) -> list[str]:
     if tried := records.replayed_line(record):
         reasons.append(
             f"Adversarial images from other evaluations were tried before the attacks: {tried}, "
-            "which the attacks alone might not have fooled."
+            "although the attacks alone might not have fooled them."
         )
     if "+changes" in str(record.commit):
-        reasons.append("The code differed from its commit when this was measured.")
+        reasons.append("The code had uncommitted changes when this was measured.")
     if record.search_dtype == "bfloat16":
-        reasons.append("The attacks searched in bfloat16, and may have found less than in float32.")
+        reasons.append("The attacks searched in bfloat16, and may be weaker than in float32.")
     if any(run.at_work and run.folder == one.run for run in runs):
-        reasons.append("The run is still being trained; a later checkpoint gives other numbers.")
+        reasons.append("The run is still training; later checkpoints will give other numbers.")
     return reasons
 
 
@@ -208,4 +208,4 @@ def state(run: ReportedRun) -> str:
             f"; on the selection split, {spelled(float(clean), True)} of the images are classified "
             f"correctly, and {spelled(float(robust), True)} under the selection attack"
         )
-    return f"{text}. {f'At work: {run.at_work}.' if run.at_work else 'No process is at work.'}"
+    return f"{text}. {f'Running: {run.at_work}.' if run.at_work else 'No process is running.'}"

@@ -40,7 +40,7 @@ PANELS = {
     "speed": Panel("Images per second", {"images_per_second": "images/s"}),
     "wait": Panel("Time spent waiting for data", {"data_wait": "waiting"}, percent=True),
     "gradient": Panel("Gradient norm", {"gradient_norm": "norm"}, log=True),
-    "skipped": Panel("Steps that updated nothing", {"skipped": "steps"}),
+    "skipped": Panel("Steps without an update", {"skipped": "steps"}),
     "epsilon": Panel("Radius of the attack", {"epsilon": "radius"}),
     "alarm": Panel(
         "Loss under the attack and under a stronger one",

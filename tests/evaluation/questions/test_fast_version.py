@@ -167,7 +167,7 @@ class CommandTest(parameterized.TestCase):
             text,
         )
         self.assertIn(f"(fast; standard at least {least})", text)
-        words = f"Of {fast['survivors']} surviving images, {fast['sampled']} random ones met all"
+        words = f"run on {fast['sampled']} of {fast['survivors']} surviving images, chosen"
         self.assertIn(words, text)
         self.assertIn(
             "The attack was the fast version, not the standard version of AutoAttack", text
