@@ -221,7 +221,7 @@ class RefusedTest(parameterized.TestCase):
             written(modules.refused(fault))
 
     def test_weights_that_are_integers(self):
-        with self.assertRaisesRegex(ValueError, "its weights are quantised"):
+        with self.assertRaisesRegex(ValueError, "its weights are quantized"):
             written(torch_faults.quantised())
 
     def test_the_one_of_several_that_is_named(self):

@@ -159,7 +159,7 @@ class TorchTest(parameterized.TestCase):
             {"torch": "nets.py:of_colours"},
             r"images are \[B,1,8,8\], and its 0, Conv2d.* fails .*; the module .* \[B,3,32,32\]",
         ),
-        ({"torch": "nets.py:quantised"}, r"its weights are quantised, .* give the float module"),
+        ({"torch": "nets.py:quantised"}, r"its weights are quantized, .* give the float module"),
         ({"torch": "nets.py:random"}, r"give --version=rand"),
         (
             {"torch": "nets.py:random", "version": "rand", "bundle": "bundle"},
