@@ -212,7 +212,7 @@ def check_many(
     if radius_at is not None and not (radius_at > 0 and sizes and threat):
         raise ValueError(
             f"--radius_at={radius_at} must be an image size in pixels; also give --threat, the "
-            "radius at that size, and --image_size, the sizes to scale it to"
+            "radius at that size, and --image_size, the sizes to scale to"
         )
 
 
@@ -253,7 +253,7 @@ def check_network(flags: GivenFlags, *, of_weights: bool) -> None:
         several = f"{' and '.join(networks)} each name a network (records go to --out DIR); "
         raise ValueError(
             (several if networks else "")
-            + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model if "
+            + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (omit --model if "
             "PATH is a folder that jaxrobust import wrote, or a name such as "
             "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME, or --torch "
             "my_models.py:build --dataset NAME"

@@ -103,7 +103,7 @@ def _contradictions(record: AccuracyRecord) -> Iterator[str]:
         bounds = stopping.bounds_of(stopped, record.robust)
         if not np.allclose(bounds, stopped["robust"], atol=0.01):
             yield (
-                f"its robust accuracy, {record.robust:.6g}, does not have the bounds "
+                f"its robust accuracy, {record.robust:.6g}, does not match the bounds "
                 f"{_written(stopped['robust'])}"
             )
     for share in (record.certified or {}).get("accuracy", {}).values():
@@ -122,7 +122,7 @@ def _of_share(name: str, share: Any, n: int | None, ends: Any) -> Iterator[str]:
     elif n and ends and abs(share * n - round(share * n)) > _ROUNDING * n:
         yield f"{name}, {share:.6g}, is not a fraction of its {n:,} images"
     elif n and ends and not np.allclose(ends, records.interval(share, n) or (), atol=_ROUNDING):
-        yield f"{name}, {share:.6g} of {n:,} images, does not have the interval {_written(ends)}"
+        yield f"{name}, {share:.6g} of {n:,} images, does not match the interval {_written(ends)}"
 
 
 def _written(ends: Any) -> str:

@@ -223,7 +223,7 @@ def module(name: str, options: Mapping[str, Any]) -> Any:
         inspect.signature(make).bind(**keywords)
     except TypeError as error:
         raise ValueError(
-            f"model.name={name}: {error}; it is called with the config's model.options, here "
+            f"model.name={name}: {error}; the function gets the config's model.options, here "
             f"{sorted(keywords.keys() - {*_SIZES})}. Write a config with the options that it "
             "accepts: the command line can change options, but not remove them"
         ) from error

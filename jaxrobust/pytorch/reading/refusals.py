@@ -178,7 +178,7 @@ def _problem(module: Any, images: Any) -> str | None:
     return f"the images are {shape}, but {where} on them; " + (
         f"the module accepts {taken}"
         if taken
-        else f"PyTorch reports: {message}; it needs another image shape, or its layers do not fit"
+        else f"PyTorch reports: {message}; give another image shape, or check that its layers fit"
     )
 
 

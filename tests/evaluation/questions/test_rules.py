@@ -109,7 +109,7 @@ class ContradictionTest(parameterized.TestCase):
             {"radius_at": 224, "sizes": (192,)},
             "--radius_at=224 must be .*; also give --threat, the ra",
         ),
-        ({"radius_at": 224, "threats": ["l2:2"]}, "and --image_size, the sizes to scale it to"),
+        ({"radius_at": 224, "threats": ["l2:2"]}, "and --image_size, the sizes to scale to"),
         (
             {"radius_at": 0, "sizes": (192,), "threats": ["l2:2"]},
             "must be an image size in pixels;",
