@@ -76,7 +76,7 @@ net, params, stats, about = jaxrobust.load("hf://ORG/REPO")  # or a clone of it
 logits, _ = net.apply(params, stats, images)  # f32[B,H,W,C] in [0, 1]
 ```
 
-To attack it, run `jaxrobust evaluate --weights hf://ORG/REPO --dataset NAME`."""
+To attack the network, run `jaxrobust evaluate --weights hf://ORG/REPO --dataset NAME`."""
 
 
 def timm_name(network: Network) -> tuple[str, dict[str, Any]] | None:

@@ -58,7 +58,7 @@ CASES = {
     "evaluate quickstart --ladder linf:0:1": "has 3 parts",
     "evaluate quickstart --radius_at 32": "must be an image size in pixels",
     "evaluate quickstart --image_size 0": "must be at least 1",
-    "evaluate quickstart --tie 1": "needs --against",
+    "evaluate quickstart --tie 1": "has no effect without --against",
     "evaluate quickstart --certify 0.25 --norm linf": "leave --norm=linf out",
     "evaluate quickstart --corruptions fgo": "fog",
     "evaluate quickstart --frost x": "without --corruptions",

@@ -312,7 +312,7 @@ def check_stop(flags: GivenFlags, several: Sequence[str]) -> None:
         value = getattr(flags, name)
         if value is not None and not (name == "alpha" and flags.certify is not None):
             of = "--against, --until_width or --certify" if name == "alpha" else "--against"
-            raise ValueError(f"--{name}={value:g} needs {of}; add it, or leave --{name} out")
+            raise ValueError(f"--{name}={value:g} has no effect without {of}; leave it out")
     if stop is None:
         return
     if flags.certify is not None:
@@ -325,7 +325,7 @@ def check_stop(flags: GivenFlags, several: Sequence[str]) -> None:
             "as 0.05"
         )
     if flags.tie is not None and not flags.against:
-        raise ValueError(f"--tie={flags.tie:g} needs --against; add it, or leave --tie out")
+        raise ValueError(f"--tie={flags.tie:g} has no effect without --against; leave it out")
     for name in ("tie", "until_width"):
         points = getattr(flags, name)
         if points is not None and not 0 < points < 100:

@@ -129,7 +129,7 @@ class RefusedTest(CommandCase):
         ({"rule": "mean"}, "--rule has no effect with --certify; leave it out"),
         ({"noreplay": True}, "--noreplay has no effect with --certify; leave it out"),
         ({"version": "rand"}, "--certify does not support --version=rand; leave"),
-        ({"certify": None, "alpha": "0.1"}, "--alpha=0.1 needs .* or --certify; add it"),
+        ({"certify": None, "alpha": "0.1"}, "--alpha=0.1 has no effect .* or --certify; leave"),
     )
     def test_with_one_sentence(self, given, sentence):
         said = refused(self.evaluate(**given))

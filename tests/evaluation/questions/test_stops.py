@@ -247,10 +247,10 @@ class CommandTest(parameterized.TestCase):
 
 class FlagsTest(parameterized.TestCase):
     @sweeps.rows(
-        ({"alpha": 0.1}, "--alpha=0.1 needs --against, --until_width or --certify; add it"),
-        ({"tie": 1.0}, "--tie=1 needs --against; add it, or leave --tie out"),
+        ({"alpha": 0.1}, "--alpha=0.1 has no effect without --against, --until_width or"),
+        ({"tie": 1.0}, "--tie=1 has no effect without --against; leave it out"),
         ({"until_width": 2.0, "against": "a"}, "both set when to stop; give one of them"),
-        ({"until_width": 2.0, "tie": 1.0}, "--tie=1 needs --against"),
+        ({"until_width": 2.0, "tie": 1.0}, "--tie=1 has no effect without --against"),
         ({"against": "a", "alpha": 1.0}, "--alpha=1 must be a probability of a false alarm"),
         ({"until_width": 0.0}, "--until_width=0 must be above 0"),
         ({"against": "a", "corruptions": "all"}, "leave --corruptions out"),
