@@ -6,7 +6,7 @@ The arguments, with their defaults first, are
 
     data=imagenet100|imagenet
     augmentation=none|m|c|r|e|mc|...|mcre  any of mixup, cutmix, RandAugment and random erasing, in
-                                           this order; colour jitter where there is no RandAugment
+                                           this order; color jitter where there is no RandAugment
     weight_decay=0.05|0|0.001|0.01|0.1|0.5|1.0
     warmup=20|0|5|10|30                    epochs in which the radius grows to 4/255
     views=1|3                              how often an image appears in its batch; 3: the first

@@ -13,7 +13,7 @@ Keys that are not defaults, by `jaxrobust why configs/light_recipe.py:xcit_s12`:
           was nominally float32
     model.options.drop_path  0.05: authors' code: the same at all depths
     model.options.bn_group   64: authors' code: batch norms see the 64 images of a core
-    data.augmentation        "light": thesis, Table 5: crop, flip and colour jitter of 0.4
+    data.augmentation        "light": thesis, Table 5: crop, flip and color jitter of 0.4
     data.preprocessing       "bicubic-1.0": authors' code: timm's settings of XCiT
     erase.noise              "truncated": authors' code: normal noise, clipped to [0, 1]
     label_smoothing          0.1: authors' code: 0.1, which stays on without mixing
@@ -68,7 +68,7 @@ SOURCES = {
     "float32",
     "model.options.drop_path": "authors' code: the same at all depths",
     "model.options.bn_group": "authors' code: batch norms see the 64 images of a core",
-    "data.augmentation": "thesis, Table 5: crop, flip and colour jitter of 0.4",
+    "data.augmentation": "thesis, Table 5: crop, flip and color jitter of 0.4",
     "data.preprocessing": "authors' code: timm's settings of XCiT",
     "erase.noise": "authors' code: normal noise, clipped to [0, 1]",
     "label_smoothing": "authors' code: 0.1, which stays on without mixing",

@@ -89,7 +89,7 @@ Keys that are not defaults, by `jaxrobust why configs/revisiting_at.py:vit_s_cvs
           ImageNet-21k's (ViT-S, ViT-B); for ImageNet-21k Table 15, which does not name ConvNeXt-T's
           weights: timm's are our choice; for InternImage appendix C.3: its authors' ImageNet-1k
           weights
-    init.normalize         "imagenet": RobustBench: only its ViT-S + ConvStem normalises; the
+    init.normalize         "imagenet": RobustBench: only its ViT-S + ConvStem normalizes; the
           authors' code does not, and for the runs of other rows it is unknown
     data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
           A.2
@@ -150,7 +150,7 @@ NETWORKS = {
     ),
     "internimage_t": Network(_OPENGV, 1408, 50, selection_steps=1, other="_ps"),
 }
-# Which the published weights normalise by ImageNet's mean and std; the others take raw images.
+# Which the published weights normalize by ImageNet's mean and std; the others take raw images.
 NORMALISED = ("vit_s_cvst",)
 # (network, stem) -> widths, strides and kernels of its convolutions. The paper says nothing of the
 # widths of Table 7, where these give its multiply-adds, nor of the kernels of stride 1 in Table 9.
@@ -191,7 +191,7 @@ SOURCES = {
     "15, which does not name ConvNeXt-T's weights: timm's are our choice; for InternImage "
     "appendix C.3: its authors' ImageNet-1k weights",
     "init.stem": "appendix A.1: a random stem on a body with clean weights",
-    "init.normalize": "RobustBench: only its ViT-S + ConvStem normalises; the authors' code does "
+    "init.normalize": "RobustBench: only its ViT-S + ConvStem normalizes; the authors' code does "
     "not, and for the runs of other rows it is unknown",
     "data.augmentation": "Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix A.2",
     "label_smoothing": "Table 17; authors' code: it belongs to mixing",

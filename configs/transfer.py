@@ -48,7 +48,7 @@ Keys that are not defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvs
     model.options.downsample_strides  [1, 2, 2]: appendix D.6
     init.weights                      "run:larger_radius:convnext_t_cvst": Table 6: networks that
           are robust at 8/255, from our runs
-    init.head                         "fresh-torch": authors' code: a new linear layer, initialised
+    init.head                         "fresh-torch": authors' code: a new linear layer, initialized
           as in PyTorch
     data.name                         "cifar10": Table 6 and thesis, Table 7
     data.train_split                  "train[:98%]": ours: images that choose the epoch are not
@@ -58,7 +58,7 @@ Keys that are not defaults, by `jaxrobust why configs/transfer.py:convnext_t_cvs
     data.test_split                   "test": ours: images that choose the epoch are not among the
           reported ones
     data.augmentation                 "crop|flip|randaugment": appendix D.6: RandAugment; thesis,
-          section 4.2.1: on CIFAR no colour jitter (later runs of the repository: 0.25, with crops
+          section 4.2.1: on CIFAR no color jitter (later runs of the repository: 0.25, with crops
           and rotations) and no mention of erasing (authors' code: 0.2 at the time, 0 in later
           runs); otherwise as in the light recipe, for clean runs as in DeiT
     train.epochs                      20: appendix D.6 and thesis, section 4.2: 20; authors' code
@@ -85,7 +85,7 @@ Keys that are not defaults, by `jaxrobust why configs/transfer.py:xcit_s12,cifar
     model.options.drop_path     0.05: authors' code: the same at all depths
     init.weights                "run:light_recipe:xcit_s12,epsilon=8": Table 6: networks that are
           robust at 8/255, from our runs
-    init.head                   "fresh-torch": authors' code: a new linear layer, initialised as in
+    init.head                   "fresh-torch": authors' code: a new linear layer, initialized as in
           PyTorch
     init.normalize              "cifar10": authors' code: for CIFAR its mean and std, otherwise 0.5
     data.name                   "cifar10": Table 6 and thesis, Table 7
@@ -96,7 +96,7 @@ Keys that are not defaults, by `jaxrobust why configs/transfer.py:xcit_s12,cifar
     data.test_split             "test": ours: images that choose the epoch are not among the
           reported ones
     data.augmentation           "light-cifar-thesis": appendix D.6: RandAugment; thesis, section
-          4.2.1: on CIFAR no colour jitter (later runs of the repository: 0.25, with crops and
+          4.2.1: on CIFAR no color jitter (later runs of the repository: 0.25, with crops and
           rotations) and no mention of erasing (authors' code: 0.2 at the time, 0 in later runs);
           otherwise as in the light recipe, for clean runs as in DeiT
     train.objective             "trades": thesis, section 4.2: TRADES on CIFAR; its clean runs
@@ -157,11 +157,11 @@ SOURCES = light_recipe.SOURCES | {
     "model.options.stem_strides": "appendix D.6 (a ConvNeXt's); authors' code (XCiT's)",
     "model.options.downsample_strides": "appendix D.6",
     "init.weights": "Table 6: networks that are robust at 8/255, from our runs",
-    "init.head": "authors' code: a new linear layer, initialised as in PyTorch",
+    "init.head": "authors' code: a new linear layer, initialized as in PyTorch",
     "init.normalize": "authors' code: for CIFAR its mean and std, otherwise 0.5",
     "data.name": "Table 6 and thesis, Table 7",
     "data.*_split": "ours: images that choose the epoch are not among the reported ones",
-    "data.augmentation": "appendix D.6: RandAugment; thesis, section 4.2.1: on CIFAR no colour "
+    "data.augmentation": "appendix D.6: RandAugment; thesis, section 4.2.1: on CIFAR no color "
     "jitter (later runs of the repository: 0.25, with crops and rotations) and no mention of "
     "erasing (authors' code: 0.2 at the time, 0 in later runs); otherwise as in the light recipe, "
     "for clean runs as in DeiT",

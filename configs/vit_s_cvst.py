@@ -14,7 +14,7 @@ Keys that are not defaults, by `jaxrobust why configs/vit_s_cvst.py`:
     init.weights           "deit_small_patch16_224.fb_in1k": Table 18, from timm; the authors' code
           uses those of ImageNet-21k
     init.stem              "fresh": appendix A.1: a random stem on a body with clean weights
-    init.normalize         "imagenet": RobustBench: its weights normalise inside the network, so
+    init.normalize         "imagenet": RobustBench: its weights normalize inside the network, so
           that importing these and exporting under their id gives this network; the authors' code
           does not
     data.augmentation      "heavy": Tables 1 (basic and heavy) and 16 (light, its 3-Aug); appendix
@@ -34,7 +34,7 @@ from jaxrobust.config import base
 
 SOURCES = revisiting_at.SOURCES | {
     "init.weights": "Table 18, from timm; the authors' code uses those of ImageNet-21k",
-    "init.normalize": "RobustBench: its weights normalise inside the network, so that importing "
+    "init.normalize": "RobustBench: its weights normalize inside the network, so that importing "
     "these and exporting under their id gives this network; the authors' code does not",
     "*.batch_size": "appendix A.3: 1392; ours: 1408, which 64 devices divide",
 }

@@ -46,7 +46,7 @@ state = tx.init(eqx.filter(net, eqx.is_array))
 
 @eqx.filter_jit
 def step(net, state, images, labels, key):
-    """Return the network and the optimiser's state after one update."""
+    """Return the network and the optimizer's state after one update."""
 
     def loss(net):
         logits = jax.vmap(net)(images, jax.random.split(key, len(images)))

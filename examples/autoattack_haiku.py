@@ -30,7 +30,7 @@ state = tx.init(params)
 
 @jax.jit
 def step(params, moments, state, images, labels):
-    """Return params, running moments and the optimiser's state after one update."""
+    """Return params, running moments and the optimizer's state after one update."""
 
     def loss(params):
         logits, moved = net.apply(params, moments, images, is_training=True)

@@ -35,7 +35,7 @@ state = tx.init(params)
 
 @jax.jit
 def step(params, stats, state, images, labels):
-    """Return params, stats and the optimiser's state after one update."""
+    """Return params, stats and the optimizer's state after one update."""
 
     def loss(params):
         given = {"params": params, "batch_stats": stats}

@@ -1,4 +1,4 @@
-"""Your own loss, which the attack in adversarial training maximises.
+"""Your own loss, which the attack in adversarial training maximizes.
 
 jaxrobust train examples/my_config.py --workdir runs/margin \
     --config.attack.loss=examples/my_losses.py:margin

@@ -30,7 +30,7 @@ class Block(nnx.Module):
 
 
 class ConvNet(nnx.Module):
-    """Maps images f32[B,H,W,C] in [0, 1] to logits; normalisation is part of the network."""
+    """Maps images f32[B,H,W,C] in [0, 1] to logits; normalization is part of the network."""
 
     def __init__(self, num_classes: int, in_channels: int, width: int, dtype: str, rngs: nnx.Rngs):
         widths = (in_channels, width, 2 * width, 4 * width)

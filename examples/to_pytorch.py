@@ -58,7 +58,7 @@ result = evaluation.autoattack(logits_fn, images, labels, **ball, attacks=("apgd
 # %% [markdown]
 # ## The same images in PyTorch
 #
-# PyTorch puts channels first; pixels stay in [0, 1], since the module normalises images itself.
+# PyTorch puts channels first; pixels stay in [0, 1], since the module normalizes images itself.
 
 # %%
 sys.path.append("ship")

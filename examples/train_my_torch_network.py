@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 def build(num_classes=10, width=16):
-    """Build the network; any normalisation happens inside it."""
+    """Build the network; any normalization happens inside it."""
     return nn.Sequential(
         nn.Conv2d(3, width, 3, 1, 1, bias=False),
         *(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2)),

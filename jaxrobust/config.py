@@ -61,14 +61,14 @@ class ModelSection(Section, Protocol):
     name: str = "convnext_t_cvst"  # or your own function, such as my_nets.py:make
     num_classes: int = 1000  # width of the logits
     image_size: int = 224  # side of the images, pixels
-    in_channels: int = 3  # 1: grey
+    in_channels: int = 3  # 1: gray
     dtype: str = "float32"  # compute type; parameters and update stay float32
     remat: bool = False  # recompute blocks in the backward pass, to save memory
     options: Mapping[str, Any] = {}  # further fields of the family's row, or of the function
 
 
 class MeshSection(Section, Protocol):
-    # This many devices share one copy of parameters and optimiser state; 1: no sharing; 0: all, or
+    # This many devices share one copy of parameters and optimizer state; 1: no sharing; 0: all, or
     # all of a slice if there are several.
     fsdp: int = 1
 
@@ -138,7 +138,7 @@ class EraseSection(Section, Protocol):
 
 
 class PhaseSection(Section, Protocol):
-    """A run of the optimiser: by default the paper's AdamW and learning-rate curve."""
+    """A run of the optimizer: by default the paper's AdamW and learning-rate curve."""
 
     # clean | adversarial | trades | trades-awp | dkl | hat | mart | ramp
     objective: str = "adversarial"
@@ -209,7 +209,7 @@ class AttackSection(Section, Protocol):
     # Length of a step: a multiple of epsilon, or pixels; default: chosen by the attack.
     relative_step: float | None = None
     step_size: float | Sequence[float] | None = None  # in pixels, for each norm
-    # The loss to maximise: ce, dlr, cw, cw-floor, ce-cw, pm, or your own function, such as
+    # The loss to maximize: ce, dlr, cw, cw-floor, ce-cw, pm, or your own function, such as
     # my_losses.py:margin; default: the objective's, mostly ce.
     loss: str | None = None
     # image | random, as in AutoAttack. Except for apgd also uniform (in the cube) and gauss, or

@@ -58,7 +58,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Optimise the programs of tests that compute much, before their class is set up."""
+    """Optimize the programs of tests that compute much, before their class is set up."""
     from tests.support import compiling
 
     compiling.for_test(computes=item.get_closest_marker("computes") is not None)

@@ -815,7 +815,7 @@ class ComparedTest(parameterized.TestCase):
         self.assertIn("A and B have the same robust accuracy", printed)
 
 
-# --- randomised networks, numbers that are none ---
+# --- randomized networks, numbers that are none ---
 
 
 def plain(x):
@@ -1048,7 +1048,7 @@ RULES = ("majority", "mean", "one-draw")
 
 
 class RandomisedTest(parameterized.TestCase):
-    """A randomised network is judged by a rule over draws, and the reference's number stands by."""
+    """A randomized network is judged by a rule over draws, and the reference's number stands by."""
 
     kept: ClassVar[dict[str, tuple]] = {}  # rule -> result, lines of its ledger
 

@@ -160,7 +160,7 @@ class WheelTest(absltest.TestCase):
                     Image.new("RGB", (8, 8), colour).save(path)
         words = ["prepare", "imagenet", "photos", "--name", "colours", "--out", "sets"]
         self.run_here("jaxrobust", *words)
-        program = "from jaxrobust import data; print(*data.load('colours', split='val').classes)"
+        program = "from jaxrobust import data; print(*data.load('colors', split='val').classes)"
         self.assertEqual(
             self.run_here("python", "-c", program, TFDS_DATA_DIR="sets").split(), ["blue", "red"]
         )

@@ -5,8 +5,8 @@ pass, the clean step costs 3F, the step with K APGD steps (2K + 4)F, and with K 
 A third of that, times the clean step's time, is a bound that only fewer operations could beat. With
 `--against torch`, the same step in PyTorch on timm's network runs in turns with ours in the same
 process; on a GPU with `torch.compile` and channels-last, and in bfloat16 under autocast. Both then
-attack with PGD from the image if the config says PGD, else with APGD, and minimise the
-cross-entropy; for TRADES, both attack with PGD from noise and minimise its loss. `--program` runs
+attack with PGD from the image if the config says PGD, else with APGD, and minimize the
+cross-entropy; for TRADES, both attack with PGD from noise and minimize its loss. `--program` runs
 one program alone, with the device's memory to itself; `tools/bench_gpu.py` combines such
 runs. Running out of memory exits with code 4.
 

@@ -31,7 +31,7 @@ class ApgdState(NamedTuple):
     or number of steps may share a batch and use either machine's `tell`.
     """
 
-    images: t.Points  # the centre of the ball; may leave [0, 1] for Linf and L2
+    images: t.Points  # the center of the ball; may leave [0, 1] for Linf and L2
     labels: Any  # i32[B] or f[B, C], or the targets of a loss function
     targets: t.Labels  # classes, used only by the targeted loss
     epsilon: t.PerImage

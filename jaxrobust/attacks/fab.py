@@ -1,6 +1,6 @@
-"""FAB: find the nearest misclassified point by projecting onto linearised decision boundaries.
+"""FAB: find the nearest misclassified point by projecting onto linearized decision boundaries.
 
-Unlike the other attacks it does not stay in a ball: it minimises the norm of an adversarial
+Unlike the other attacks it does not stay in a ball: it minimizes the norm of an adversarial
 example, and uses the radius only for its random start and in `counts`.
 
 Source: Croce & Hein 2020 (arXiv 1907.02044), algorithm 1; FAB-T is section 4 of Croce & Hein 2020
@@ -141,7 +141,7 @@ def fab_machine(
 
     def tell(state: FabState, value: t.PerImage, score: Any, gradient: t.Points) -> FabState:
         x, x1, w = _rows(state.images), _rows(state.points), _rows(gradient)
-        # The linearised boundary is {z | value + <w, z - x1> = 0}; how far beyond it is the image?
+        # The linearized boundary is {z | value + <w, z - x1> = 0}; how far beyond it is the image?
         excess = value + jnp.sum(w * (x - x1), axis=1)
         moves = jnp.isfinite(excess)  # otherwise the gradient is not finite
         value, excess = jnp.where(moves, value, 0), jnp.where(moves, excess, 0)
@@ -258,7 +258,7 @@ _FACTS = MachineFacts(
     make=lambda setting, epsilon: fab_machine(
         norm=setting.norm, epsilon=epsilon, steps=setting.steps, targeted=setting.targets > 0
     ),
-    rule="to the nearest linearised boundary",
+    rule="to the nearest linearized boundary",
     starts=("image", "random"),
     aims=True,
     forward=2,

@@ -1,7 +1,7 @@
 """Attacks with a fixed number of fixed-length steps, as named by `--attack` and configs.
 
 `fgsm` takes one step and `pgd-K` takes K. The rows of `registry` define which exist, the loss that
-each maximises and where it starts.
+each maximizes and where it starts.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ STARTS = ("image", "random", "uniform", "uniform-boxed")
 
 
 def is_cascade(attack: str) -> bool:
-    """Recognise AutoAttack and its parts, which stop at an image once it is fooled."""
+    """Recognize AutoAttack and its parts, which stop at an image once it is fooled."""
     if attack == "clean" or registry.parse(attack):
         return False
     heads = tuple(f"{name}-" for name, row in registry.fixed().items() if not row.single)

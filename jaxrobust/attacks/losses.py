@@ -1,6 +1,6 @@
-"""The losses that attacks maximise: f[B] per image from logits f[B, C]; larger is worse.
+"""The losses that attacks maximize: f[B] per image from logits f[B, C]; larger is worse.
 
-All take unnormalised logits and are differentiable throughout, including sorted logits. A label
+All take unnormalized logits and are differentiable throughout, including sorted logits. A label
 outside [0, C) has no defined loss. Soft targets, or fewer classes than a loss needs, raise
 `ValueError`. Parity: tests/attacks/test_losses.py.
 """
@@ -28,7 +28,7 @@ def kl_loss(logits: Logits, target_probabilities: Array) -> PerImage:
     """Compute the Kullback-Leibler divergence of softmax(logits) from the targets (TRADES).
 
     Rows of `target_probabilities` sum to 1; zeros are allowed.
-    Source: Zhang et al. 2019 (arXiv 1901.08573), eq. 5, inner maximisation.
+    Source: Zhang et al. 2019 (arXiv 1901.08573), eq. 5, inner maximization.
     """
     remedy = "pass the softmax of the clean logits"
     _need_probabilities("kl", logits, target_probabilities, remedy)
@@ -102,7 +102,7 @@ def targeted_dlr_loss(logits: Logits, labels: Labels | SoftLabels, targets: Labe
     return _ratio(-margin, top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-# The losses that attacks maximise, by name, for the argument `loss`.
+# The losses that attacks maximize, by name, for the argument `loss`.
 LOSSES: dict[str, Callable[..., Array]] = {
     "ce": ce_loss,
     "dlr": dlr_loss,
@@ -132,7 +132,7 @@ def by_target(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> P
 
 
 class Goal(NamedTuple):
-    """What an attack works towards: the loss to maximise, and the score that defines success.
+    """What an attack works towards: the loss to maximize, and the score that defines success.
 
     `outputs` come from the network, and `targets` are what the attack receives with its images.
     Both are pytrees of arrays whose first axis is the image.

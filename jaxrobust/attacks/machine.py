@@ -49,13 +49,13 @@ def _lead(probabilities: t.Logits, labels: t.Labels) -> t.PerImage:
 
 
 class Tally(NamedTuple):
-    """How to judge a point from several draws of a randomised network."""
+    """How to judge a point from several draws of a randomized network."""
 
     of: Callable[[t.Logits, t.Labels], t.Array]  # per draw, f[B, ...]
     excess: Callable[[t.Array, t.Labels], t.PerImage]  # of the mean over draws; 0 or more is wrong
 
 
-# How the draws of a randomised network are judged together, by rule name.
+# How the draws of a randomized network are judged together, by rule name.
 TALLIES = {
     "majority": Tally(_wrong, lambda share, labels: share - 0.5),
     "mean": Tally(lambda logits, labels: jax.nn.softmax(logits, axis=1), _lead),

@@ -26,7 +26,7 @@ _NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
 def as_function(network: object) -> Callable[[Any], Any]:
     """Return a network as a function of images: a callable, or a pair (Linen module, variables).
 
-    Libraries are recognised without importing them.
+    Libraries are recognized without importing them.
     """
     linen = sys.modules.get("flax.linen")
     if isinstance(network, tuple) and len(network) == 2 and linen is not None:

@@ -38,7 +38,7 @@ class StandardSettings(NamedTuple):
     restarts: int = 1
     targets: int = 0
     code: int = CE  # the loss of an untargeted run; see `losses.by_target`
-    of_tasks: bool = False  # whether it maximises a task's loss instead of one of logits
+    of_tasks: bool = False  # whether it maximizes a task's loss instead of one of logits
 
 
 class MachineFacts(NamedTuple):

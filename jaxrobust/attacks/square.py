@@ -35,7 +35,7 @@ class SquareState(NamedTuple):
     States of two machines that differ only in radius may share a batch and `tell`.
     """
 
-    images: Rows  # the centre of the ball; may leave [0, 1] for Linf and L2
+    images: Rows  # the center of the ball; may leave [0, 1] for Linf and L2
     labels: Any  # i32[B], or the targets of a loss function
     epsilon: t.PerImage
     keys: KeyData  # raw data, because `where` and shard_map do not accept typed keys
@@ -66,7 +66,7 @@ def square_run(
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1].
       queries: maximum number; the start costs one more evaluation.
-      loss: what the search maximises, as in `apgd`; "cw" (the margin) stops at the first
+      loss: what the search maximizes, as in `apgd`; "cw" (the margin) stops at the first
         misclassified point, a `Goal` when it is done, a plain function never.
       key: one key or keys [B] (see `inputs.image_keys`).
       p_init: the fraction of an image's pixels that the first windows cover.

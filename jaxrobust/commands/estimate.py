@@ -3,7 +3,7 @@
 Prints hours, chip-hours, images/s and memory of each phase and of AutoAttack after it, and the
 price if `--price` gives that of a chip-hour. On devices of this machine the programs are compiled
 and run briefly. For other devices the model's operations are divided by the chips' peak and an
-assumed utilisation; for TPUs the step is also compiled if libtpu is installed, for H100s and
+assumed utilization; for TPUs the step is also compiled if libtpu is installed, for H100s and
 H200s if JAX's CUDA plug-in is.
 
 `jaxrobust estimate --target 65 --dataset cifar10` answers the reverse question: which network and

@@ -46,7 +46,7 @@ class Source:
       name, split: as requested.
       size: number of records.
       num_classes: number of classes.
-      channels: 1 (grey) or 3 (RGB).
+      channels: 1 (gray) or 3 (RGB).
       image_shape: (H, W, channels) if all images share it, else None.
       read: indices in [0, size) -> records; picklable; raises DataError on a damaged record.
       remedy: what to do about damaged data; ends every message about it.
@@ -60,7 +60,7 @@ class Source:
         a prepared data set's description. None if the name or `ids_sha256` identifies them.
       held: whether decoded images may stay in memory; False for sources with too many.
       soft: whether labels are `SoftLabel`s.
-      grey_as_rgb: whether its grey images may be read as RGB, as torchvision reads files.
+      grey_as_rgb: whether its gray images may be read as RGB, as torchvision reads files.
       notes: warnings for the user about likely mistakes.
     """
 
@@ -96,7 +96,7 @@ class Source:
         return f"data set {self.name!r}, split {self.split!r}"
 
     def for_channels(self, channels: int | None) -> "Source":
-        """Read grey image files as RGB if the network takes colours; else return the source."""
+        """Read gray image files as RGB if the network takes colors; else return the source."""
         if not (self.grey_as_rgb and self.channels == 1 and channels == 3):
             return self
         shape = self.image_shape and (*self.image_shape[:2], channels)
@@ -125,7 +125,7 @@ def first_few(names: Sequence[str]) -> str:
 
 
 class SourceKind(NamedTuple):
-    """A kind of data set, recognised by the names that `open_source` accepts.
+    """A kind of data set, recognized by the names that `open_source` accepts.
 
     `open(name, split, choice) -> Source`; `choice` is a `subsets.SubsetChoice`.
     """

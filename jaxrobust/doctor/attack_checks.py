@@ -116,7 +116,7 @@ def _radius(patient: Patient) -> CheckResult:
         if up - down > 0.05 * len(small) and up - down > 3 * (up + down) ** 0.5:
             return CheckResult(RED, f"accuracy rises with the radius: {sentence}", value)
     if robust[-1] > 0.3:
-        grey = "images withstand a radius at which all can become the same grey"
+        grey = "images withstand a radius at which all can become the same gray"
         return CheckResult(RED, f"{grey}: {sentence}", value)
     return CheckResult(YELLOW if robust[-1] > 0.15 else GREEN, sentence, value)
 
@@ -132,7 +132,7 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
         "zero-gradients",
         "Share of images for which the gradient of the cross-entropy is exactly zero or not "
         "finite, by compute type; red above 1% in float32, yellow above 10% in another type.",
-        "gradients are masked: rounding, quantisation, a threshold or stop_gradient",
+        "gradients are masked: rounding, quantization, a threshold or stop_gradient",
         _MASKED,
         "Croce & Hein 2020, arXiv 2003.01690, section 4; " + _SIGNS,
         _zero,
@@ -162,7 +162,7 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "radius",
         "Accuracy under PGD at growing radii, up to one at which all images can become the same "
-        "grey; red if it rises by more than 5 points, or ends above 30%, yellow from 15%.",
+        "gray; red if it rises by more than 5 points, or ends above 30%, yellow from 15%.",
         "PGD loses its way: gradients are masked, or the step does not scale with the radius",
         _MASKED,
         f"{_SIGNS}; Carlini et al. 2019, arXiv 1902.06705",

@@ -185,7 +185,7 @@ def _constants(plan: PlannedRun) -> list[str]:
 def _twice(plan: PlannedRun) -> CheckResult:
     normalize = plan.config.init.normalize
     if not functions.is_name(plan.config.model.name):
-        sentence = "the network is built in, and normalises only in its first layer"
+        sentence = "the network is built in, and normalizes only in its first layer"
         return CheckResult(GREEN, f"init.normalize={normalize}: {sentence}", normalize)
     inside = _constants(plan)
     sentence = f"init.normalize={normalize}, and {plan.config.model.name} "
@@ -302,8 +302,8 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
         "normalised-twice",
         "Whether init.normalize is set and the program of your own network contains the mean of a "
         "known data set; red if both.",
-        "the images are normalised in your function and in the first layer",
-        "set init.normalize=keep, or remove the normalisation from your function",
+        "the images are normalized in your function and in the first layer",
+        "set init.normalize=keep, or remove the normalization from your function",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _twice,
     ),

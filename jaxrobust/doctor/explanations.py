@@ -1,7 +1,7 @@
 """Changes of the images or the class order that would raise a network's accuracy.
 
 Each explanation is tried, and only the best one counts, if it raises the accuracy considerably. So
-a network that normalises twice is not blamed for the order of its classes.
+a network that normalizes twice is not blamed for the order of its classes.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
 def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], np.ndarray]]]:
     yield RANGE, "images in 0..255", lambda x: 255 * x
     for name, (mean, std) in NORMALIZATIONS.items():
-        # RobustART's larger scale lowers the loss of networks that expect another normalisation,
+        # RobustART's larger scale lowers the loss of networks that expect another normalization,
         # and those that expect it are also explained by CIFAR-10's.
         if name in ("none", "cifar10-robustart"):
             continue
@@ -64,7 +64,7 @@ def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], n
             m, s = m.mean(keepdims=True), s.mean(keepdims=True)
         if len(m) not in (1, channels):
             continue
-        words = "[-1, 1] (mean 0.5, std 0.5)" if name == "half" else f"the {name} normalisation"
+        words = "[-1, 1] (mean 0.5, std 0.5)" if name == "half" else f"the {name} normalization"
         yield MISSING, words, lambda x, m=m, s=s: (x - m) / s  # type: ignore[misc]
         yield TWICE, words, lambda x, m=m, s=s: x * s + m  # type: ignore[misc]
     if channels == 3:

@@ -48,7 +48,7 @@ def _explained(name: str, healthy: str) -> Look:
         all_tried = patient.memo["tried"]
         of_check = [explanation for explanation in all_tried if explanation.check == name]
         if not of_check:
-            return CheckResult(SKIPPED, "not checked: the images are grey")
+            return CheckResult(SKIPPED, "not checked: the images are gray")
         classes = int(unmasked(patient.logits).sum())
         best = explanations.best(all_tried, classes, len(patient.labels))
         undone = " undone" if name == explanations.TWICE else ""
@@ -159,9 +159,9 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         explanations.MISSING,
-        "Accuracy and loss on normalised images; red if they are more than 10 points better, "
+        "Accuracy and loss on normalized images; red if they are more than 10 points better, "
         "yellow from 4.",
-        "the network expects normalised images and does not normalise itself",
+        "the network expects normalized images and does not normalize itself",
         "put mean and std into the network (init.normalize=..., or the first line of the function)",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _explained(explanations.MISSING, "not missing"),
@@ -169,9 +169,9 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         explanations.TWICE,
-        "Accuracy and loss with a normalisation undone; red if that is more than 10 points better, "
+        "Accuracy and loss with a normalization undone; red if that is more than 10 points better, "
         "yellow from 4.",
-        "images are normalised before a network that normalises itself",
+        "images are normalized before a network that normalizes itself",
         "remove one of the two",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _explained(explanations.TWICE, "not twice"),

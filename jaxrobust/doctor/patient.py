@@ -136,7 +136,7 @@ class Patient:
 
     @property
     def everything(self) -> float:
-        """The radius at which every image can become the same grey."""
+        """The radius at which every image can become the same gray."""
         pixels = float(np.prod(self.images.shape[1:]))
         return {"linf": 0.5, "l2": 0.5 * pixels**0.5, "l1": 0.5 * pixels}[self.threat.norm]
 

@@ -203,7 +203,7 @@ def essential(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_size(image_size: int) -> None:
-    """Raise `ValueError` for a side below 1 pixel or above 8192 (0.8 GB per colour image)."""
+    """Raise `ValueError` for a side below 1 pixel or above 8192 (0.8 GB per color image)."""
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1")
     if image_size > 8192:

@@ -10,7 +10,7 @@ Source: RobustBench 1.1.1, robustbench/model_zoo/{imagenet,cifar10,cifar100}.py 
 preprocessing, files on Google Drive), architectures/{xcit,deit}.py (files on GitHub),
 model_info/*/*.json (authors; for older rows also accuracies), README.md (accuracies and papers in
 `published_rows.json`; its robust accuracy is the lowest known, for Gowal2021Improving after another
-attack besides AutoAttack) and LICENSE (licences of weights); parity: tests/models/test_table.py.
+attack besides AutoAttack) and LICENSE (licenses of weights); parity: tests/models/test_table.py.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Leaderboard(NamedTuple):
     image_size: int  # side in pixels
     epsilon: float | None  # of the ball
     images: int  # number of images that are attacked
-    mean: tuple[float, ...]  # for networks that normalise
+    mean: tuple[float, ...]  # for networks that normalize
     std: tuple[float, ...]
     data: str  # our records' name for the data set
     split: str
@@ -103,7 +103,7 @@ class Published(NamedTuple):
 
     @property
     def inside(self) -> Moments:
-        """Return the mean and std with which it normalises."""
+        """Return the mean and std with which it normalizes."""
         return self.moments or (self.board.mean, self.board.std)
 
 

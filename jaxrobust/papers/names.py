@@ -15,7 +15,7 @@ COMMANDS = {
     "analyse": (
         "jaxrobust.papers.commands.analyse",
         "ANALYSIS --workdir RUN",
-        "visualises what a network has learnt",
+        "visualizes what a network has learnt",
     ),
     "landscape": (
         "jaxrobust.papers.commands.landscape",

@@ -158,7 +158,7 @@ def robust_scaling(
     high = 2 * low
     while needed(high) < multiply_adds:
         high *= 2
-    for _ in range(100):  # until neighbouring floats
+    for _ in range(100):  # until neighboring floats
         middle = (low + high) / 2
         low, high = (middle, high) if needed(middle) < multiply_adds else (low, middle)
     depths, widths = _of_width(low, ratio)

@@ -211,7 +211,7 @@ def _latest(config, workdir: Path, phase: str | None, weights_kind: str):
     done = [p for p in phases if list((workdir / p / "latest").glob("[0-9]*"))]
     if not done:
         raise ValueError(f"{workdir} has no checkpoint for {' or '.join(phases)}; train first")
-    # Of the optimiser, only the shapes of its state matter here.
+    # Of the optimizer, only the shapes of its state matter here.
     mask = models.decay_mask(config.model.name)
     tx = optim.adamw(lambda step: 0.0, weight_decay=0.0, decay_mask=mask)
     init = partial(init_state, network_of(config), remembering(tx))
@@ -357,7 +357,7 @@ def push_to_hub(
       token: for the hub; default: the token of `hf auth login`, or $HF_TOKEN.
       revision: branch; default: the main one.
       message: of the commit.
-      license: of the weights, for the card; default: the known licence.
+      license: of the weights, for the card; default: the known license.
       certificate: first compare the file with its reference network, which needs PyTorch.
     Raises:
       ValueError: no such weights, not a repository name, or weights that do not agree.

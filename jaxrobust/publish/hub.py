@@ -106,7 +106,7 @@ def config(network: Network, account: Account, sha256: str) -> dict[str, Any]:
         "fixed_input_size": not models.family(network.name).any_size,
         **_resized(account.preprocessing),
         "crop_mode": "center",
-        **({"mean": mean, "std": std} if built else plain),  # the module normalises inside
+        **({"mean": mean, "std": std} if built else plain),  # the module normalizes inside
         "num_classes": network.num_classes,
         **_ends(network),
         **({"license": account.license.lower()} if account.license else {}),

@@ -76,7 +76,7 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
             pytorch.find("check_source")(network)
         return references.named(network, wrapped=layout == "robustbench" and network.normalised)
     if layout == "hub" and hub.timm_name(network):
-        return references.named(network, wrapped=False)  # timm's transforms normalise
+        return references.named(network, wrapped=False)  # timm's transforms normalize
     check(network, layout)
     if layout == "timm":
         return convert.to_torch(network.name, network.params, network.stats)

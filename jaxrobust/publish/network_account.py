@@ -145,7 +145,7 @@ def channels(network: Network) -> str:
 
 
 def normalisation(network: Network) -> str:
-    """Describe mean and std; empty: the network does not normalise."""
+    """Describe mean and std; empty: the network does not normalize."""
     if not network.normalised:
         return ""
     values = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
@@ -166,7 +166,7 @@ def prepared(network: Network, account: Account) -> str:
 
 
 def licence(account: Account) -> str:
-    """Name the licence of the weights; empty: you have to state it."""
+    """Name the license of the weights; empty: you have to state it."""
     return account.license or ("not stated by the authors" if account.published else "")
 
 

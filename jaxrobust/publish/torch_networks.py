@@ -208,14 +208,14 @@ class _Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise f[B,C,H,W]."""
+        """Normalize f[B,C,H,W]."""
         return (images - self.mean) / self.std
 
 
 def normalized(
     net: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> nn.Module:
-    """Put a network behind its normalisation, if it has any: names `normalize.*`, `model.*`."""
+    """Put a network behind its normalization, if it has any: names `normalize.*`, `model.*`."""
     if mean is None or std is None:
         return net
     return nn.Sequential(OrderedDict(normalize=_Normalize(mean, std), model=net))

@@ -1,6 +1,6 @@
 """Any network as a PyTorch module: the jaxpr of its evaluation pass, printed as code.
 
-Each line computes a node of `torch_graph`. Equal blocks, recognised by the names of their weights,
+Each line computes a node of `torch_graph`. Equal blocks, recognized by the names of their weights,
 become one function.
 """
 

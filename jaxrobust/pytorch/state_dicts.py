@@ -77,7 +77,7 @@ def _pattern(parts: Iterable[str]) -> str:
 
 
 def _parts(spec: NetworkSpec, network: Trainable, head: str) -> tuple[str, ...]:
-    """Return the parts of a module that are newly initialised."""
+    """Return the parts of a module that are newly initialized."""
     if head == "keep":
         return ()
     kind, _, listed = head.partition(":")

@@ -56,7 +56,7 @@ def label(name: str) -> str:
 
 
 def check(network: Network) -> None:
-    """Refuse a module that the files cannot rebuild: its source is gone, or imports neighbours."""
+    """Refuse a module that the files cannot rebuild: its source is gone, or imports neighbors."""
     name, layout = network.name, "--layout robustbench: "
     if network.options.get(torch_modules.OUTPUT):
         raise ValueError(

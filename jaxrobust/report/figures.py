@@ -20,7 +20,7 @@ _MARKS = 40  # maximum number drawn in a figure
 CLASSES = 15  # maximum number in a matrix that is readable on a phone
 _CELLS_LEFT, _CELLS_TOP, _SIDE = 78, 6, 254  # of a matrix
 _NUMBERS = 11  # maximum number of classes for counts to fit in cells
-_LEVELS = 6  # of colour
+_LEVELS = 6  # of color
 _LETTER = 6.2  # average width
 
 
@@ -50,7 +50,7 @@ class Mark(NamedTuple):
 
     at: float
     text: str
-    harmless: bool = False  # drawn in grey
+    harmless: bool = False  # drawn in gray
 
 
 class Axis(NamedTuple):

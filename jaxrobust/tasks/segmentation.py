@@ -59,7 +59,7 @@ def segmentation(*, least: float = 0.5, ignore: int = 255) -> Task:
         if len(others := present[(present != ignore) & ((present < 0) | (present >= classes))]):
             raise ValueError(
                 f"masks contain class {others[0]}, but the network has {classes} classes, 0 to "
-                f"{classes - 1}; pass its classes, or ignore={others[0]} for unlabelled pixels"
+                f"{classes - 1}; pass its classes, or ignore={others[0]} for unlabeled pixels"
             )
 
     name = f"segmentation(least={least:g}, ignore={ignore})"

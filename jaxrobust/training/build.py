@@ -39,7 +39,7 @@ from jaxrobust.types import Batch, Classifier, Params, check_threat, threats
 
 
 class Phase(NamedTuple):
-    """A run of the optimiser, ready to compile; `step(state, batch, control)`."""
+    """A run of the optimizer, ready to compile; `step(state, batch, control)`."""
 
     net: Classifier
     mesh: jax.sharding.Mesh
@@ -383,7 +383,7 @@ def control(
 
 
 def flops_per_image(config: Config, name: str) -> float:
-    """Count the operations per training image for model FLOP utilisation, without recomputation.
+    """Count the operations per training image for model FLOP utilization, without recomputation.
 
     With F for a forward pass: the attack counts as in `attacks.passes`, the update as 3 F. TRADES
     updates on two images and computes the clean probabilities first; MART skips the latter.

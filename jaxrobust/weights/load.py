@@ -61,7 +61,7 @@ def load(
       image_size: side of the images in pixels, to which positions are resized; default: the size of
         the weights.
       which: "ema" or "raw", for averaged or raw weights, if the source says which it holds;
-        default: a file's averaged ones if labelled, and those that a run evaluates.
+        default: a file's averaged ones if labeled, and those that a run evaluates.
       tell: receives one line per download; default: print to stderr.
       **overrides: fields of the network's row, such as `dtype="bfloat16"`; fields that change the
         network are allowed only if the weights do not specify them.

@@ -293,7 +293,7 @@ class ReferenceTest(parameterized.TestCase):
         rng = np.random.default_rng(5)
         weights = [rng.normal(size=s) / math.sqrt(s[0]) for s in ((75, 24), (24, 7))]
         # Too small for the label to rank third, where the gradient of DLR cancels to 1e-12 and
-        # L2 would normalise what rounding left of it.
+        # L2 would normalize what rounding left of it.
         x, radius = rng.random((6, 5, 5, 3)), {"Linf": 8 / 255, "L2": 0.1}[norm]
         start = x + rng.uniform(-1, 1, x.shape) * radius / (1 if norm == "Linf" else 9)
         target = rng.integers(0, 7, 6)

@@ -165,7 +165,7 @@ class AdvanceTest(absltest.TestCase):
 
 
 class TallyTest(parameterized.TestCase):
-    """What draws of a randomised network say, against the same counted one by one."""
+    """What draws of a randomized network say, against the same counted one by one."""
 
     LOGITS = np.float32(
         [

@@ -108,7 +108,7 @@ class Authors:
             new = best.copy()
             new[rows, changed[:, out]] = images[rows, changed[:, out]]
             colours = self.draw.integers(0, 2, (len(images), count))
-            if count == 1:  # another colour than today's; one channel has two
+            if count == 1:  # another color than today's; one channel has two
                 today = new[rows, others[:, into]]
                 colours = np.where(np.isin(today, (0, 1)), 1 - today, colours)
             new[rows, others[:, into]] = colours

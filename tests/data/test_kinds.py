@@ -15,7 +15,7 @@ from tests.support import sweeps
 
 
 def open_stripes(name, split, choice):
-    """Grey images of eight pixels, half of them bright: the first rows, or the first columns."""
+    """Gray images of eight pixels, half of them bright: the first rows, or the first columns."""
     del choice
     bright = 255 if name.endswith("bright") else 128
 

@@ -9,7 +9,7 @@ from jaxrobust.doctor.attack_checks import ATTACK_CHECKS
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, CheckResult
 from tests.support import sweeps
 
-RADIUS, GREY = 0.1, 0.5  # the latter is one at which all images can be the same grey
+RADIUS, GREY = 0.1, 0.5  # the latter is one at which all images can be the same gray
 
 
 def margins(fooled: int, of: int = 100, before: int = 0) -> np.ndarray:

@@ -268,20 +268,20 @@ class NetworkLevelsTest(parameterized.TestCase):
             self.assertEqual(found.value, {"as it is": 0.9 - gain, "words": 0.9})
 
     def test_an_explanation_of_another_kind_is_no_fault_of_this_one(self):
-        better = Tried(TWICE, "the x normalisation", 0.95, 0.1, 0.3, 9.0)
+        better = Tried(TWICE, "the x normalization", 0.95, 0.1, 0.3, 9.0)
         own = [Tried(MISSING, "a", 0.5, 1.0, 0.2, 9.0), Tried(MISSING, "b", 0.6, 2.0, 0.1, 9.0)]
         found = self.explained(better, *own)
         self.assertEqual(found.level, GREEN)
         self.assertEndsWith(found.sentence, "accuracy 100.0%; with b: 2 and 60.0%")
         found = self.explained(better, *own, name=TWICE)
         self.assertEqual(found.level, RED)
-        self.assertEndsWith(found.sentence, "with the x normalisation undone")
+        self.assertEndsWith(found.sentence, "with the x normalization undone")
 
     def test_few_or_grey_images_explain_nothing(self):
         own = Tried(MISSING, "a", 0.5, 1.0, 0.2, 9.0)
         self.assertEqual(self.explained(own, n=31).level, SKIPPED)
         self.assertEqual(self.explained(own, n=32).level, RED)
-        self.assertIn("the images are grey", self.explained(own, name=CHANNELS).sentence)
+        self.assertIn("the images are gray", self.explained(own, name=CHANNELS).sentence)
 
     def test_flags_of_reliability(self):
         found = look("determinism", network(flags={"retraced": "it differs; mend it; or not"}))
@@ -351,7 +351,7 @@ class ExplanationsLevelsTest(parameterized.TestCase):
 
     def test_changes_of_images(self):
         mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-        imagenet, half = "the imagenet normalisation", "[-1, 1] (mean 0.5, std 0.5)"
+        imagenet, half = "the imagenet normalization", "[-1, 1] (mean 0.5, std 0.5)"
         x = np.float32([[[[0.2, 0.4, 0.6]]]])
         for channels, image, expected in (
             (

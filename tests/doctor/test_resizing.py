@@ -97,11 +97,11 @@ class PhotographsTest(parameterized.TestCase):
 
 
 def sharpness(images):
-    """The mean difference of neighbouring pixels, in 255ths."""
+    """The mean difference of neighboring pixels, in 255ths."""
     return 255 * np.abs(np.diff(images, axis=1)).mean(axis=(1, 2, 3))
 
 
 def sharpest(images, *, centres):
-    """The class is the number of centres that an image's sharpness exceeds."""
+    """The class is the number of centers that an image's sharpness exceeds."""
     sharp = 255 * jnp.abs(jnp.diff(images, axis=1)).mean(axis=(1, 2, 3))[:, None]
     return jnp.cumsum(sharp - jnp.asarray(centres, jnp.float32)[None], axis=1)

@@ -215,7 +215,7 @@ class PublishedTest(parameterized.TestCase):
 
 
 class RowsTest(parameterized.TestCase):
-    """What the rows say of ids, tables, files and licences."""
+    """What the rows say of ids, tables, files and licenses."""
 
     def test_ids_of_other_tables_have_these_in_front(self):
         for key, net in PUBLISHED.items():

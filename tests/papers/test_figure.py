@@ -450,7 +450,7 @@ class RefusedTest(Folders):
 
     def test_too_many(self):
         places = [self.write(f"n{at}", at) for at in range(8)]
-        self.assertIn("shows at most 7 networks, so that colours", self.refused("attacks", *places))
+        self.assertIn("shows at most 7 networks, so that colors", self.refused("attacks", *places))
         self.assertIn("at most 30 networks", self.refused("compare", *places, *places * 3))
 
     def test_a_number_of_images_that_is_not_known(self):

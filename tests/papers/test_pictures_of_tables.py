@@ -1,4 +1,4 @@
-"""The pictures of the papers' tables: which networks stand where, in which colour and words."""
+"""The pictures of the papers' tables: which networks stand where, in which color and words."""
 
 from pathlib import Path
 from types import SimpleNamespace

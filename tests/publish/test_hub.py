@@ -230,7 +230,7 @@ class ModuleTest(Case):
 
     @pytest.mark.slow
     def test_certificate(self):
-        """What is written is what was compared, normalised or not."""
+        """What is written is what was compared, normalized or not."""
         from jaxrobust.publish import layouts, references
 
         for model, options in (("convnext_n", self.OPTIONS), ("resnet18", {})):

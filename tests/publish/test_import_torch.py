@@ -125,7 +125,7 @@ class ImportTest(ServedCase):
             self.assertGreater(np.abs(arrays[key]).max(), 0.8 * bound, key)
         for key in arrays.keys() - stem:
             np.testing.assert_array_equal(arrays[key], weights()[key], err_msg=key)
-        self.assertIn("4 left out (is newly initialised)", printed)
+        self.assertIn("4 left out (is newly initialized)", printed)
 
     def test_a_file_without_a_stem(self):
         body = {k: a for k, a in as_timm(weights()).items() if not k.startswith("stem.")}

@@ -196,7 +196,7 @@ class ImagesTest(parameterized.TestCase):
         np.testing.assert_allclose(found * 255, np.rint(found * 255), atol=1e-4)
         self.assertBetween(float(found.min()), 0, 0.1)
         self.assertBetween(float(found.max()), 0.9, 1)
-        self.assertLess(np.abs(np.diff(found, axis=1)).max(), 0.25)  # neighbours are alike
+        self.assertLess(np.abs(np.diff(found, axis=1)).max(), 0.25)  # neighbors are alike
 
 
 @absltest.skipIf(torch is None, paths.PARITY)

@@ -61,7 +61,7 @@ PUBLISHED = [
 
 
 def listed(name: str, wrapped: bool = True):
-    """(name, shape, type) of each weight; without the wrapper of a normalised network if asked."""
+    """(name, shape, type) of each weight; without the wrapper of a normalized network if asked."""
     rows = reference.entries(LISTINGS / f"{name}.tsv")
     if wrapped:
         return rows

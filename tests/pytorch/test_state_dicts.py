@@ -211,7 +211,7 @@ class StartTest(parameterized.TestCase):
         own = torch_modules.build(name, num_classes=10, image_size=8, in_channels=1)
         np.testing.assert_array_equal(start.params["fc.weight"], own.fc.weight.detach().numpy())
         self.assertSameElements(start.fresh, ["fc.weight", "fc.bias"])
-        self.assertIn("2 newly initialised: fc.bias, fc.weight", compose.summary(start))
+        self.assertIn("2 newly initialized: fc.bias, fc.weight", compose.summary(start))
         self.assertEqual(record["head"], head)
 
     def test_the_head_of_timms_modules_stays_known_where_the_program_is_kept(self):

@@ -142,7 +142,7 @@ class FromModuleTest(parameterized.TestCase):
         (torch_faults.Containing, r"its net is a TorchScript module inside another module"),
         (
             lambda: torch_faults.quantised(),
-            r"^1 is torch\.ao\.nn\.quantized.* quantised, .*give the float module",
+            r"^1 is torch\.ao\.nn\.quantized.* quantized, .*give the float module",
         ),
         (
             lambda: torch_faults.of_larger_images().eval(),

@@ -70,10 +70,10 @@ addEventListener('load', () => {
       .getBoundingClientRect().bottom));
   const tables = [...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth);
   const shaded = tables.filter(e => getComputedStyle(e).backgroundImage.includes('gradient'));
-  const colour = getComputedStyle(document.body).backgroundColor;
+  const color = getComputedStyle(document.body).backgroundColor;
   const out = document.createElement('pre');
   out.id = 'probe';
-  out.textContent = JSON.stringify({failed, read, pointed, clipped, least, colour,
+  out.textContent = JSON.stringify({failed, read, pointed, clipped, least, color,
     filled, tall, tables: tables.length, shaded: shaded.length,
     wide: wide.map(e => e.tagName + ' ' + e.className), width: innerWidth});
   parent.document.body.append(out);

@@ -4,7 +4,7 @@ import os
 
 import jax
 
-# Few of LLVM's optimisations, and XLA's older way to write loops: half the time. A program in one
+# Few of LLVM's optimizations, and XLA's older way to write loops: half the time. A program in one
 # part, not in up to 32 that are compiled by as many threads: another quarter. Each with its value
 # for users and the first JAX that is not known to have it: XLA aborts at unknown flags.
 _QUICK = {
@@ -28,7 +28,7 @@ def _is_quick() -> bool:
 
 
 def for_test(*, computes: bool) -> None:
-    """Do without the rest of the optimisations in a test that runs shorter than it compiles."""
+    """Do without the rest of the optimizations in a test that runs shorter than it compiles."""
     jax.config.update("jax_disable_most_optimizations", _is_quick() and not computes)
 
 

@@ -43,7 +43,7 @@ ARRAYS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
         r"27 weights do not fit.*blocks\.1\.\S+: not filled",
     ),
     "extra key": (_with("extra", lambda _: np.zeros(3, np.float32)), r"extra: 0 rows match"),
-    "optimiser inside": (
+    "optimizer inside": (
         _with("optimizer.state.0.exp_avg", lambda _: np.zeros(3, np.float32)),
         r"exp_avg: 0 rows match",
     ),
@@ -79,31 +79,31 @@ ARRAYS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "quantised": (_with(_FC, np.int8), r"dtype int8"),
     "not a number": (_with(_FC, _nan), r"holds values that are not finite"),
     "infinite": (_with(_GAMMA, lambda a: a + np.inf), r"gamma: holds values that are not finite"),
-    "half a normalisation": (
+    "half a normalization": (
         _with("normalize.mean", lambda _: np.zeros((1, 3, 1, 1), np.float32)),
         r"normalize\.std: not filled",
     ),
-    "normalisation by zero": (
+    "normalization by zero": (
         lambda arrays: (
             arrays | {f"normalize.{k}": np.zeros((1, 3, 1, 1), np.float32) for k in ("mean", "std")}
         ),
         r"1 weights do not fit.*normalize\.std: does not fit \[0, 1\] pixels",
     ),
-    "normalisation of 0 to 255": (
+    "normalization of 0 to 255": (
         lambda arrays: (
             arrays
             | {f"normalize.{k}": np.full((1, 3, 1, 1), 58, np.float32) for k in ("mean", "std")}
         ),
         r"normalize\.mean: does not fit \[0, 1\] pixels.*divide by 255",
     ),
-    "normalised twice": (
+    "normalized twice": (
         lambda arrays: (
             {f"model.model.{k}": v for k, v in arrays.items()}
             | {f"{p}normalize.mean": np.zeros((1, 3, 1, 1), np.float32) for p in ("", "model.")}
         ),
         r"normalize\.mean and model\.normalize\.mean are both present",
     ),
-    "normalisation of grey images": (
+    "normalization of gray images": (
         lambda arrays: (
             arrays | {f"normalize.{k}": np.ones((1, 1, 1, 1), np.float32) for k in ("mean", "std")}
         ),

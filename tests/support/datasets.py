@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def image_bytes(number: int, kind: str = "JPEG", size: tuple[int, int] = (9, 7)) -> bytes:
-    """A tiny image file of one colour."""
+    """A tiny image file of one color."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (number % 256, number // 256 % 256, 5)).save(buffer, kind)
     return buffer.getvalue()

@@ -42,7 +42,7 @@ class Case(NamedTuple):
     fast64: tuple[str, ...] = ()  # of `golden64`, with the slow tests
     forward: dict[str, tuple[str, dict[str, Any]]] = {}  # noqa: RUF012  # listing -> name, options
     rows: dict[str, tuple[str, dict[str, Any]]] = {}  # noqa: RUF012  # the same without golden logits
-    # Name -> its options for 8x8 grey digits: drop path, batch statistics in groups and recomputed
+    # Name -> its options for 8x8 gray digits: drop path, batch statistics in groups and recomputed
     # blocks take part.
     digits: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     small: str = ""  # name of the small network below; empty: the family has tests of its own
@@ -599,7 +599,7 @@ CASES = {
             }
         },
     ),
-    # Golden logits and behaviour with batch norm: tests/zoo/test_stages.py.
+    # Golden logits and behavior with batch norm: tests/zoo/test_stages.py.
     "cifar_coatnet": Case(
         listings={"cifar_coatnet": "coatnet0_CCTT"},
         counts={"cifar_coatnet": 16_997_816, "cifar_coatnet_224": 17_029_304},

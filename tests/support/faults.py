@@ -7,12 +7,12 @@ import numpy as np
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 PALETTE = np.random.default_rng(7).uniform(0.2, 0.8, (10, 3)).astype(np.float32)
 ORDER = np.random.default_rng(3).permutation(10)
-FAR = 0.12  # from all colours, where the gradient of `misled_far_off` turns around
+FAR = 0.12  # from all colors, where the gradient of `misled_far_off` turns around
 RADIUS = 0.05
 
 
 def colours(count=200, seed=0):
-    """Noisy patches in one of ten colours, which are the classes."""
+    """Noisy patches in one of ten colors, which are the classes."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, count)
     images = PALETTE[labels][:, None, None] + rng.normal(0, 0.1, (count, 4, 4, 3))
@@ -24,7 +24,7 @@ def normalise(x):
 
 
 def inner(x):
-    """A network of normalised images: 4 minus the distances to the colours, squared, as logits."""
+    """A network of normalized images: 4 minus the distances to the colors, squared, as logits."""
     h = x.mean(axis=(1, 2))
     centres = normalise(PALETTE[None, None])[0, 0]
     return 4 * (h @ centres.T) - 2 * (centres**2).sum(1)[None]
@@ -71,7 +71,7 @@ uphill_is_down.defjvp(lambda primals, tangents: (primals[0], -tangents[0]))
 
 
 def quantised(x):
-    """Eight levels of grey, as a defence rounds them."""
+    """Eight levels of gray, as a defense rounds them."""
     return healthy(jnp.round(x * 16) / 16)
 
 

@@ -31,7 +31,7 @@ def torch_or_skip(test):
 
 
 def listing(tsv: str) -> list[str]:
-    """The names of a state dict's listing, without the normalisation's and wrapper's prefix."""
+    """The names of a state dict's listing, without the normalization's and wrapper's prefix."""
     names = [line.split("\t")[0] for line in (MODELS / f"{tsv}.tsv").read_text().splitlines()]
     return [n.removeprefix("model.") for n in names if not n.startswith("normalize.")]
 

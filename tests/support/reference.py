@@ -19,7 +19,7 @@ def _shape(dimensions: str) -> tuple[int, ...]:
 
 
 def _fixed(name: str, shape):
-    """What both rules leave alone: the normalisation and the counters of batch norm; else None."""
+    """What both rules leave alone: the normalization and the counters of batch norm; else None."""
     if name.startswith("normalize."):
         value = IMAGENET_MEAN if name.endswith("mean") else IMAGENET_STD
         return np.array(value, np.float32).reshape(shape)

@@ -171,7 +171,7 @@ def module(key: str) -> torch.nn.Module:
     with _offline(), contextlib.redirect_stdout(io.StringIO()):
         if timm.is_model(registered):
             return timm.create_model(registered, pretrained=False)
-        if name == "Standard_R50":  # as its neighbours, with weights of torchvision
+        if name == "Standard_R50":  # as its neighbors, with weights of torchvision
             name = {"Linf": "Salman2020Do_R50", "corruptions": "Hendrycks2020Many"}[threat]
         return model_dicts[BenchmarkDataset(dataset)][ThreatModel(threat)][name]["model"]()
 

@@ -7,7 +7,7 @@ _UP = "\x1b[1A"  # by which a panel goes back to its first line
 
 
 def plain(written: str) -> str:
-    """The same without colours and movements."""
+    """The same without colors and movements."""
     return _CODES.sub("", written)
 
 

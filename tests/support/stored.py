@@ -24,7 +24,7 @@ def weights(name="convnext_n", *, image_size=16, **overrides) -> dict[str, np.nd
 
 
 def as_timm(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same under timm's names, without normalisation."""
+    """The same under timm's names, without normalization."""
     order = {4: (3, 2, 0, 1), 2: (1, 0)}
     return {
         key.replace(".kernel", ".weight").replace(".scale", ".weight"): np.ascontiguousarray(

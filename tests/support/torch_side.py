@@ -125,7 +125,7 @@ def errors(net: torch.nn.Module, images: np.ndarray, at_once: int | None = None)
     assert len(images) >= 16
     single = images.astype(np.float32)
     wide = single.astype(np.float64)
-    # Some normalise their weights in each pass, and keep what float32 rounds.
+    # Some normalize their weights in each pass, and keep what float32 rounds.
     state = {name: array.clone() for name, array in net.state_dict().items()}
     exact = theirs(net, wide[:2], at_once)
     reference = _their_logits(net, wide, at_once or len(wide))

@@ -201,7 +201,7 @@ def _in_float64() -> Iterator[None]:
 
 
 def _batch_norm(x, mean, variance, weight, bias, training, momentum, eps):
-    """Normalise as PyTorch's batch norm, whose sums are in one row, by those of `mean`."""
+    """Normalize as PyTorch's batch norm, whose sums are in one row, by those of `mean`."""
     assert training
     own = x.mean((0, 2, 3), keepdim=True)
     moved = (x - own).square().mean((0, 2, 3), keepdim=True)

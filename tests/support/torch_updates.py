@@ -16,7 +16,7 @@ EPSILON, STEP, STEPS, BETA = 8 / 255, 2 / 255, 10, 6.0
 
 
 class Recipe(NamedTuple):
-    """What an update minimises and how; by default as the baseline has it."""
+    """What an update minimizes and how; by default as the baseline has it."""
 
     loss: str  # sat, trades or mart
     lr: Callable[[int], float]  # of an epoch
@@ -31,7 +31,7 @@ class Recipe(NamedTuple):
 
 
 class Net:
-    """A module behind a normalisation, and how its batch norms behave."""
+    """A module behind a normalization, and how its batch norms behave."""
 
     def __init__(self, module: torch.nn.Module, mean: Any, std: Any) -> None:
         self.module = module.double()
@@ -68,7 +68,7 @@ def attacked(net: Net, recipe: Recipe, x: torch.Tensor, y: Any, start: Any) -> t
 
 
 def loss_of(net: Net, recipe: Recipe, x: Any, y: Any, adversarial: Any, first: bool) -> Any:
-    """Return the mean over the images of what an update minimises."""
+    """Return the mean over the images of what an update minimizes."""
     momentum = 0.1 if not recipe.advanced else 1.0 if first else 0.01
     if recipe.loss == "sat":
         return f.cross_entropy(net(adversarial, batch=True, momentum=momentum), y)

@@ -35,7 +35,7 @@ DOCS = ROOT / "docs"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 _FLAGS += ("--no-first-run", "--disable-component-update", "--disable-sync", "--disable-quic")
-# What stands out of a page, what it fetched from elsewhere, and its colour.
+# What stands out of a page, what it fetched from elsewhere, and its color.
 _PROBE = """
 <script>
 addEventListener('load', () => setTimeout(() => {
@@ -49,7 +49,7 @@ addEventListener('load', () => setTimeout(() => {
     scrolls: document.documentElement.scrollWidth,
     loaded: performance.getEntriesByType('resource').map(e => e.name)
       .filter(name => !/^(file|data):/.test(name)),
-    colour: getComputedStyle(document.body).backgroundColor});
+    color: getComputedStyle(document.body).backgroundColor});
   parent.document.body.append(out);
 }, 500));
 </script>

@@ -126,7 +126,7 @@ class HostsTest(absltest.TestCase):
         codes, said = self.trained("started", "1", **start)
         self.assertEqual(codes, [0, 0], said)
         self.assertEqual(*self.held(said))
-        self.assertIn("2 newly initialised: 5.bias, 5.weight", said[0])
+        self.assertIn("2 newly initialized: 5.bias, 5.weight", said[0])
 
     def test_where_the_first_has_none(self):
         codes, said = self.trained("none", "01")

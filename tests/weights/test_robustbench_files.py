@@ -22,7 +22,7 @@ _OWN = re.compile(r"mu|sigma|mean|std|normalize\..*")  # what classes hold and f
 
 
 def kinds() -> list[str]:
-    """One id of each network, normalisation and naming, but for those that other tests have."""
+    """One id of each network, normalization and naming, but for those that other tests have."""
     found: dict[str, str] = {}
     for key, net in PUBLISHED.items():
         tested = models.family(net.model).file[:3] in ("dm_", "ra_", "swi")

@@ -44,7 +44,7 @@ FOLDER = {
 
 
 def small(**overrides) -> dict[str, np.ndarray]:
-    """Weights of the network that `tiny` trains, close to what an initialisation gives."""
+    """Weights of the network that `tiny` trains, close to what an initialization gives."""
     drawn = weights(image_size=8, **(OPTIONS | {"in_channels": 1} | overrides))
     return {
         key: array if key.startswith("normalize.") else np.float32(0.1) * array
@@ -274,8 +274,8 @@ class StartTest(parameterized.TestCase):
         self.assertEqual(start.params["head.fc.kernel"].shape, (8, 10))
         np.testing.assert_array_equal(start.params["head.norm.scale"], arrays["head.norm.scale"])
         said = " ".join(compose.summary(start))
-        self.assertIn("6 newly initialised: ", said)
-        self.assertIn("6 left out (is newly initialised): ", said)
+        self.assertIn("6 newly initialized: ", said)
+        self.assertIn("6 left out (is newly initialized): ", said)
 
     @sweeps.rows(
         ({}, "none.pth", {}, r"^init.weights=[^ ]*none.pth: no such file"),
@@ -372,7 +372,7 @@ class OtherNamesTest(parameterized.TestCase):
         self.assertEqual(bool(said), "trained with" in printed)
 
     def test_what_computes_something_else_from_the_same_shapes_is_refused(self):
-        path = self.imported("xcit_n12", **self.small)  # normalises the class token alone
+        path = self.imported("xcit_n12", **self.small)  # normalizes the class token alone
         with self.assertRaisesRegex(ValueError, "weights of xcit_n12; set model.name=xcit_n12"):
             self.start(path, "xcit_t12", self.small)
 

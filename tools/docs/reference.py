@@ -193,7 +193,7 @@ def refusals_of(folder: Path) -> str:
 
 
 def _begun(sentence: str) -> str:
-    """Capitalise a sentence, unless it begins with a word to be typed."""
+    """Capitalize a sentence, unless it begins with a word to be typed."""
     typed = re.match(r"jaxrobust |pip |[\w.]+[=(_/]", sentence)
     return sentence if typed else sentence[:1].upper() + sentence[1:]
 

@@ -94,7 +94,7 @@ loss: Loss and gradients of the adversarial images
     training.update.step:adversarial_gradients -> reduce
 reduce: Gradients are averaged once; each device keeps its part
     runtime.devices.sharding:Spread -> update
-update: Optimiser, and the average of the weights
+update: Optimizer, and the average of the weights
     training.update.step:train_step -> guard
 guard: The new state is used if all is finite, otherwise the old one
     training.update.step:train_step <- state
@@ -182,7 +182,7 @@ def _with_bends(
     for one, next_one in itertools.chain.from_iterable(map(itertools.pairwise, paths)):
         neighbours[one].append(next_one)
         neighbours[next_one].append(one)
-    for _ in range(12):  # move each to the mean of its neighbours
+    for _ in range(12):  # move each to the mean of its neighbors
         for order in (rows, rows[::-1]):
             place = {n: i - len(row) / 2 for row in order for i, n in enumerate(row)}
             for row in order:

@@ -21,7 +21,7 @@ TARGET = Path(__file__).resolve().parents[2] / "jaxrobust" / "data" / "digits"
 ABOUT = writer.About(
     name="digits",
     version="1.0.0",
-    description="Handwritten digits, 8x8 grey: the test part of UCI 'Optical Recognition of "
+    description="Handwritten digits, 8x8 gray: the test part of UCI 'Optical Recognition of "
     "Handwritten Digits' as scikit-learn carries it, 0..16 scaled to 0..255. CC BY 4.0, Alpaydin & "
     "Kaynak 1998.",
     module="jaxrobust.tools.make_digits",
@@ -34,7 +34,7 @@ ABOUT = writer.About(
 
 
 def png(image: np.ndarray) -> bytes:
-    """Encode a grey image u8[H,W] as an uncompressed PNG: the same bytes for any zlib."""
+    """Encode a gray image u8[H,W] as an uncompressed PNG: the same bytes for any zlib."""
     height, width = image.shape
     rows = b"".join(b"\0" + row.tobytes() for row in image)  # filter 0 before every row
     stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
@@ -44,7 +44,7 @@ def png(image: np.ndarray) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + body))
         return struct.pack(">I", len(body)) + kind + body + checksum
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, grey
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, gray
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", stored) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 

@@ -4,7 +4,7 @@ python tools/generate/report_pictures.py quickstart=runs/quickstart --height 146
 python tools/generate/report_pictures.py cifar10=runs/cifar10/evaluation --height 2188
 
 Each NAME=PATH becomes tools/pictures/NAME.png: the top of the report by `python -m jaxrobust.report
-PATH`, with few colours, to keep it small in the repository.
+PATH`, with few colors, to keep it small in the repository.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def screenshot(text: str, width: int, height: int) -> Image.Image:
 
 
 def small(image: Image.Image) -> bytes:
-    """Return an image as PNG with as many colours as fit; `ValueError` if not even 32 fit."""
+    """Return an image as PNG with as many colors as fit; `ValueError` if not even 32 fit."""
     for colours in (256, 128, 64, 32):
         held = io.BytesIO()
         image.quantize(colours, dither=Image.Dither.NONE).save(held, "png", optimize=True)

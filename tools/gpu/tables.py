@@ -17,7 +17,7 @@ def largest(rows: list[Row]) -> dict[str, int]:
 
 
 def summary(rows: list[Row]) -> dict[str, Any] | None:
-    """Summarise the steps of one network; None if no turn is finished."""
+    """Summarize the steps of one network; None if no turn is finished."""
     runs: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         if row["figure"]:

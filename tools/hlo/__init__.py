@@ -1,1 +1,1 @@
-"""Where the time of a compiled program goes, from the text of its optimised HLO module."""
+"""Where the time of a compiled program goes, from the text of its optimized HLO module."""

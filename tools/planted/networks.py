@@ -55,13 +55,13 @@ def in_0_to_255(x: Array) -> Array:
 
 
 def not_normalised(x: Array) -> Array:
-    """Feed images to the network without its ImageNet normalisation."""
+    """Feed images to the network without its ImageNet normalization."""
     mean, std = _per_channel("imagenet")
     return healthy(x * std + mean)
 
 
 def normalised_twice(x: Array) -> Array:
-    """Normalise with CIFAR-10's constants before a network that normalises itself."""
+    """Normalize with CIFAR-10's constants before a network that normalizes itself."""
     mean, std = _per_channel("cifar10")
     return healthy((x - mean) / std)
 
@@ -87,7 +87,7 @@ def one_class(x: Array) -> Array:
 
 
 def noise(x: Array) -> Array:
-    """Add new noise in each pass, as randomised defences do."""
+    """Add new noise in each pass, as randomized defenses do."""
     rng = np.random.default_rng()
 
     def drawn(h: np.ndarray) -> np.ndarray:

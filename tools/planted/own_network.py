@@ -1,4 +1,4 @@
-"""A user's own network, which normalises its images itself."""
+"""A user's own network, which normalizes its images itself."""
 
 from typing import Any
 

@@ -138,7 +138,7 @@ def place_l1(normal: Points, images: Points, epsilon: PerImage) -> Points:
 
 
 def _project_l1(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
-    # Training noise may leave the box, where ball and box need not intersect: centre on the nearest
+    # Training noise may leave the box, where ball and box need not intersect: center on the nearest
     # image. There is no final clip: it would hide the residue at a saturated pixel (see above).
     images = jnp.clip(images, 0, 1)
     delta = jnp.subtract(points, images)

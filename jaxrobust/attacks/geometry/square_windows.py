@@ -50,7 +50,7 @@ def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int,
 def template_profiles(norm: str, side: int) -> np.ndarray:
     """Compute the template for L2 and L1, a pyramid above a negative one, by axes: f64[2, 2, side].
 
-    A pyramid stacks centred squares of sides 1, 3, 5, .. and heights 1, 1/4, 1/9, .. (L2) or 1,
+    A pyramid stacks centered squares of sides 1, 3, 5, .. and heights 1, 1/4, 1/9, .. (L2) or 1,
     1/16, 1/81, .. (L1). Its value falls with the larger of the row's and the column's distance from
     the peak, so it is the smaller of what the row and the column allow. The first profile is for
     the axis along which the template keeps its sign: what it allows, and ones. The second is for

@@ -97,7 +97,7 @@ def fmn_machine(
         adversarial, length = goal.reached(score, loss), ball.norm(state.points - images)
         step = nearest.annealed(state, step_size, step_size / 100)
         change = nearest.annealed(state, gamma, _LAST_GAMMA)
-        # Where the linearised loss is 0; NaN only if the loss is.
+        # Where the linearized loss is 0; NaN only if the loss is.
         boundary = length + jnp.abs(loss) / jnp.maximum(ball.dual(gradient), 1e-30)
         state = nearest.keep_nearest(state, adversarial, length)
         epsilon = radius(state, adversarial, change, jnp.nan_to_num(boundary, nan=jnp.inf))

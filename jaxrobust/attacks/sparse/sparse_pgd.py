@@ -1,7 +1,7 @@
 """Sparse-PGD: ascent on a perturbation of all pixels and on a mask that selects some of them.
 
 Each step moves the perturbation along the sign of its gradient, and the mask, a number per pixel,
-along its normalised gradient. The pixels with the largest numbers change. After three steps that
+along its normalized gradient. The pixels with the largest numbers change. After three steps that
 left these pixels unchanged, the mask is redrawn.
 
 Source: Zhong et al. 2024 (arXiv 2405.05075), algorithm 1. Details follow the authors' code
@@ -183,7 +183,7 @@ def sparse_pgd(
         Inside `jit`, it may be an array i32[B].
       steps: K >= 1; costs at most K + 1 forward and backward passes. A misclassified image is left
         unchanged.
-      loss: what the steps maximise, as in `apgd`; "ce-cw" is the authors' choice.
+      loss: what the steps maximize, as in `apgd`; "ce-cw" is the authors' choice.
       projected: move the perturbation of the changed pixels only; the authors run both variants.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
 

@@ -1,11 +1,11 @@
 """Sparse-RS: gradient-free random search among images that differ in a number of pixels.
 
 Each query restores some of the changed pixels and changes as many others, each to a random corner
-of the colour cube. Changes that raise the loss stay. The number of exchanges falls over time.
+of the color cube. Changes that raise the loss stay. The number of exchanges falls over time.
 
 Source: Croce et al. 2022 (arXiv 2006.12834), algorithm 1, for L0. Details follow the authors' code
 (fra31/sparse-rs 055efff), with two differences. Each image exchanges its own pixels instead of
-those of the whole batch. A single exchanged pixel that draws its current colour takes the opposite
+those of the whole batch. A single exchanged pixel that draws its current color takes the opposite
 one; the code draws again.
 Parity: tests/attacks/test_sparse_rs.py.
 """
@@ -171,7 +171,7 @@ def _first(count: t.Counts, order: Order, among: Pixels) -> Pixels:
 def _draw(
     keys: KeyData, number: t.Counts, images: t.Images
 ) -> tuple[Order, Float[t.Array, "B H W channels"]]:
-    """Draw an order of the pixels, and for each a corner of the colour cube."""
+    """Draw an order of the pixels, and for each a corner of the color cube."""
     _, height, width, _ = images.shape
 
     def of_one(data: t.Array, number: t.Array, image: t.Array) -> tuple[t.Array, t.Array]:
@@ -198,7 +198,7 @@ def sparse_rs(
       pixels: maximum number of changed pixels, each in all channels; fewer than the image has.
         Inside `jit`, it may be an array i32[B].
       queries: maximum number, including the start; a misclassified image is left unchanged.
-      loss: what the search maximises, as in `square`.
+      loss: what the search maximizes, as in `square`.
       alpha_init: the share of changed pixels that the first queries exchange.
       info: return `(images_adv, AttackInfo)`, at the cost of one more forward pass.
 

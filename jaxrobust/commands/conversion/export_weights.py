@@ -6,13 +6,13 @@ TARGET is a run, or weights as for `jaxrobust evaluate`. L is one of
   timm    DIR/<model>.safetensors with timm's names (for a ConvStem: those of the paper's files);
   hub     a repository of the model hub: model.safetensors, timm's config.json and README.md, the
           model card; for networks that timm does not have, also the module;
-  module  DIR/<model>.py and .pt: the network in plain PyTorch, with any options, normalisation
+  module  DIR/<model>.py and .pt: the network in plain PyTorch, with any options, normalization
           and number of classes; `from <model> import load`;
   state-dict  DIR/state_dict.pt, for a network torch:...: what build().load_state_dict takes;
   robustbench  DIR/robust_<file>.py and .pt, for a network torch:...: a copy of the module's file,
           with these weights; `from robust_<file> import load`;
   a RobustBench id: its file, where `load_model(id, model_dir=DIR)` looks for it; that network
-          normalises images or takes them raw (of Singh2023's, only ViT-S normalises), and the
+          normalizes images or takes them raw (of Singh2023's, only ViT-S normalizes), and the
           weights must match.
 --record FILE also writes RobustBench's JSON entry and the text of its "New Model" issue.
 A certificate next to the weights reports how well the exported network agrees with the original;
@@ -73,7 +73,7 @@ class ExportFlags:
         metavar="N",
     )
     data_dir: str | None = shared("data_dir", default="$TFDS_DATA_DIR, only for --confirm")
-    license: str | None = flag("Licence of the weights for the model card, such as mit.")
+    license: str | None = flag("License of the weights for the model card, such as mit.")
     nocertificate: bool = shared("nocertificate", False)
     json: bool = shared("json", False)
 

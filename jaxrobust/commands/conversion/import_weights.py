@@ -39,16 +39,16 @@ class ImportFlags:
         "224."
     )
     num_classes: int | None = flag(
-        "Number of classes; if the file has a different number, the head is newly initialised."
+        "Number of classes; if the file has a different number, the head is newly initialized."
     )
     options: dict[str, Any] | None = flag("Other options of the network, as a dict.", reads=mapping)
-    init_stem: bool = flag("Keep the body and initialise a new stem.", False)
+    init_stem: bool = flag("Keep the body and initialize a new stem.", False)
     which: str | None = flag(
         "Averaged or raw weights, if the file distinguishes them; default: averaged if available.",
         choices=["ema", "raw"],
     )
     normalize: str = flag(
-        "Normalisation for weights without a mean and std; default: auto, as specified by the hub "
+        "Normalization for weights without a mean and std; default: auto, as specified by the hub "
         "or RobustBench.",
         "auto",
         choices=["auto", "none", "imagenet"],

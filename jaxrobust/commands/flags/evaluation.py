@@ -84,7 +84,7 @@ class EvaluateFlags(SubjectFlags):
     )
     frost: str | None = flag("Folder of the frost photographs, frost1.png to frost5.jpg.")
     certify: float | None = flag(
-        "Noise standard deviation of randomised smoothing, such as 0.25; this certifies an l2 "
+        "Noise standard deviation of randomized smoothing, such as 0.25; this certifies an l2 "
         "radius for each image, without attacks.", reads=number
     )  # fmt: skip
     against: str | None = flag(

@@ -1,6 +1,6 @@
 """What is fixed about ImageNet-1k: its classes, and the image lists that results refer to.
 
-Sources and licences of the lists: README.md here.
+Sources and licenses of the lists: README.md here.
 """
 
 import functools

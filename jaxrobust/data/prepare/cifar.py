@@ -1,7 +1,7 @@
 """`jaxrobust prepare cifar10 [--out OUT]`: CIFAR-10 or -100 as ArrayRecord.
 
 The official archive is downloaded, or taken from --from ARCHIVE: the python or the binary version,
-recognised by its sha256. OUT/cifar10/3.0.2 is then what `tfds build` would write: the same ids and
+recognized by its sha256. OUT/cifar10/3.0.2 is then what `tfds build` would write: the same ids and
 labels in the same order, the same pixels (as PNG), for CIFAR-100 with coarse_label; jaxrobust, TFDS
 and Grain read it. It takes a minute, and --check reads everything again.
 
@@ -230,7 +230,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def identify(path: Path, dataset: str) -> Archive:
-    """Recognise an archive of a data set by its sha256."""
+    """Recognize an archive of a data set by its sha256."""
     archives = _archives_of(dataset)
     if not path.is_file():
         kind = "is a folder; give the archive itself" if path.is_dir() else "is not a file"

@@ -225,7 +225,7 @@ def write(plan: writer.DatasetPlan, job: Job, todo: Sequence[Shard], workers: in
 
 
 def done(folder: Path) -> dict[str, Any]:
-    """Summarise a finished folder when nothing had to be written."""
+    """Summarize a finished folder when nothing had to be written."""
     info = json.loads((folder / writer.INFO).read_text())
     splits = {
         part["name"]: {
@@ -245,7 +245,7 @@ def done(folder: Path) -> dict[str, Any]:
 
 
 def effort(shards: Sequence[Shard], size: int, *, start: float, listed: float) -> dict[str, Any]:
-    """Summarise what was written since `listed`; listing began at `start`."""
+    """Summarize what was written since `listed`; listing began at `start`."""
     seconds = time.perf_counter() - listed
     return {
         "written_images": images_of(shards),

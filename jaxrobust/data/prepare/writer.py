@@ -296,7 +296,7 @@ def file_name(name: str, split: str, i: int, count: int) -> str:
 
 
 def example(fields: Mapping[str, bytes | int]) -> bytes:
-    """Return one serialised `tf.train.Example` with these features."""
+    """Return one serialized `tf.train.Example` with these features."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     message = tf_example_pb2.Example()

@@ -234,7 +234,7 @@ def read_layout(folder: Path, name: str) -> tuple[ShardLayout, str]:
 
 
 def soft_labels(name: Any) -> bool:
-    """Recognise shards whose labels are probabilities; False if they are missing."""
+    """Recognize shards whose labels are probabilities; False if they are missing."""
     if not isinstance(name, str) or not (name.startswith(PREFIX) or is_folder(name)):
         return False
     path = Path(name.removeprefix(PREFIX)).expanduser() / INFO
@@ -245,7 +245,7 @@ def soft_labels(name: Any) -> bool:
 
 
 def is_folder(name: str) -> bool:
-    """Recognise a folder of shards, which needs no `generated:` in front."""
+    """Recognize a folder of shards, which needs no `generated:` in front."""
     return bool(name) and (Path(name).expanduser() / INFO).is_file()
 
 

@@ -88,11 +88,11 @@ def look(
       where: the source, for messages.
       describe: place -> how a message refers to that image.
       identity: a text that changes with the images; the answer is stored under it.
-      channels: number of channels, if fixed; default: 1 if all are grey, else 3.
+      channels: number of channels, if fixed; default: 1 if all are gray, else 3.
       declared: whether the source itself declares the size, so that a few images are enough.
-      several_grey: whether grey images of several sizes also have one channel; else 3.
+      several_grey: whether gray images of several sizes also have one channel; else 3.
     Raises:
-      DataError: images with more than 8 bits of grey, or with floats.
+      DataError: images with more than 8 bits of gray, or with floats.
     """
     places = np.unique(np.linspace(0, size - 1, min(size, _SAMPLE)).astype(int)).tolist()
     started, computed = time.perf_counter(), time.thread_time()

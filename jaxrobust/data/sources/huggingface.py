@@ -266,7 +266,7 @@ def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple
 
 
 def _is_bytes(kind: Any) -> bool:
-    """Recognise columns that may hold files: bytes, or images as `datasets` stores them."""
+    """Recognize columns that may hold files: bytes, or images as `datasets` stores them."""
     return "bytes" in kind if isinstance(kind, dict) else "binary" in getattr(kind, "dtype", "")
 
 

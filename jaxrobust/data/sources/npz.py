@@ -64,7 +64,7 @@ class ArrayRecords:
 def open_npz(name: str, split: str, choice: subsets.SubsetChoice) -> Source:
     """Open the split `split` of `npz:PATH`.
 
-    The images uint8[N,H,W] (grey) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
+    The images uint8[N,H,W] (gray) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
     split such as train are train_images and train_labels, or x_train and y_train. The bare names
     images and labels, or image and label, mean the only split `all`. Class names are in `classes`,
     `class_names` or `label_names`; without them, the largest label determines their number. A list

@@ -60,7 +60,7 @@ def open_source(
         holds whole classes; without splits it has only `all`.
       data_dir: the directory that holds NAME/VERSION; default: the environment variable
         `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-      classes: use only these, labelled 0 to K - 1 in the order of the list, before taking a part:
+      classes: use only these, labeled 0 to K - 1 in the order of the list, before taking a part:
         `imagenet100`, or a file with one `NAME` or `INDEX<TAB>NAME` per line.
       num_classes: number of classes of the network, if known; other data is rejected.
     Raises:

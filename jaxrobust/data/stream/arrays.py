@@ -27,7 +27,7 @@ class ImageArrays(NamedTuple):
     """Images and their labels, ids and class names.
 
     Attributes:
-      images: f32[N,H,W,C] in [0, 1]; RGB, or grey with C=1.
+      images: f32[N,H,W,C] in [0, 1]; RGB, or gray with C=1.
       labels: i32[N].
       ids: i32[N], the images' places in their split: `image_ids` of `autoattack`.
       classes: the class names in the order of labels; empty if there are none.

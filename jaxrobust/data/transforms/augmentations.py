@@ -1,6 +1,6 @@
 """Random changes of training images on the host.
 
-An augmentation is `op(image, rng) -> image` on PIL images, RGB or grey; it does not modify its
+An augmentation is `op(image, rng) -> image` on PIL images, RGB or gray; it does not modify its
 input. A chain of them, such as `resized-crop|flip|jitter(0.4)` or a preset, works on uint8[H,W,C].
 """
 
@@ -87,7 +87,7 @@ def _resized_crop_box(
 
 
 def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> Image.Image:
-    """Change brightness, contrast, saturation and hue (not of grey images) in random order.
+    """Change brightness, contrast, saturation and hue (not of gray images) in random order.
 
     Source: torchvision's ColorJitter on PIL images; parity: tests/data/transforms/test_color.py.
     """
@@ -115,7 +115,7 @@ def draw_jitter(rng: np.random.Generator, ranges: Ranges) -> list[tuple[int, flo
 
 
 def grey(image: Image.Image, rng: np.random.Generator, *, p: float = 1) -> Image.Image:
-    """Remove the colours with probability `p`; the mode is unchanged."""
+    """Remove the colors with probability `p`; the mode is unchanged."""
     return operations.grey(image) if rng.random() < p else image
 
 
@@ -138,7 +138,7 @@ def blur(
 
 
 def three_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Apply one of: grey, solarise from 128 on, or blur by 0.1 to 2 pixels.
+    """Apply one of: gray, solarise from 128 on, or blur by 0.1 to 2 pixels.
 
     Source: Touvron et al. 2022 (DeiT III), "3-Augment"; parity: tests/data/transforms/test_color.py
       against timm's auto-augment policy `3a`.

@@ -32,8 +32,8 @@ def decode(
 
     Args:
       data: the content of the file.
-      channels: 1 or 3, converted if necessary; default: 1 for a grey file, else 3.
-      clips: whether grey values of 16 bits or floats are clipped, as in Pillow, or rejected.
+      channels: 1 or 3, converted if necessary; default: 1 for a gray file, else 3.
+      clips: whether gray values of 16 bits or floats are clipped, as in Pillow, or rejected.
     Raises:
       ValueError: the bytes are not a complete image; values would be clipped.
     """
@@ -66,11 +66,11 @@ def decode(
 
 
 class _Deep(ValueError):
-    """Grey values of more than 8 bits, or floats."""
+    """Gray values of more than 8 bits, or floats."""
 
 
 def is_deep(mode: str) -> bool:
-    """Return whether a Pillow mode holds grey values of more than 8 bits, or floats."""
+    """Return whether a Pillow mode holds gray values of more than 8 bits, or floats."""
     return mode == "F" or mode.startswith("I")
 
 

@@ -5,7 +5,7 @@ and `corruptions.corrupt` clips and truncates them. `rng` is NumPy's. Every func
 numbers in the same order as the reference, so the same draws give its pixels.
 
 Source: Hendrycks & Dietterich 2019 (arXiv 1903.12261) and its repository hendrycks/robustness
-  (Apache-2.0); its behaviour is reproduced without its code. Parity:
+  (Apache-2.0); its behavior is reproduced without its code. Parity:
   tests/data/transforms/test_corruptions.py.
 """
 
@@ -133,7 +133,7 @@ def zoom_blur(image: np.ndarray, rng: Any, step: float, zooms: int) -> np.ndarra
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
-    """Return the centre of x f[S,S,C], linearly enlarged to S x S."""
+    """Return the center of x f[S,S,C], linearly enlarged to S x S."""
     side = len(x)
     inner = int(np.ceil(side / factor))
     start = (side - inner) // 2

@@ -1,7 +1,7 @@
-"""Image operations on PIL images (RGB or grey) with one number, which augmentations draw.
+"""Image operations on PIL images (RGB or gray) with one number, which augmentations draw.
 
 An operation is `change(image, number, canvas) -> image`; those that move pixels use the canvas.
-Colour operations return a grey image unchanged. Parity with timm and torchvision, 0 differing
+Color operations return a gray image unchanged. Parity with timm and torchvision, 0 differing
 bytes: tests/data/transforms/test_randaugment.py and tests/data/transforms/test_augmentations.py.
 """
 
@@ -18,7 +18,7 @@ class Canvas(NamedTuple):
     """How to interpolate between pixels, and what fills the outside."""
 
     resample: Image.Resampling
-    fill: int  # grey, 0..255
+    fill: int  # gray, 0..255
 
 
 Change = Callable[[Image.Image, float, Canvas], Image.Image]
@@ -55,7 +55,7 @@ def translate_y(image: Image.Image, pixels: float, canvas: Canvas) -> Image.Imag
 
 
 def rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
-    """Rotate the image counter-clockwise around its centre."""
+    """Rotate the image counter-clockwise around its center."""
     return image.rotate(degrees, canvas.resample, fillcolor=_fill(image, canvas))
 
 
@@ -70,7 +70,7 @@ def _enhanced(kind: Any, image: Image.Image, factor: float, *_: Any) -> Image.Im
 auto_contrast = functools.partial(_plain, ImageOps.autocontrast)  # each channel to 0..255
 equalize = functools.partial(_plain, ImageOps.equalize)  # flattens the channels' histograms
 invert = functools.partial(_plain, ImageOps.invert)
-# Blend by a factor with black, mean grey, the grey image or a smoothed copy.
+# Blend by a factor with black, mean gray, the gray image or a smoothed copy.
 brightness = functools.partial(_enhanced, ImageEnhance.Brightness)
 contrast = functools.partial(_enhanced, ImageEnhance.Contrast)
 saturation = functools.partial(_enhanced, ImageEnhance.Color)
@@ -105,7 +105,7 @@ def hue(image: Image.Image, turns: float, _: Canvas | None = None) -> Image.Imag
 
 
 def grey(image: Image.Image) -> Image.Image:
-    """Remove the colours but keep the number of channels."""
+    """Remove the colors but keep the number of channels."""
     return image if image.mode == "L" else image.convert("L").convert(image.mode)
 
 

@@ -79,12 +79,12 @@ def randaugment(
     """Apply `ops` of 15 changes, each with probability one half.
 
     Args:
-      image: RGB or grey; colour changes leave grey images as they are.
+      image: RGB or gray; color changes leave gray images as they are.
       rng: draws changes, with replacement, and their strengths.
       magnitude: mean strength, 0 to 10; at 10 or more, images may become black or inverted.
       std: standard deviation of the strength, which is clipped to [0, 10].
       ops: number of changes to draw.
-      fill: grey value that fills what moved images uncover.
+      fill: gray value that fills what moved images uncover.
     Source: Cubuk et al. 2020 as timm 1.0.9's `rand-m9-mstd0.5-inc1` with mean 0; parity:
       tests/data/transforms/test_randaugment.py.
     """

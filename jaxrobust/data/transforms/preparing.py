@@ -1,6 +1,6 @@
 """Evaluation preprocessing, bit for bit as in torchvision on PIL images.
 
-All functions take `uint8[H,W,C]` NumPy arrays (C is 1 for grey, 3 for RGB) and use PIL.
+All functions take `uint8[H,W,C]` NumPy arrays (C is 1 for gray, 3 for RGB) and use PIL.
 """
 
 import functools
@@ -23,7 +23,7 @@ _RADIUS = 2  # of BICUBIC, in pixels of the smaller image; BILINEAR's is 1
 def resize_crop(
     image: np.ndarray, *, resize: int | None, crop: int | None, resample: Image.Resampling = BICUBIC
 ) -> np.ndarray:
-    """Resize the image's short side to `resize`, then crop the centre to `crop` x `crop`.
+    """Resize the image's short side to `resize`, then crop the center to `crop` x `crop`.
 
     Args:
       image: uint8[H,W,C].
@@ -51,7 +51,7 @@ def resize_crop(
 def _resized_center(
     image: np.ndarray, rows: int, columns: int, crop: int, resample: Image.Resampling
 ) -> np.ndarray:
-    """Resize to (rows, columns) and crop the centre, using only the rows that the crop needs."""
+    """Resize to (rows, columns) and crop the center, using only the rows that the crop needs."""
     # Along the rows, rounded, then along the columns, as Pillow does; saves a fifth of the time.
     height, width = image.shape[:2]
     row, column = _offset(rows, crop), _offset(columns, crop)

@@ -20,7 +20,7 @@ PRESETS = {
     # The light recipe of Debenedetti et al. 2022, without its label smoothing, which its config
     # sets; "3-Aug" of Singh, Croce, Hein 2023.
     "light": Preset("resized-crop|flip|jitter(0.4)"),
-    # Touvron et al. 2022 (DeiT III), "3-Augment": one of grey, solarise, blur.
+    # Touvron et al. 2022 (DeiT III), "3-Augment": one of gray, solarise, blur.
     "3-augment": Preset("resized-crop|flip|3-augment|jitter(0.3)", mixup=0.8, cutmix=1.0),
     # "Heavy augmentation" of Singh, Croce, Hein 2023.
     "heavy": Preset(

@@ -320,7 +320,7 @@ def _assumed(
                     f"; {gpus.SCRIPT} makes an environment that compiles for 1 to {gpus.MOST} GPUs"
                 )
             lines.append(
-                "Memory counts the parameters, their average, the optimiser's state and the "
+                "Memory counts the parameters, their average, the optimizer's state and the "
                 "activations that a backward pass needs; a compiled step may need half or twice as "
                 f"much. The step was not compiled{why}."
             )

@@ -85,7 +85,7 @@ def state(work: PhaseWork, target: Target) -> int:
     count = state_bytes(work, work.config.mesh.fsdp or target.chips // target.slices)
     if count > target.chip.memory:
         raise ValueError(
-            f"{work.name}: parameters, their average and the optimiser's state alone take "
+            f"{work.name}: parameters, their average and the optimizer's state alone take "
             f"{count / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; shard "
             "them with --fsdp 0"
         )
@@ -145,7 +145,7 @@ def check(work: PhaseWork, target: Target) -> None:
 
 
 def state_bytes(work: PhaseWork, shares: int) -> int:
-    """Count the bytes of parameters, their average, the optimiser's state and the memory of steps
+    """Count the bytes of parameters, their average, the optimizer's state and the memory of steps
     on a device.
 
     `shares`: how many devices share them.

@@ -47,7 +47,7 @@ def _measured(work: PhaseWork, devices: list[Any], seconds: float) -> PhaseCost:
     total, runs = 0.0, {}
     with jax.set_mesh(phase.mesh):
         start = time.perf_counter()
-        with patience.of(f"{name}: compiling the weight initialisation"):
+        with patience.of(f"{name}: compiling the weight initialization"):
             state = jax.block_until_ready(phase.init(jax.random.key(config.seed)))
         total += time.perf_counter() - start
         arguments = build.abstract_arguments(config, name, phase)

@@ -1,4 +1,4 @@
-"""The communication of a compiled program between chips, from its optimised HLO text.
+"""The communication of a compiled program between chips, from its optimized HLO text.
 
 Supports programs of the CPU and the TPU compilers. Some properties of these texts are not obvious:
 - A collective that overlaps with other work appears several times: as `-start` and `-done`, as

@@ -79,7 +79,7 @@ def _module(file: str) -> Any:
         path = Path(file).resolve()
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
-        sys.path.insert(0, str(path.parent))  # the module may import its neighbours
+        sys.path.insert(0, str(path.parent))  # the module may import its neighbors
         module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, FileNotFoundError) as error:

@@ -29,7 +29,7 @@ from jaxrobust.runtime.text.progress import LinePart, say, watched
 Counter = Callable[..., dict[str, t.Array]]
 _COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # counters that have run a batch
 _AT_ONCE = 512  # images of the program of `clean_share`
-# The program runs once, so optimising it does not pay (CPU, quickstart: 0.9 s instead of 2.1 s).
+# The program runs once, so optimizing it does not pay (CPU, quickstart: 0.9 s instead of 2.1 s).
 _FAST = {"xla_backend_optimization_level": 0}
 
 

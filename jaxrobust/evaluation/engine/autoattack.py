@@ -111,7 +111,7 @@ def autoattack(
     surviving images before each attack, and all return the same verdicts.
 
     Args:
-      logits_fn: f32[B,H,W,C] in [0, 1] -> f[B,K], not softmax; normalises inside. A function, an
+      logits_fn: f32[B,H,W,C] in [0, 1] -> f[B,K], not softmax; normalizes inside. A function, an
         NNX module or `(linen_module, variables)`; preferably a `jax.tree_util.Partial(apply,
         params, stats)`: its arrays are arguments of the compiled programs, so another checkpoint
         needs no compilation. All else is part of the programs, which live as long as the function.
@@ -123,7 +123,7 @@ def autoattack(
       norm: "linf", "l2", "l1" or "l0". In l0, version "standard" is Sparse-AutoAttack (Zhong et al.
         2024): Sparse-PGD with unprojected and with projected gradients, then Sparse-RS.
       epsilon: radius, in units of pixels in [0, 1] (8/255); in l0 the number of pixels.
-      version: "standard"; "plus" (more restarts, untargeted FAB); "rand" (randomised defences,
+      version: "standard"; "plus" (more restarts, untargeted FAB); "rand" (randomized defenses,
         averaged gradients); "custom" (`attacks`, 5 restarts); "fast" (some jobs of "standard" on
         all images, the others on a sample of the survivors; `about["fast"]` bounds what they would
         still fool, and the same call with "standard" continues its ledger).
@@ -156,7 +156,7 @@ def autoattack(
       users: your own points or functions (`network.user_attacks`), tried last on the survivors, or
         alone with `attacks=()`. Not with `stop` or versions "rand" and "fast".
       task: the task of a network that returns anything but logits (`jaxrobust.tasks`). APGD with
-        five restarts and Square maximise its loss, as "apgd-task" and "square-task" of `attacks`;
+        five restarts and Square maximize its loss, as "apgd-task" and "square-task" of `attacks`;
         `clean` and `robust` say whether the score holds. Only with version "standard".
       verbose: print progress and a table on stderr.
     Returns:

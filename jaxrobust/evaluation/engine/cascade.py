@@ -26,7 +26,7 @@ def ordering(setting: Setting, full: Setting) -> tuple[int, int]:
 
 
 class Judged(NamedTuple):
-    """The verdicts so far of a randomised network's draws on an image."""
+    """The verdicts so far of a randomized network's draws on an image."""
 
     once: bool | None = None  # fooled by one draw, as the reference judges; None: not judged yet
     point: np.ndarray | None = None  # f32[H,W,C], adversarial by the rule

@@ -135,7 +135,7 @@ def forward(
 ) -> np.ndarray:
     """Compute logits f32[n, K] of n images with one program for any n.
 
-    A randomised network gets keys derived from the seed, the image's id and `draw`. A task's logits
+    A randomized network gets keys derived from the seed, the image's id and `draw`. A task's logits
     have two classes: the image stands, or it does not.
     """
     if not len(images):

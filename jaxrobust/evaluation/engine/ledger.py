@@ -23,7 +23,7 @@ ROW = np.dtype(
     [
         ("known", "?"),
         ("fooled", "?"),
-        ("once", "?"),  # fooled by one draw; same as `fooled` unless the network is randomised
+        ("once", "?"),  # fooled by one draw; same as `fooled` unless the network is randomized
         ("flat", "?"),
         ("doubtful", "?"),  # a point was found that the last pass did not confirm
         ("file", "u2"),  # number of the file with its adversarial image

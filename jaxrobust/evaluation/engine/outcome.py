@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
     names: list[str]  # "", "clean", then the attacks
     flags: dict[str, str]
     aside: int = 0  # other survivors, which are not attacked
-    once: np.ndarray | None = None  # bool[N], standing by one draw; None: not randomised
+    once: np.ndarray | None = None  # bool[N], standing by one draw; None: not randomized
 
     @classmethod
     def of(
@@ -92,7 +92,7 @@ class AttackContext(NamedTuple):
     sample: Sample
     outcome: Outcome
     book: Ledger
-    rule: randomised.VerdictRule | None = None  # judges answers; None: not randomised
+    rule: randomised.VerdictRule | None = None  # judges answers; None: not randomized
 
     def recall_fooled(self, name: str) -> None:
         """Mark the standing images that an attack fools according to the ledger."""
@@ -122,7 +122,7 @@ def classified(
 ) -> tuple[np.ndarray, ...]:
     """Classify clean images: bool[N] right, right by one draw, finite and sure; wrong classes.
 
-    An answer is sure if rounding cannot change it; for a randomised network none counts as sure.
+    An answer is sure if rounding cannot change it; for a randomized network none counts as sure.
     The last array, u[N, count], holds the likeliest wrong classes. Each process computes a share,
     and all return the same arrays.
     """
@@ -169,7 +169,7 @@ def answers_of(
     seed: int,
     draw: int,
 ) -> randomised.Answers:
-    """Judge a randomised network's answers to n >= 0 images.
+    """Judge a randomized network's answers to n >= 0 images.
 
     The draws depend only on the seed, an image's id and `draw`, not on its batch.
     """

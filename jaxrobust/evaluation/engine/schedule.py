@@ -239,7 +239,7 @@ class Jobs:
         The job that found the point is repeated with the same draws, and its points count from the
         next step on. After a second refutation they count from two steps later, then four, so a
         network whose answers depend on the batch costs few repetitions. Other jobs follow as usual.
-        For a randomised network only these follow: the job is not repeated.
+        For a randomized network only these follow: the job is not repeated.
         """
         for verdict in verdicts:
             image, job = int(np.searchsorted(self._places, verdict.image)), verdict.job

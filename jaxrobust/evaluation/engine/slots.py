@@ -50,7 +50,7 @@ class Slots(NamedTuple):
     steps: Array  # i32[S], taken in this job
     first: Array  # i32[S], the first step whose point may fool the network
     flat: Array  # bool[S], the gradient at the start was zero everywhere
-    # For a randomised network judged by more than one draw, else None:
+    # For a randomized network judged by more than one draw, else None:
     strongest: Any = None  # f[S,H,W,C], the point most misclassified by the draws of a step
     excess: Any = None  # f[S], `Tally.excess` of that point; below 0: there is no such point
 
@@ -156,7 +156,7 @@ def _advance(
         if done.gradient is not None:
             is_zero = jnp.all(done.gradient.reshape(done.gradient.shape[0], -1) == 0, axis=1)
             flat = jnp.where(first, is_zero, flat)
-        # One wrong draw does not end the job of a randomised network: as in the reference, the run
+        # One wrong draw does not end the job of a randomized network: as in the reference, the run
         # continues to the end, and its latest wrong point is tried once more.
         over = machine.finished(done.state) | (False if operand == "keys" else hit)
         strongest, excess = None, None
@@ -320,7 +320,7 @@ def _platform(mesh: Mesh) -> str:
 
 
 def program_of(setting: Setting) -> Setting:
-    """Normalise the parts of a setting that its program does not depend on."""
+    """Normalize the parts of a setting that its program does not depend on."""
     row = attacks.MACHINES[setting.machine]
     return setting._replace(
         name="",

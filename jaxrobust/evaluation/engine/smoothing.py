@@ -1,4 +1,4 @@
-"""Randomised smoothing: the L2 radius within which the class that wins under noise cannot change.
+"""Randomized smoothing: the L2 radius within which the class that wins under noise cannot change.
 
 The smoothed network predicts the class that the base network predicts most often for the image
 plus Gaussian noise of standard deviation sigma. A few draws choose the class, and many others bound

@@ -88,7 +88,7 @@ def of_network(
     others = None if hasattr(images, "image_hashes") else _spread_noisy(images, labels, rows)
 
     def compiled() -> Any:
-        # The program runs once, on a few images, so optimising it would take longer.
+        # The program runs once, on a few images, so optimizing it would take longer.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
         return both.lower().compile(compiler_options=quick)
 

@@ -34,7 +34,7 @@ class ClippedPixels(TypedDict):
 
 
 def clipped(images: np.ndarray) -> tuple[np.ndarray, ClippedPixels | None]:
-    """Clip checked images f[N,H,W,C] to [0, 1], and summarise the clipped pixels, or None."""
+    """Clip checked images f[N,H,W,C] to [0, 1], and summarize the clipped pixels, or None."""
     if not images.size or (images.min() >= 0 and images.max() <= 1):
         return images, None
     outside = (images < 0) | (images > 1)
@@ -74,7 +74,7 @@ class InRange:
         return np.asarray(np.clip(read, 0, 1))
 
     def overshot(self) -> ClippedPixels | None:
-        """Summarise the clipped pixels of all processes; None if there are none."""
+        """Summarize the clipped pixels of all processes; None if there are none."""
         images: dict[int, ClippedPixels] = {}
         for part in hosts.everyone(self._clipped):
             images |= part

@@ -59,7 +59,7 @@ def _permuted(answers: np.ndarray, labels: np.ndarray, classes: int) -> Flags:
 
 
 def _meaning(answers: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Match labels and answers one to one, i[classes], to maximise accuracy."""
+    """Match labels and answers one to one, i[classes], to maximize accuracy."""
     from scipy.optimize import linear_sum_assignment  # its import takes 0.1 s
 
     answered = answers >= 0

@@ -1,4 +1,4 @@
-"""Verdicts on randomised networks: a rule over several draws of their answers to one image.
+"""Verdicts on randomized networks: a rule over several draws of their answers to one image.
 
 auto-attack a392200 judges by one draw, before the attacks and after each of them, at the latest
 point that one draw of the search misclassified. So an image that is nearly always classified right
@@ -23,7 +23,7 @@ RULES = {  # when the answers of K draws count as right
 
 
 class VerdictRule(NamedTuple):
-    """How the answers of a randomised network are judged."""
+    """How the answers of a randomized network are judged."""
 
     rule: str
     draws: int
@@ -54,7 +54,7 @@ def verdict(rule: str | None = None, draws: int | None = None) -> VerdictRule:
 
 
 class Answers(NamedTuple):
-    """The answers of a randomised network to n images."""
+    """The answers of a randomized network to n images."""
 
     right: np.ndarray  # bool[n], by the rule
     once: np.ndarray  # bool[n], by the first draw

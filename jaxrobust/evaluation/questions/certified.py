@@ -1,4 +1,4 @@
-"""Certified accuracy by randomised smoothing: one record of all radii, resumable at any image.
+"""Certified accuracy by randomized smoothing: one record of all radii, resumable at any image.
 
 The certificate is for the smoothed network, which predicts the class of most noisy copies of an
 image, not for the base network. No L2 attack can reduce its accuracy below the certified accuracy;

@@ -96,7 +96,7 @@ class GivenFlags(NamedTuple):
 
     @property
     def replays(self) -> bool:
-        """Return whether stored adversarial images can be replayed: not on randomised networks."""
+        """Return whether stored adversarial images can be replayed: not on randomized networks."""
         return self.searches and self.version != "rand"
 
     @property

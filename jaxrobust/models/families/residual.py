@@ -17,7 +17,7 @@ STEM = 64  # channels before the first stage
 def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, **options: Any) -> Conv:
     """Make a convolution that keeps the size, apart from its stride.
 
-    It has no bias and PyTorch's initialisation, unless `options` of `Conv` say otherwise.
+    It has no bias and PyTorch's initialization, unless `options` of `Conv` say otherwise.
     """
     default: dict[str, Any] = {"padding": kernel // 2, "bias": False, "init": torch_default}
     return Conv(ins, outs, kernel, stride=stride, rngs=rngs, **default | options)

@@ -77,7 +77,7 @@ def relative_index(window: int) -> np.ndarray:
 
 
 def shift_mask(side: int, window: int, shift: int) -> np.ndarray:
-    """Return f[windows,N,N]: -100 for neighbours that only a cyclic shift created, else 0."""
+    """Return f[windows,N,N]: -100 for neighbors that only a cyclic shift created, else 0."""
     band = np.digitize(np.arange(side), [side - window, side - shift])
     label = partition((3 * band[:, None] + band[None])[None, :, :, None], window)[:, :, 0]
     return np.where(label[:, :, None] == label[:, None], 0.0, -100.0)
@@ -131,7 +131,7 @@ class Block(nnx.Module):
 
 
 class Merge(nnx.Module):
-    """Merge 2x2 neighbours (column by column) into a token: LN, then linear to twice the width."""
+    """Merge 2x2 neighbors (column by column) into a token: LN, then linear to twice the width."""
 
     def __init__(self, dim: int, eps: float, rngs: Draws) -> None:
         self.norm = LayerNorm(4 * dim, eps=eps)

@@ -88,7 +88,7 @@ class LayerScale(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each normalised before and, with LayerScale, scaled after."""
+    """Attention and MLP, each normalized before and, with LayerScale, scaled after."""
 
     def __init__(self, v: Variant, tokens: int, rngs: Draws) -> None:
         self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)

@@ -57,7 +57,7 @@ class Variant(BatchNormRow):
     # Of the stem's 3x3 convolutions, whose channels double up to `dim`; the product is the patch.
     stem_strides: tuple[int, ...] = (2, 2, 2, 2)
     gamma_init: float = 1.0
-    tokens_norm: bool = True  # class attention normalises all tokens, not only the class token
+    tokens_norm: bool = True  # class attention normalizes all tokens, not only the class token
     scan: bool = False  # compile one block for all of them
 
 
@@ -150,7 +150,7 @@ class CrossCovariance(nnx.Module):
 
 
 class LocalInteraction(nnx.Module):
-    """Depthwise 3x3, GELU, batch norm, depthwise 3x3: mixes neighbouring patches."""
+    """Depthwise 3x3, GELU, batch norm, depthwise 3x3: mixes neighboring patches."""
 
     def __init__(self, dim: int, group: int, rngs: Draws) -> None:
         self.conv1 = DepthwiseConv(dim, 3, init=torch_default, rngs=rngs)
@@ -160,7 +160,7 @@ class LocalInteraction(nnx.Module):
     def __call__(
         self, x: TokenMap, norm: LayerNorm, gamma: nnx.Param, path: Path | None, train: bool
     ) -> Array:
-        """Add this layer's output for the normalised tokens f[B,N,D], times `gamma`."""
+        """Add this layer's output for the normalized tokens f[B,N,D], times `gamma`."""
         bn = self.bn
         parameters = Interaction(
             *(norm.scale[...], norm.bias[...], self.conv1.kernel[...], self.conv1.bias[...]),
@@ -226,7 +226,7 @@ class ClassAttention(nnx.Module):
 class ClassBlock(nnx.Module):
     """Class attention and MLP on the class token; the patches change too, as in the original.
 
-    Their normalised values are added to them, and the last residual doubles them.
+    Their normalized values are added to them, and the last residual doubles them.
     """
 
     def __init__(self, v: Variant, rngs: Draws) -> None:

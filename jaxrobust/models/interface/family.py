@@ -1,6 +1,6 @@
 """What the rest of the package needs to know about an architecture; ends the architecture's file.
 
-The optimiser, the table, conversion, export and certificates read it, so a new architecture is one
+The optimizer, the table, conversion, export and certificates read it, so a new architecture is one
 file and one line of `models/names.py`.
 """
 

@@ -1,6 +1,6 @@
 """Attention between tokens; talking heads and channel attention have their own files.
 
-On CPU, products take matrices in canonical layout (heads before tokens, copied behind optimisation
+On CPU, products take matrices in canonical layout (heads before tokens, copied behind optimization
 barriers), the softmax is compiled alone, and gradients are written out from the stored
 probabilities. Value, and value with gradients, in ms for ViT-S (8x197x6x64, two cores): 4 and 10;
 plain `einsum` 7 and 17, `jax.nn.dot_product_attention` 6 and 17, PyTorch 3 to 4 and 10 to 13.

@@ -77,7 +77,7 @@ _batch_norm.defvjp(lambda *operands: (_batch_norm(*operands), operands), _batch_
 def batch_norm(
     x: Array, scale: Array, bias: Array, mean: Array, var: Array, *, eps: float = EPS
 ) -> Array:
-    """Normalise `x` f[...,C] by the given statistics f[C], then scale and shift it."""
+    """Normalize `x` f[...,C] by the given statistics f[C], then scale and shift it."""
     return _batch_norm(x, scale, bias, mean, var, jnp.asarray(eps, widened(x)[0].dtype))
 
 
@@ -124,7 +124,7 @@ def check_group(batch: int, group: int) -> None:
 def batch_norm_train(
     x: Array, scale: Array, bias: Array, *, group: int = 0, eps: float = EPS
 ) -> tuple[Array, Array, Array]:
-    """Normalise `x` f[B,...,C] by its own statistics; also return mean and unbiased variance f[C].
+    """Normalize `x` f[B,...,C] by its own statistics; also return mean and unbiased variance f[C].
 
     Statistics cover all axes but the last, of the full batch or of every `group` consecutive
     images. Those returned, for running averages, are averaged over groups and carry no gradient. A
@@ -171,7 +171,7 @@ def norm_of_sums(
     """Compute the batch norm of images f[B,..,D] from f32[B,2,D], each image's mean and its sum of
     squares around that mean; also return the statistics f32[D] for running averages.
 
-    `statistics` are used to normalise; None: compute them from the images.
+    `statistics` are used to normalize; None: compute them from the images.
     """
     batch = len(sums)
     if statistics is not None:
@@ -198,10 +198,10 @@ def subtracted(
     total: Array, weighted: Array, norm: ImageNorm, pixels: int, group: int
 ) -> tuple[Array, Array]:
     """Compute what a batch norm's gradient subtracts from its result's gradient, before scaling:
-    f32[B,D] of a constant and of a share of the centred input.
+    f32[B,D] of a constant and of a share of the centered input.
 
     `total` and `weighted` f32[B,D]: sums over images of the result's gradient, alone and times the
-    centred input.
+    centered input.
     """
     batch = len(total)
     constant, along = (to_images(of_groups(s, group) / pixels, batch) for s in (total, weighted))

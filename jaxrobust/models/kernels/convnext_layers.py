@@ -37,7 +37,7 @@ class BlockParameters(NamedTuple):
         return depthwise_conv(x, self.taps, self.bias)
 
     def norm(self, z: Array, eps: float) -> Array:
-        """Normalise over channels."""
+        """Normalize over channels."""
         return layers.layer_norm(z, self.scale, self.shift, eps=eps)
 
     def mlp(self, y: Array) -> Array:
@@ -119,7 +119,7 @@ _depthwise_norm = with_gradient(_norm_forward, _norm_backward)
 def depthwise_norm(
     x: Array, taps: Array, bias: Array, scale: Array, shift: Array, *, eps: float = 1e-6
 ) -> tuple[Array, Array]:
-    """Convolve f[B,H,W,C] depthwise with f[k,k,1,C] and normalise over channels; also return `x`.
+    """Convolve f[B,H,W,C] depthwise with f[k,k,1,C] and normalize over channels; also return `x`.
 
     Use the returned `x` for the residual: TPUs then sum both gradients on the chip.
     """
@@ -232,7 +232,7 @@ _halving = with_gradient(_halving_forward, _halving_backward)
 
 
 def norm_halving(x: Array, p: HalvingParameters, *, stride: int, eps: float = 1e-6) -> Array:
-    """Normalise f[B,H,W,C] over channels and convolve without padding."""
+    """Normalize f[B,H,W,C] over channels and convolve without padding."""
     plain = functools.partial(_plain_halving, stride=stride, eps=eps)
     refused = tpu.norm_halving.refused(x, p, stride)
     if takes_xla("the downsampling between stages", refused):

@@ -1,8 +1,8 @@
 """Layers as functions, each with an implementation that is fast on its platform.
 
 On CPU an operation is fast when XLA compiles it alone and slow when XLA fuses it into its
-neighbours: the sum of 49 shifted products takes 2.5 ms for 8x56x56x96, and 15 ms once the
-normalisation after it has pulled copies of that sum into its own loops. So every operation here has
+neighbors: the sum of 49 shifted products takes 2.5 ms for 8x56x56x96, and 15 ms once the
+normalization after it has pulled copies of that sum into its own loops. So every operation here has
 a hand-written gradient, keeps only its operands, and is compiled on CPU behind a *wall*: a call
 that XLA does not inline. ConvNeXt-T at 224 pixels, batch 8, two cores, before and after: forward
 pass 465 and 235 ms, input gradient 965 and 480 ms, adversarial training step with two attack steps
@@ -119,7 +119,7 @@ def _norm_of(
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
-    """Normalise `x` over its last axis (biased variance), then scale and shift it.
+    """Normalize `x` over its last axis (biased variance), then scale and shift it.
 
     For tokens f[B,N,C], it is a kernel on TPUs. A map's norm precedes a GELU or a convolution, and
     the compiler joins the two in one loop: 5.1 instead of 5.7 ms for the image gradient of a

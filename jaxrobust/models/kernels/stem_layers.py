@@ -64,7 +64,7 @@ def stem_layers(x: Array, *parameters: Array) -> Array:
     """Compute two layers of a ConvStem: f[B,H,W,3] becomes f[B,H/4,W/4,D].
 
     Args:
-      x: normalised images.
+      x: normalized images.
       *parameters: per layer, the kernel f[3,3,in,out] and bias of the convolution, with stride 2
         and padding 1, and the norm's scale and shift; an exact GELU follows.
     """
@@ -164,7 +164,7 @@ def batch_stem_layers(
     """Compute two layers of XCiT's stem: f[B,H,W,3] becomes f[B,H/4,W/4,D]; also the statistics.
 
     Args:
-      x: normalised images.
+      x: normalized images.
       layers: each a convolution with stride 2 and padding 1, a batch norm and an exact GELU.
       statistics: mean and variance for each norm; None: those of the images, as in
         `batch_norms.batch_norm_train`, without gradients.

@@ -64,7 +64,7 @@ class Conv(nnx.Module):
     """Convolution with symmetric zero padding; [kh, kw, in // groups, out] kernel.
 
     If `init` is `torch_default` the bias is drawn too, otherwise it is 0, as in stems created after
-    timm's own initialisation.
+    timm's own initialization.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Mlp(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalisation over channels, biased variance, eps 1e-6 (not torch's default 1e-5)."""
+    """Normalization over channels, biased variance, eps 1e-6 (not torch's default 1e-5)."""
 
     def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
         self.scale = nnx.Param(jnp.ones(channels))
@@ -150,7 +150,7 @@ class LayerNorm(nnx.Module):
         return layers.layer_norm(x, self.scale[...], self.bias[...], eps=self.eps)
 
     def with_tokens(self, x: Array) -> tuple[Array, Array]:
-        """Normalise tokens f[B,N,C]; also return the tokens for the residual that follows."""
+        """Normalize tokens f[B,N,C]; also return the tokens for the residual that follows."""
         return layers.norm_and_tokens(x, self.scale[...], self.bias[...], eps=self.eps)
 
 
@@ -161,7 +161,7 @@ def residual(x: Array, norm: LayerNorm, branch: Callable[[Array], Array]) -> Arr
 
 
 class BatchNorm(nnx.Module):
-    """Normalises each channel over images and pixels, eps 1e-5.
+    """Normalizes each channel over images and pixels, eps 1e-5.
 
     In training it uses the statistics of `group` consecutive images (0: the whole batch), and the
     running ones move towards them by `momentum` (torch's definition); otherwise it uses the running

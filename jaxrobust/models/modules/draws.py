@@ -29,7 +29,7 @@ class Draws:
 
 normal_02 = jax.nn.initializers.normal(0.02)  # timm truncates at +-2, a hundred standard deviations
 
-fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He initialisation
+fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He initialization
 
 
 def torch_uniform(fan_in: int) -> Initializer:

@@ -12,7 +12,7 @@ from jaxrobust.models.kernels.primitives import add_bias, widened
 from jaxrobust.models.modules.basic import BatchNorm, LayerNorm
 from jaxrobust.types import Array
 
-GROUP = 8  # number of channels that a group norm normalises together
+GROUP = 8  # number of channels that a group norm normalizes together
 
 
 def _standardised(x: Array, axes: tuple[int, ...], eps: float = 1e-5) -> Array:
@@ -23,7 +23,7 @@ def _standardised(x: Array, axes: tuple[int, ...], eps: float = 1e-5) -> Array:
 
 
 class GroupNorm(nnx.Module):
-    """Normalises each image over its pixels and 8 channels, eps 1e-5, with scale and bias.
+    """Normalizes each image over its pixels and 8 channels, eps 1e-5, with scale and bias.
 
     `groups` sets the number of groups instead.
     """
@@ -57,7 +57,7 @@ class PixelNorm(LayerNorm):
 
 
 class InstanceNorm(nnx.Module):
-    """Normalises each channel over the pixels of each image, eps 1e-5; has no parameters."""
+    """Normalizes each channel over the pixels of each image, eps 1e-5; has no parameters."""
 
     def __call__(self, x: Array, train: bool) -> Array:
         return _standardised(x, (1, 2))

@@ -12,7 +12,7 @@ from jaxrobust.results.comparison import evaluations
 from jaxrobust.results.comparison.comparison_findings import LEVEL, compare_all
 from jaxrobust.types import fraction
 
-MOST_LINES = 7  # of one figure: the palette has no more distinct colours
+MOST_LINES = 7  # of one figure: the palette has no more distinct colors
 MOST_ROWS = 30  # networks of a comparison: more do not fit into a column
 EXACT = rf"pointwise exact (Clopper--Pearson) {100 * LEVEL:.0f}\,\% intervals"  # of the images
 
@@ -173,7 +173,7 @@ def certified(
         else ""
     )
     caption = (
-        rf"Accuracy in \% that randomised smoothing certifies within ${latex.NORMS['l2']}$ balls: "
+        rf"Accuracy in \% that randomized smoothing certifies within ${latex.NORMS['l2']}$ balls: "
         f"{latex.number(first['draws'])} draws, an image's certificate fails with probability "
         f"{first['alpha']:g}; {latex.images_words(shown[0].record, shown[0].images)}."
         f"{attacked_words} Bands: {EXACT}."
@@ -314,10 +314,10 @@ def cells(series: Sequence[Series], at: int) -> list[str]:
 
 
 def few_enough(places: Sequence[str]) -> None:
-    """Refuse more networks than the palette has colours."""
+    """Refuse more networks than the palette has colors."""
     if len(places) > MOST_LINES:
         raise ValueError(
-            f"a figure of lines shows at most {MOST_LINES} networks, so that colours can be told "
+            f"a figure of lines shows at most {MOST_LINES} networks, so that colors can be told "
             f"apart; name fewer than these {len(places)}, or use --kind compare"
         )
 

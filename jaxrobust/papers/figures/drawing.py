@@ -1,7 +1,7 @@
-"""Drawing of a figure for one column of a paper: size, fonts, colours.
+"""Drawing of a figure for one column of a paper: size, fonts, colors.
 
-The palette is from Okabe and Ito (2008), for all kinds of colour vision, without yellow, which is
-hard to see on white paper. Markers and dashes distinguish series in grey too.
+The palette is from Okabe and Ito (2008), for all kinds of color vision, without yellow, which is
+hard to see on white paper. Markers and dashes distinguish series in gray too.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def _attacks(content: FigureContent) -> Any:
     count, steps = len(content.series), len(content.ticks)
     labels = [_in_lines(tick, steps) for tick in content.ticks]
     figure, panel = _figure(2.0 + _legend_height(content.series))
-    spacing = 0.45 / max(count, 4)  # distance of neighbours, so that their bars do not overlap
+    spacing = 0.45 / max(count, 4)  # distance of neighbors, so that their bars do not overlap
     for at, one in enumerate(content.series):
         xs = [x + spacing * (at - (count - 1) / 2) for x in content.places]
         values = [100 * value for value in one.values]
@@ -221,5 +221,5 @@ def _wrapped(name: str) -> list[str]:
 
 
 def _in_lines(tick: str, steps: int) -> str:
-    """Break the name of an attack if it would touch its neighbours."""
+    """Break the name of an attack if it would touch its neighbors."""
     return tick.replace(" ", "\n", 1) if len(tick) > 30 // steps else tick

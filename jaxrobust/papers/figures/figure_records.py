@@ -87,7 +87,7 @@ def ladders(places: Sequence[str]) -> list[list[FigureRecord]]:
 
 
 def certified(place: str) -> list[FigureRecord]:
-    """Read the certificates of randomised smoothing at a place, smallest noise first."""
+    """Read the certificates of randomized smoothing at a place, smallest noise first."""
     _, _, stored = _checked(place)
     records = [FigureRecord.read(place, run) for run in stored.values() if run.record.certified]
     if not records:

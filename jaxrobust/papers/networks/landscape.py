@@ -1,6 +1,6 @@
 """The loss around a network's weights: a resumable table of points, and its contours.
 
-Two random directions with filter normalisation span the plane: a direction has the norm of the
+Two random directions with filter normalization span the plane: a direction has the norm of the
 weights filter by filter, and does not change biases, norms and statistics.
 Source: Li et al. 2018 (arXiv 1712.09913), as Tang et al. 2022 (arXiv 2209.14105) use it.
 """

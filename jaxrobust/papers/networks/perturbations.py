@@ -52,11 +52,11 @@ def shown(delta: np.ndarray, largest: np.ndarray, sign: str) -> np.ndarray:
 
 
 def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSettings) -> Any:
-    """Draw image, adversarial image and perturbation, in colour and in grey."""
+    """Draw image, adversarial image and perturbation, in color and in gray."""
     adversarial, change = result
     grey = change @ LUMA[:, None] if change.shape[-1] == 3 else None
     kinds = [("image", sample.images), ("adversarial", adversarial), ("perturbation", change)]
-    kinds += [] if grey is None else [("in grey", grey)]
+    kinds += [] if grey is None else [("in gray", grey)]
     cells = []
     for i, row in enumerate(rows[: picture_parts.MOST]):
         wrong = row["adversarial_prediction"] != row["label"]
@@ -66,6 +66,6 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
     ball = sample.threat.written()
     about = f"PGD-{settings.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
     about += "titles: the class, and the prediction for the adversarial image (red: wrong)\n"
-    about += "perturbation: grey means no change, white means as much brighter as the ball allows"
+    about += "perturbation: gray means no change, white means as much brighter as the ball allows"
     across = len(kinds) * (2 if len(rows) > 4 else 1)
     return picture_parts.grid(cells, across, f"{sample.name}\n{about}")

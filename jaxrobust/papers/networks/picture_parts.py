@@ -1,4 +1,4 @@
-"""Shared parts of the pictures: CSV rows, grids of images, colours."""
+"""Shared parts of the pictures: CSV rows, grids of images, colors."""
 
 import csv
 from collections.abc import Sequence
@@ -57,5 +57,5 @@ def grid(cells: Sequence[tuple[np.ndarray, str, bool]], across: int, about: str)
 
 
 def shades(count: int) -> list[Any]:
-    """Return colours from pale to dark, for ordered series."""
+    """Return colors from pale to dark, for ordered series."""
     return [plotting().colormaps["viridis_r"](x) for x in np.linspace(0.1, 1, count)]

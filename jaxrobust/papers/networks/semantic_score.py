@@ -1,6 +1,6 @@
-"""How well other networks recognise a class from perturbations alone (the thesis' Table 9).
+"""How well other networks recognize a class from perturbations alone (the thesis' Table 9).
 
-The perturbations of PGD become 8-bit images, (x - x_adv + limit) / (2 limit) in colour as in the
+The perturbations of PGD become 8-bit images, (x - x_adv + limit) / (2 limit) in color as in the
 authors' code, and other networks, the judges, classify them: the score is their top-5 accuracy.
 """
 

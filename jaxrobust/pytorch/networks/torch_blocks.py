@@ -1,6 +1,6 @@
 """Whole blocks of PyTorch modules that the package's own kernels compute in training.
 
-A pattern recognises a part of a program by its operators alone, and returns None for other blocks.
+A pattern recognizes a part of a program by its operators alone, and returns None for other blocks.
 Parity: tests/pytorch/test_torch_blocks.py against the steps one by one.
 """
 

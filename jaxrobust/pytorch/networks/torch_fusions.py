@@ -3,7 +3,7 @@
 PyTorch computes a linear map of tokens f[B,N,C] on rows f[B*N,C], slices the arrays of attention
 out of one product, and separates a norm from the residual connection next to it. All of this costs
 time on a TPU, because 197 tokens do not fill tiles of eight. Three forms of attention are
-recognised: PyTorch's own function, `softmax(q @ k.T * scale + bias) @ v` written out as in timm's
+recognized: PyTorch's own function, `softmax(q @ k.T * scale + bias) @ v` written out as in timm's
 Swin, and either with queries, keys and values sliced out of one product.
 Parity: tests/pytorch/test_torch_fusions.py against the operators one by one.
 """
@@ -108,7 +108,7 @@ def fused(part: Part, constants: Mapping[str, Any]) -> Sequence[OperatorCall]:
 
 
 def _roll_of(step: OperatorCall, constants: Mapping[str, Any]) -> OperatorCall | None:
-    """Recognise rolls, which PyTorch writes as indexing, whose gradient would be a scatter-add."""
+    """Recognize rolls, which PyTorch writes as indexing, whose gradient would be a scatter-add."""
     if step.operator != "aten.index_select.default" or step.operands[2].name not in constants:
         return None
     x, axis, places = step.operands
@@ -148,7 +148,7 @@ def _with_norms_tokens(steps: Sequence[OperatorCall]) -> Iterator[OperatorCall]:
 
 
 def _linear_of(step: OperatorCall, read: Reader) -> OperatorCall | None:
-    """Recognise a linear map of rows that are tokens before and after it."""
+    """Recognize a linear map of rows that are tokens before and after it."""
     if step.operator == "aten.addmm.default":
         bias, x, weight = step.operands[:3]
     elif step.operator == "aten.mm.default":
@@ -262,7 +262,7 @@ def _factor(step: OperatorCall | None) -> float | None:
 
 
 def _attention_written_out(step: OperatorCall, read: Reader) -> OperatorCall:
-    """Recognise `softmax(q @ k.T * scale + bias) @ v` of arrays f[B,h,N,d], as in timm's Swin."""
+    """Recognize `softmax(q @ k.T * scale + bias) @ v` of arrays f[B,h,N,d], as in timm's Swin."""
     (weights, weights_shape), (value, value_shape) = (_unfolded(x, read) for x in step.operands)
     softmax = read.step(weights, "aten._softmax.default", skip=(CLONE,))
     scores = _scores(softmax.operands[0], read)

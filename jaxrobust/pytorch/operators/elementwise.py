@@ -153,7 +153,7 @@ def _clamp(x: Array, low: Any, high: Any) -> Array:
 
 
 def _quantised(x: Array, scale: Any, zero: Any, low: int, high: int) -> tuple[Array, Array]:
-    """Quantise numbers, and say which are in range; the gradient passes there."""
+    """Quantize numbers, and say which are in range; the gradient passes there."""
     single = np.float32(scale)  # as PyTorch stores it, in any compute type
     places = jnp.round(lax.stop_gradient(x) * jnp.asarray(1 / single, x.dtype)) + zero
     inside = (places >= low) & (places <= high)

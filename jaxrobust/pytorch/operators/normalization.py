@@ -31,7 +31,7 @@ def _batch_norm_plain(x: Array, *others: Any) -> tuple[Array, None, None]:
 def _batch_norm_of_images(
     x: Array, weight: Weight, bias: Weight, train: bool, momentum: float, eps: float
 ) -> tuple[Any, None, None]:
-    """Normalise [B,sides...,C] by its own statistics, as instance norm needs."""
+    """Normalize [B,sides...,C] by its own statistics, as instance norm needs."""
     axes = tuple(range(x.ndim - 1))
     mean, var = jnp.mean(x, axes), jnp.var(x, axes)
     return _batch_norm(x, weight, bias, mean, var, momentum, eps)
@@ -47,7 +47,7 @@ def _batch_norm_of_batch(
     momentum: float,
     eps: float,
 ) -> tuple[Any, Array, Array, Array, Array]:
-    """Normalise [B,sides...,C] by its own statistics, and update the running statistics.
+    """Normalize [B,sides...,C] by its own statistics, and update the running statistics.
 
     Running variances divide by n - 1, as in PyTorch, and no gradient reaches them.
     """

@@ -1,4 +1,4 @@
-"""Convolutions, matrix products, and linear algebra: inverses, solutions, factorisations."""
+"""Convolutions, matrix products, and linear algebra: inverses, solutions, factorizations."""
 
 from typing import Any, NamedTuple
 

@@ -162,7 +162,7 @@ def _adaptive_max(x: Array, counts: Ints) -> _Largest:
 
 
 def _ratios(x: Array, sizes: Ints | None, factors: Sequence[float] | None) -> list[Any]:
-    """Return (from, to, step) of each side; step is the distance of neighbours in the old image."""
+    """Return (from, to, step) of each side; step is the distance of neighbors in the old image."""
     olds = x.shape[1:-1]
     if sizes is None:
         assert factors is not None

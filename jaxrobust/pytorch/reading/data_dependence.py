@@ -70,7 +70,7 @@ def watched(module: Any, images: Any) -> Watched:
     """Record the questions and the calls of a module on some images; it is run twice.
 
     The first pass is for modules that change their weights in it, which the export would miss:
-    RobustBench's Pang2020Boosting normalises the weights of its last layer.
+    RobustBench's Pang2020Boosting normalizes the weights of its last layer.
     """
     import torch
 

@@ -70,7 +70,7 @@ def exported(
     """
     import torch
 
-    if not module.training:  # in training, the norm of a single image has nothing to normalise
+    if not module.training:  # in training, the norm of a single image has nothing to normalize
         refusals.check_takes(module, image)
     if isinstance(module, torch.jit.ScriptModule):
         return exported_torchscript(module, image)

@@ -41,7 +41,7 @@ def own_line(text: str) -> str:
 
 
 def check(module: Any) -> None:
-    """Raise `ValueError` if a module's weights are quantised, before any other check."""
+    """Raise `ValueError` if a module's weights are quantized, before any other check."""
     for name, part in module.named_modules():
         if "quantized" in type(part).__module__.split("."):
             raise ValueError(

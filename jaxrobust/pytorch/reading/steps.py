@@ -1,6 +1,6 @@
 """Conversion of an exported program of core operators to a `Program`, node by node.
 
-PyTorch computes everything that does not depend on images once. An orthogonal or normalised weight
+PyTorch computes everything that does not depend on images once. An orthogonal or normalized weight
 is therefore an array here, with PyTorch's bits. A weight that only has another layout remains a
 weight of the module, under its name.
 """

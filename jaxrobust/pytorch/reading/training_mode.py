@@ -260,7 +260,7 @@ def blocks_of(module: Any, exported: Any) -> dict[str, str]:
 
 
 def _norm_buffers(module: Any) -> set[str]:
-    """Name the buffers of batch norms, recognised by their buffers and not by their class."""
+    """Name the buffers of batch norms, recognized by their buffers and not by their class."""
     import torch
 
     names = set()

@@ -26,7 +26,7 @@ from jaxrobust.weights.trained import kept
 
 # (weights, full) -> clean, robust, images; unless full, `robust` may be an upper bound.
 Measure = Callable[[Any, bool], dict[str, Any]]
-_REPLAYED = 4  # candidates whose adversarial images are kept; neighbours are the most alike
+_REPLAYED = 4  # candidates whose adversarial images are kept; neighbors are the most alike
 
 
 class Size(NamedTuple):

@@ -318,7 +318,7 @@ def load_config(text: str) -> Any:
 
 
 def _find_neighbours(path: Path) -> None:
-    """Let a config import its neighbours, under either name."""
+    """Let a config import its neighbors, under either name."""
     sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
 
 
@@ -481,7 +481,7 @@ def _change(config: Any, keys: list[str], value: Any) -> None:
 
 
 def _spell(config: Any) -> None:
-    """Normalise the names in a config, and those that its phases override."""
+    """Normalize the names in a config, and those that its phases override."""
     names = (("attack", "norm", norm), ("model", "name", network), ("data", "name", dataset))
     sections = (value for value in config.values() if isinstance(value, ConfigDict))
     for section in (config, *(value.get("changes") for value in sections)):

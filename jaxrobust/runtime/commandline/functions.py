@@ -44,7 +44,7 @@ def is_name(text: str) -> bool:
 def find(flag: str, name: str) -> Named:
     """Find the function `name` on Python's path or in the current folder.
 
-    A changed file is run again. Files may import their neighbours.
+    A changed file is run again. Files may import their neighbors.
     """
     place, _, attribute = name.rpartition(":")
     if not (place and all(part.isidentifier() for part in attribute.split("."))):

@@ -40,7 +40,7 @@ def make_mesh(
 ) -> Mesh:
     """Make a mesh of devices in host order, so that each host holds consecutive rows of a batch.
 
-    Groups of `fsdp` neighbours (0: the devices of a slice) share one copy of the state. No group
+    Groups of `fsdp` neighbors (0: the devices of a slice) share one copy of the state. No group
     spans slices: only gradients cross the network between them, once per step. Axes are Auto: with
     JAX's default, Explicit, network code would have to specify shardings.
     """

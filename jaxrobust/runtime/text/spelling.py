@@ -65,7 +65,7 @@ def near(word: str, names: Iterable[str]) -> str:
 
 
 def norm(text: str) -> str:
-    """Normalise the spelling of a norm, RobustBench's or any other; other words are unchanged.
+    """Normalize the spelling of a norm, RobustBench's or any other; other words are unchanged.
 
     >>> norm("Linf"), norm(" L2"), norm("l3")
     ('linf', 'l2', 'l3')
@@ -75,7 +75,7 @@ def norm(text: str) -> str:
 
 
 def dataset(text: str) -> str:
-    """Normalise RobustBench's or timm's spelling of a data set; other words are unchanged.
+    """Normalize RobustBench's or timm's spelling of a data set; other words are unchanged.
 
     >>> dataset("CIFAR-10"), dataset("imagenet"), dataset("torch/cifar10"), dataset("dir:CIFAR10")
     ('cifar10', 'imagenet2012', 'cifar10', 'dir:CIFAR10')

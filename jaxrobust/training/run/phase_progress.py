@@ -48,7 +48,7 @@ def _rows(phases: Sequence[LinePart], step: int, total: int) -> list[PanelRow]:
 class Progress:
     """Loss, accuracy, images/s, remaining time, data wait and cost of a phase.
 
-    `flops_per_image` are the model's for one training image; model FLOP utilisation relates them to
+    `flops_per_image` are the model's for one training image; model FLOP utilization relates them to
     the chip's peak. `chip_hours` were used before.
     """
 
@@ -131,7 +131,7 @@ class Progress:
     def show(self, step: int, means: dict[str, float]) -> dict[str, float]:
         """Show the state after `step`; return its costs.
 
-        `images_per_second`, `images_per_second_per_chip`, `mfu` (model FLOP utilisation) and
+        `images_per_second`, `images_per_second_per_chip`, `mfu` (model FLOP utilization) and
         `data_wait`, a share of the time, are since the last call or `resume`; `chip_hours` and
         `peak_memory_bytes` of a local device since the start; unknown ones are omitted.
         """

@@ -137,7 +137,7 @@ def fitted_batches(config: Any, devices: int) -> tuple[Any, list[str]]:
 
 
 def _at_a_time(config: Config, name: str) -> int:
-    """Return the images per device that belong together: mixed, normalised or taken in parts."""
+    """Return the images per device that belong together: mixed, normalized or taken in parts."""
     p = config[name]
     mixes = any(build.mixes_and_erases(config)[:2])
     norm = config.model.options.get("bn_group", 0) or 1

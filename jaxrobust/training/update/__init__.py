@@ -1,1 +1,1 @@
-"""The computation of an update: augmentation, attack, loss, gradients, optimiser, averages."""
+"""The computation of an update: augmentation, attack, loss, gradients, optimizer, averages."""

@@ -1,4 +1,4 @@
-"""The loss that a training attack maximises: its objective's, or the one in `attack.loss`."""
+"""The loss that a training attack maximizes: its objective's, or the one in `attack.loss`."""
 
 import ast
 import functools
@@ -77,7 +77,7 @@ def of_objective(attack: AttackSection, objective: str) -> objectives.Loss:
 
 
 def check_loss(attack: AttackSection, objective: str, *, soft: bool, classes: int) -> None:
-    """Try `attack.loss` on a few logits; `ValueError` if no attack can maximise it.
+    """Try `attack.loss` on a few logits; `ValueError` if no attack can maximize it.
 
     `soft`: the attack gets probabilities f32[B, C] instead of labels i32[B].
     """

@@ -85,7 +85,7 @@ def running_statistics(p: PhaseSection, name: str) -> Statistics:
         def mixed(old: Array, new: Array) -> Array:
             dtype = old.dtype
             mean = retained.astype(dtype) * old + momentum.astype(dtype) * new.astype(dtype)
-            # What did not change, such as the normalisation of images, keeps its bits.
+            # What did not change, such as the normalization of images, keeps its bits.
             return jnp.where(new == old, old, mean)
 
         return {key: mixed(old[key], new) for key, new in batch.items()}

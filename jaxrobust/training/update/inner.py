@@ -1,4 +1,4 @@
-"""The inner maximisation: the attack to train against, and its radius while it grows.
+"""The inner maximization: the attack to train against, and its radius while it grows.
 
 The radius grows over the first epochs if `attack.warmup_epochs` is set, or after
 `attack.delay_epochs` with radius 0; the radii of several norms grow alike. With every step, the
@@ -24,7 +24,7 @@ from jaxrobust.types import Array, Attack, Threat, check_length, threats
 def training_attack(
     config: Config, objective: str, *, extra_steps: int = 0, mix: str | None = None
 ) -> Attack:
-    """Build the inner maximisation, or one with more steps; for the clean objective, nothing.
+    """Build the inner maximization, or one with more steps; for the clean objective, nothing.
 
     The attack accepts `epsilon_share` f32[], for that share of the full radius and step, and
     requires `turn` i32[] if norms take turns. Several norms are mixed as the config says, or as

@@ -1,4 +1,4 @@
-"""What a training step stores for later ones: in the optimiser's state, saved with it."""
+"""What a training step stores for later ones: in the optimizer's state, saved with it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from jaxrobust.types import Array, Params
 
 
 class Memory(NamedTuple):
-    """What a step stores in addition to the optimiser's state; by default, nothing.
+    """What a step stores in addition to the optimizer's state; by default, nothing.
 
     `recall(state, batch) -> (stats, batch)`, for the gradients; `learn(state, opt_state, metrics)
     -> (opt_state, metrics)`, from this step's metrics; `init(params, stats)`: the arrays to store
@@ -53,21 +53,21 @@ def joined(memories: Sequence[Memory]) -> Memory:
 
 
 class Remembering(NamedTuple):
-    """An optimiser's state, and the arrays of a memory."""
+    """An optimizer's state, and the arrays of a memory."""
 
     own: Any
     memory: dict[str, Array]
 
 
 class Optimiser(NamedTuple):
-    """An optax optimiser, but with `init(params, stats)`."""
+    """An optax optimizer, but with `init(params, stats)`."""
 
     init: Callable[[Params, Params], optax.OptState]
     update: Callable[..., tuple[Any, optax.OptState]]
 
 
 def remembering(tx: optax.GradientTransformationExtraArgs, memory: Memory = NO_MEMORY) -> Optimiser:
-    """Store a memory's arrays, if any, in the optimiser's state."""
+    """Store a memory's arrays, if any, in the optimizer's state."""
     first_arrays = memory.init
     if first_arrays is None:
         return Optimiser(lambda params, stats: tx.init(params), tx.update)

@@ -138,7 +138,7 @@ def mix(
 
 
 def _draw_mixing(key: Array, shape: Shape, mixing: Mixing) -> tuple[Array, ...]:
-    """Draw whether a box is cut, the image's weight (1: not mixed), and the centre of the box."""
+    """Draw whether a box is cut, the image's weight (1: not mixed), and the center of the box."""
     height, width, _ = shape
     mixup, cutmix = mixing.mixup, mixing.cutmix
     switch = mixing.switch if mixup and cutmix else float(cutmix > 0)

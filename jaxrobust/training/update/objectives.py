@@ -33,7 +33,7 @@ Loss = str | Callable[..., Array] | Goal  # of an attack, as in `attacks.apgd`
 
 
 class Objective(NamedTuple):
-    """What the attack targets, and what the update minimises.
+    """What the attack targets, and what the update minimizes.
 
     `attack_targets(logits_fn, batch)` -> labels i32[B], probabilities f32[B,C], or the targets of
     the attack's loss;
@@ -93,7 +93,7 @@ def _on_images(
 
 
 def clean() -> Objective:
-    """Minimise cross-entropy on the clean images."""
+    """Minimize cross-entropy on the clean images."""
     return _on_images(lambda batch, images_adv: batch.images, "clean")
 
 
@@ -143,7 +143,7 @@ def of_two_passes(
 ) -> Objective:
     """Build an objective from `terms(batch, clean logits, robust logits)`: loss and metrics.
 
-    Clean and attacked images pass one after the other, as in TRADES's code: batch norms normalise
+    Clean and attacked images pass one after the other, as in TRADES's code: batch norms normalize
     them separately, and their running statistics are updated twice, or by the attacked images
     alone. Images are clipped to [0, 1], like every point of the attack. Otherwise the noise of
     random erasing, which leaves that range, would be part of the divergence, although no
@@ -168,7 +168,7 @@ def of_two_passes(
 def trades(beta: float, statistics: str = "both") -> Objective:
     """Build clean cross-entropy + beta KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573).
 
-    Their eq. 5. The attack maximises the KL term against the clean probabilities, so it needs a
+    Their eq. 5. The attack maximizes the KL term against the clean probabilities, so it needs a
     random start: at the image the gradient is zero. Smoothed labels affect only cross-entropy.
     Parity: tests/training/update/test_golden_updates.py, 20 updates with the losses of
     zhichao-lu/robust-residual-network: "both" is its baseline, "adversarial" its advanced recipe.
@@ -244,7 +244,7 @@ class ObjectiveRow(NamedTuple):
     """What others need to know about an objective: attack, checks, number of passes."""
 
     make: Callable[[Any, Any], Objective]  # from a phase and the config's attack
-    attack_loss: Loss | None = "ce"  # what its attack maximises; None: no attack
+    attack_loss: Loss | None = "ce"  # what its attack maximizes; None: no attack
     of_probabilities: bool = False  # the attack targets clean outputs, which cost a pass
     both: bool = False  # clean and attacked images each have their own pass
     weights: tuple[str, ...] = ()  # keys of a phase that must be at least 0

@@ -1,4 +1,4 @@
-"""The optimisers of the published recipes: AdamW, SGD, weight-decay masks, clipping."""
+"""The optimizers of the published recipes: AdamW, SGD, weight-decay masks, clipping."""
 
 import math
 from collections.abc import Callable
@@ -111,7 +111,7 @@ def _mask(decay_mask: str) -> Callable[[Params], dict[str, bool]]:
 def of_phase(
     p: PhaseSection, name: str, *, decay_mask: str, steps_per_epoch: int
 ) -> tuple[optax.Schedule, optax.GradientTransformationExtraArgs]:
-    """Build learning rate and optimiser of the phase `name`; `decay_mask` is its network's.
+    """Build learning rate and optimizer of the phase `name`; `decay_mask` is its network's.
 
     Raises:
       ValueError: an invalid value; says what to set.

@@ -72,7 +72,7 @@ class StepParts(NamedTuple):
     update_ema: averages.Averaging
     update_batch_stats: averages.Statistics = lambda old, new, step: new
     memory: Memory = NO_MEMORY
-    # (arrays, params) -> the arrays in the layout for the optimiser.
+    # (arrays, params) -> the arrays in the layout for the optimizer.
     to_rows: Callable[[Any, Params], Any] = lambda arrays, params: arrays
     global_norm: Callable[[Params], Array] = optax.tree.norm  # of the result of `device_gradients`
 
@@ -254,7 +254,7 @@ def state_of(optimizer: Optimiser, key: Array, params: Params, stats: Params) ->
 
 
 def without_normalisation(stats: Params) -> Params:
-    """Drop the normalisation of images, which never changes."""
+    """Drop the normalization of images, which never changes."""
     return {name: s for name, s in stats.items() if not name.startswith("normalize.")}
 
 

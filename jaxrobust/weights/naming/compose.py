@@ -1,4 +1,4 @@
-"""Makes stored weights those of a network, with a newly initialised stem or head if wanted."""
+"""Makes stored weights those of a network, with a newly initialized stem or head if wanted."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -42,11 +42,11 @@ def compose(
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     seed: int = 0,
 ) -> Network:
-    """Make a network from stored weights, with a newly initialised stem and head if requested.
+    """Make a network from stored weights, with a newly initialized stem and head if requested.
 
     Args:
       stored: the arrays, float32, and how their names map to this architecture's.
-      stem, head: "keep" or "fresh", the network's own initialisation (for a ConvStem: PyTorch's
+      stem, head: "keep" or "fresh", the network's own initialization (for a ConvStem: PyTorch's
         default); a head can also be "fresh-torch", PyTorch's default for `nn.Linear`, and for a
         PyTorch module "fresh:PART". Weights stored under these names are then left out, if there
         are any.
@@ -70,13 +70,13 @@ def compose(
         if row.target is None:
             dropped[key] = row.reason
         elif all(anew.fullmatch(t) for t in targets):
-            dropped[key] = "is newly initialised"
+            dropped[key] = "is newly initialized"
         elif row.resize and (to := shapes.get(targets[0])) not in (
             None,
             stored.arrays[key].shape,
         ):
             resized[targets[0]] = (stored.arrays[key].shape, to)
-    retained = {k: a for k, a in stored.arrays.items() if dropped.get(k) != "is newly initialised"}
+    retained = {k: a for k, a in stored.arrays.items() if dropped.get(k) != "is newly initialized"}
     values = normalize or tuple((v,) for v in stored.normalize)
     added = {} if stored.our_names else _normalize(retained, values, shapes)
     expected = {key: shape for key, shape in shapes.items() if key not in fresh}
@@ -171,7 +171,7 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
 
     key = jax.random.key(seed)
     drawn = jax.eval_shape(some, key)
-    program = compilation.program("weights newly initialised", drawn)
+    program = compilation.program("weights newly initialized", drawn)
     with compilation.waiting("compiling the initialization of new weights", program, say):
         return jax.device_get(jax.jit(some)(key))
 
@@ -216,7 +216,7 @@ def summary(network: Network) -> list[str]:
     """Describe the origin of weights for people, line by line."""
     lines = [f"{len(network.matched)} arrays from the stored weights"]
     if network.fresh:
-        lines += [f"{len(network.fresh)} newly initialised: {_some(network.fresh)}"]
+        lines += [f"{len(network.fresh)} newly initialized: {_some(network.fresh)}"]
     for reason in dict.fromkeys(network.dropped.values()):
         keys = [key for key, why in network.dropped.items() if why == reason]
         lines += [f"{len(keys)} left out ({reason}): {_some(keys)}"]

@@ -21,7 +21,7 @@ from jaxrobust.weights.store import files
 
 Arrays = dict[str, np.ndarray]
 
-# Prefixes that wrappers add to every name: DDP, attack and normalisation wrappers, compile.
+# Prefixes that wrappers add to every name: DDP, attack and normalization wrappers, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
 COUNT = "n_averaged"  # from torch.optim.swa_utils.AveragedModel, whose network is `module`
 _MODULE = "export the self-contained module (export_torch --layout module)"
@@ -83,7 +83,7 @@ class StoredNames(NamedTuple):
     head: str  # the same
     # (stored name, its row, our names) for all names matched by exactly one row.
     matched: tuple[tuple[str, Renaming, list[str]], ...]
-    our_names: bool = False  # our own names; these always include a normalisation
+    our_names: bool = False  # our own names; these always include a normalization
 
 
 def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> StoredNames:
@@ -167,7 +167,7 @@ def from_torch(
     _, rows, arrays, normalize, *_ = _torch_names(name, state_dict, overrides)
     net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    # Weights without a normalisation layer imply raw [0, 1] input, unless their naming differs.
+    # Weights without a normalization layer imply raw [0, 1] input, unless their naming differs.
     if not {"normalize.mean", "normalize.std"} & arrays.keys():
         dtype = float_type(arrays)
         for key, value in zip(("normalize.mean", "normalize.std"), normalize, strict=True):
@@ -234,12 +234,12 @@ def to_torch(
       name: one of `models.available()`.
       params, stats: of the network; all float32, or all float64, which the result then is too.
       layout: "timm" (ConvStem: the names of the authors' files), or a RobustBench id in
-        `models.published.PUBLISHED`, which determines whether there is a normalisation layer.
+        `models.published.PUBLISHED`, which determines whether there is a normalization layer.
       image_size: of the network; None: the size in its table row, usually 224.
       **overrides: those that the network was created with.
     Raises:
       ValueError: an unknown layout, one for another architecture, weights that do not belong to the
-        network, or a normalisation that the layout cannot store.
+        network, or a normalization that the layout cannot store.
     Source: names of timm 1.0.9 and RobustBench's files; parity: tests/weights/test_convert.py.
 
     >>> net = models.create("resnet18", num_classes=10, depths=(1,))

@@ -20,7 +20,7 @@ class Request(NamedTuple):
     image_size: int | None = None  # pixels; positions are resized
     options: dict[str, Any] | None = None  # further fields of the network's row
     init_stem: bool = False  # draw a new stem
-    raw: bool = False  # allow images without normalisation settings, for a stem that is drawn later
+    raw: bool = False  # allow images without normalization settings, for a stem that is drawn later
     which: str | None = None  # ema or raw; None: the averaged ones if the source names them
     normalize: str = "auto"  # or none, imagenet: for weights without mean and std
     cast: bool = False  # round other types to float32

@@ -20,7 +20,7 @@ def beside(weights: Path) -> Path:
 
 
 def line(weights: Path) -> str | None:
-    """Summarise the certificate of a file or imported folder in one line; None: there is none."""
+    """Summarize the certificate of a file or imported folder in one line; None: there is none."""
     weights = weights / WEIGHTS if weights.is_dir() else weights
     if (certificate := _read(weights)) is None:
         return None
@@ -95,7 +95,7 @@ def _read(weights: Path) -> _Certificate | None:
 
 
 def summary(certificate: dict[str, Any]) -> str:
-    """Summarise a certificate in one line."""
+    """Summarize a certificate in one line."""
     reference = certificate["reference"]
     if reference is None:
         return f"not compared with a reference: {certificate['missing']}"

@@ -188,9 +188,9 @@ def _read_torch(path: Path, weights_kind: str | None, cast: bool) -> Artifact:
         )
     arrays: Arrays = {}
     for key, tensor in tensors.items():
-        try:  # strides are honoured: torch counts them, and the copy is in the order of the indices
+        try:  # strides are honored: torch counts them, and the copy is in the order of the indices
             arrays[key] = np.array(tensor.detach().numpy(), order="C")
-        except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, 8 bits, ...
+        except (TypeError, RuntimeError) as error:  # sparse, quantized, without data, 8 bits, ...
             kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
             raise ValueError(
                 f"{path}: {key} is not a plain array ({kind}); save it again in float32"

@@ -146,7 +146,7 @@ def _imported(weights: str | None) -> str | None:
 
 
 def imported_from(about: dict[str, Any]) -> str | None:
-    """Return the source of an imported folder, if nothing in it was newly initialised."""
+    """Return the source of an imported folder, if nothing in it was newly initialized."""
     if about.get("drawn"):
         return None
     return about.get("published_id") or str(about.get("source")).removeprefix("hf://timm/")

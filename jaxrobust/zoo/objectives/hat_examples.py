@@ -1,4 +1,4 @@
-"""Helper examples: images beyond the adversarial ones, labelled by a non-robust network."""
+"""Helper examples: images beyond the adversarial ones, labeled by a non-robust network."""
 
 from typing import Any
 

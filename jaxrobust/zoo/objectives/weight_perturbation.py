@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: minimise a loss at its worst nearby weights."""
+"""Adversarial weight perturbation: minimize a loss at its worst nearby weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def perturbed(params: Params, ascent: Params, gamma: float) -> Params:
     vectors do not change, nor do layers without a gradient.
 
     Args:
-      params: float32 or float64, like `ascent`, the gradient of the minimised loss.
+      params: float32 or float64, like `ascent`, the gradient of the minimized loss.
     Raises:
       ValueError: weights of lower precision, where rounding would remove most of the move.
     """
@@ -39,14 +39,14 @@ def perturbed(params: Params, ascent: Params, gamma: float) -> Params:
 
 
 def awp(gamma: float = GAMMA) -> Callable[[Params, Params], Params]:
-    """Minimise an objective at perturbed weights (Wu et al. 2020, arXiv 2004.05884).
+    """Minimize an objective at perturbed weights (Wu et al. 2020, arXiv 2004.05884).
 
     As in their equations 7 to 10, with weights w, adversarial images x' of the network at w, and
     the objective's loss L, whose `displaced` this is,
 
         min over w of L(w + v, x'),  v_l = gamma ||w_l|| g_l / ||g_l||,  g = gradient of L(w, x'),
 
-    for each layer l: one step of the inner maximisation, like the authors. The gradient at w + v
+    for each layer l: one step of the inner maximization, like the authors. The gradient at w + v
     updates w; weight decay uses w, while the authors' uses w + v. Only the pass at w + v updates
     running statistics of batch norms. Each update costs one more pass forward and back, over the
     images that pass at once: those of all devices, and with microbatches each part separately.

@@ -1,4 +1,4 @@
-"""CCT: a convolutional tokeniser, and a weighted mean of the tokens with learned weights.
+"""CCT: a convolutional tokenizer, and a weighted mean of the tokens with learned weights.
 
 Source: Hassani et al. 2021 (arXiv 2104.05704), CCT-7/3x1 as in SHI-Labs/Compact-Transformers
 (cd11f09). The second norm of its blocks is on the trunk instead of before the MLP: the MLP is added
@@ -33,7 +33,7 @@ class Variant(VariantRow):
     depth: int = 7
     heads: int = 4
     hidden: int = 512  # of the MLPs
-    convolutions: int = 1  # of the tokeniser; all but the last have 64 channels
+    convolutions: int = 1  # of the tokenizer; all but the last have 64 channels
     kernel: int = 3  # their windows, odd
     stride: int = 1  # of each; a maximum over 3x3 with stride 2 is after it
     activation: str = "gelu"
@@ -136,7 +136,7 @@ def maker(v: Variant, *, num_classes: int, image_size: int) -> ModuleMaker:
     """Make the maker of a row's network; `ValueError` where the row or the size cannot work."""
     check(v, "dim", "depth", "heads", "hidden", "convolutions", "kernel", "stride")
     if v.kernel % 2 == 0:
-        raise ValueError(f"kernel={v.kernel} must be odd, so that windows have a centre pixel")
+        raise ValueError(f"kernel={v.kernel} must be odd, so that windows have a center pixel")
     grid = grid_of(v, image_size)
     return lambda rngs: CCT(v, num_classes, grid, rngs)
 

@@ -2,7 +2,7 @@
 
 Differences from families/swin.py: patches, including the first, are merged by a linear map with
 bias and without norm; the bias depends on the key's offset from the query; every second block is
-shifted, even if one window covers the map; pixels that only the shift makes neighbours are fully
+shifted, even if one window covers the map; pixels that only the shift makes neighbors are fully
 masked; and the norm comes after the mean over the map, not before it.
 
 Source: Liu et al. 2021 (arXiv 2103.14030), as in berniwal/swin-transformer-pytorch c921ebf (MIT),

@@ -83,7 +83,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
         self.fc1, self.fc2 = Linear(dim, hidden, rngs=rngs), Linear(hidden, dim, rngs=rngs)
-        # He initialisation by fan-out, within one group.
+        # He initialization by fan-out, within one group.
         init = jax.nn.initializers.variance_scaling(2.0 * hidden, "fan_out", "normal")
         self.dwconv = DepthwiseConv(hidden, 3, init=init, rngs=rngs)
         self.act = ACTIVATIONS[v.activation]

@@ -234,7 +234,7 @@ class RecordsTest(PrepareTest):
 
     @parameterized.parameters(1, 3)
     def test_images_of_one_size_are_read_as_the_folder_is(self, channels):
-        """They were resized in evaluation, and grey ones had three channels."""
+        """They were resized in evaluation, and gray ones had three channels."""
         draw = np.random.default_rng(0).integers(0, 256, (9, 8, 8, channels), np.uint8)
         files = [four_sources.png(image) for image in draw]
         of = lambda numbers: {f"{number}.png": files[number] for number in numbers}  # noqa: E731

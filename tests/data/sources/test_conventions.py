@@ -56,12 +56,12 @@ def animation():
 
 
 ENCODED = {  # kind -> (file, what is said, whether it is refused)
-    "16 bits of grey": (
+    "16 bits of gray": (
         saved(Image.fromarray(RNG.integers(0, 65536, SIZE, np.uint16))),
         "1 of 8 .* have 16-bit or float gray values, .* clipped .*; save them with 8 bits",
         True,
     ),
-    "32 bits of grey": (
+    "32 bits of gray": (
         saved(Image.fromarray(RNG.integers(0, 65536, SIZE, np.int32)), "TIFF"),
         "16-bit or float gray values",
         True,
@@ -71,13 +71,13 @@ ENCODED = {  # kind -> (file, what is said, whether it is refused)
         "16-bit or float gray values",
         True,
     ),
-    "16 bits of colour": (
+    "16 bits of color": (
         deep_png(RNG.integers(0, 65536, (*SIZE, 3)).astype(">u2"), 16, 2),
         "1 of 8 inspected images, .*, have 16 bits per channel, of which only the upper 8 are read",
         False,
     ),
     "alpha": (of_mode("RGBA"), "1 of 8 .* have transparency, which is ignored", False),
-    "grey and alpha": (of_mode("LA"), "1 of 8 .* have transparency, which is ignored", False),
+    "gray and alpha": (of_mode("LA"), "1 of 8 .* have transparency, which is ignored", False),
     "palette": (palette_with_transparency(), "1 of 8 .* have transparency", False),
     "CMYK": (of_mode("CMYK", "JPEG"), "1 of 8 .* have CMYK colors", False),
     "EXIF": (turned(), "1 of 8 .* have an EXIF orientation, which is not applied", False),
@@ -165,7 +165,7 @@ class ImagesTest(ConventionsCase):
         files = [colours() for _ in range(80)]
         files[1] = RNG.integers(0, 256, (9, 9, 3), np.uint8)
         files[-1] = RNG.integers(0, 256, (9, 9, 3), np.uint8)
-        files[6] = ENCODED["16 bits of grey"][0]
+        files[6] = ENCODED["16 bits of gray"][0]
         given = self.write(source, {"train": (files, [0] * 40 + [1] * 40)}, "ab")
         self.assertIsNone(self.open(given).image_shape)
         with self.assertRaisesRegex(data.DataError, "values .I;16. do not fit in 8 bits; save it"):
@@ -192,7 +192,7 @@ class ImagesTest(ConventionsCase):
         self.refuses(self.npz(x_train=pixels, y_train=np.arange(4)), pattern)
 
     def test_tfds_of_more_than_8_bits(self):
-        """TFDS keeps floats in the bytes of colours, which passed for an image of noise."""
+        """TFDS keeps floats in the bytes of colors, which passed for an image of noise."""
         import tensorflow_datasets as tfds
 
         from tests.support.datasets import write_tfds

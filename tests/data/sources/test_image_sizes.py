@@ -73,7 +73,7 @@ class OneSizeTest(SizesCase):
             self.assertEqual(next(batches).images.shape, (8, 8, 8, 3))
 
     def test_grey_files_are_read_as_rgb_for_a_network_of_colours(self):
-        """Networks that were trained on RGB of grey files still take them, as torchvision does."""
+        """Networks that were trained on RGB of gray files still take them, as torchvision does."""
         images = pixels(6, channels=1)
         given = self.write("folder", {"train": (images, [0, 1] * 3)}, "ab")
         source = data.open_source(given["name"], "train")
@@ -88,7 +88,7 @@ class OneSizeTest(SizesCase):
 
     @sweeps.rows("folder", "hf")
     def test_one_colour_image_makes_all_rgb(self, kind):
-        """Hugging Face's sets turned it to grey if it was not among 200 that were looked at."""
+        """Hugging Face's sets turned it to gray if it was not among 200 that were looked at."""
         files = [png(image) for image in pixels(300, channels=1)]
         files[101] = png(pixels(1)[0])
         given = self.write(kind, {"train": (files, np.arange(300) * 2 // 300)}, "ab")

@@ -85,7 +85,7 @@ class ReadTest(NpzCase):
                      classes=enough[:1])  # fmt: skip
 
     def test_as_medmnist_publishes(self):
-        """Compressed, grey, labels uint8[N,1]."""
+        """Compressed, gray, labels uint8[N,1]."""
         pixels, expected = images(20, (5, 7)), labels(20, 3)
         name = self.write(
             np.savez_compressed,

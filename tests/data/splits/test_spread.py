@@ -43,7 +43,7 @@ class OrderTest(parameterized.TestCase):
         self.assertEqual(counts(labels[balance.rows(labels, 100)], 3), [90, 9, 1])
 
     def test_within_a_class_it_is_no_order_that_files_have(self):
-        """Frames of a video have names in a row, and neighbours resemble each other."""
+        """Frames of a video have names in a row, and neighbors resemble each other."""
         found = balance.rows(np.zeros(1000, int), 100)
         self.assertGreater(np.ptp(found), 900)
         self.assertLess(abs(np.mean(found) - 500), 100)

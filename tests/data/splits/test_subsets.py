@@ -366,7 +366,7 @@ class PreparedTest(SubsetTest):
 
 class ImageNetRecordsTest(SubsetTest):
     def write_imagenet(self, names):
-        """RobustBench's images and 100 others, labelled by the classes `names`."""
+        """RobustBench's images and 100 others, labeled by the classes `names`."""
         import tensorflow_datasets as tfds
 
         features = {

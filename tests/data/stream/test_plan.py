@@ -59,7 +59,7 @@ class ViewsTest(parameterized.TestCase):
         for step in range(found.steps):
             placed = found.place(12 * step, 12)
             self.assertEqual(set(collections.Counter(placed.record.tolist()).values()), {3})
-            for view in range(3):  # neighbours, which mix with each other, are different images
+            for view in range(3):  # neighbors, which mix with each other, are different images
                 here = placed.record[4 * view : 4 * view + 4]
                 np.testing.assert_array_equal(here, placed.record[:4])
                 np.testing.assert_array_equal(placed.view[4 * view : 4 * view + 4], view)
@@ -246,7 +246,7 @@ class PermutedTest(parameterized.TestCase):
         np.testing.assert_array_equal(again, orders[0][[3, 1999, 0]])
 
     def test_is_as_even_as_random_numbers(self):
-        """Chi-squared of 100 ranges, of neighbours and of last bits, each about its freedom."""
+        """Chi-squared of 100 ranges, of neighbors and of last bits, each about its freedom."""
         count, size = 100_000, 30_000_000
         found = plans.permuted((5, 2), 3, size, np.arange(count))
         steps = np.diff(found) % size

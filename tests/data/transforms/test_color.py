@@ -1,4 +1,4 @@
-"""Changes of colour and sharpness on the host, against torchvision's and timm's."""
+"""Changes of color and sharpness on the host, against torchvision's and timm's."""
 
 import itertools
 import random
@@ -23,7 +23,7 @@ class Draws:
 
 
 def pictures():
-    """Two photographs, a drawn image, and a grey one; PIL images."""
+    """Two photographs, a drawn image, and a gray one; PIL images."""
     photos = [Image.open(path).convert("RGB").resize((120, 90)) for path in photographs(2)]
     return [*photos, Image.fromarray(pattern(40, 56)), Image.fromarray(pattern(40, 56, 1)[..., 0])]
 

@@ -198,7 +198,7 @@ class PlainTest(parameterized.TestCase):
         np.testing.assert_allclose(found, 2 * at[:, None] + 3 * at, atol=1e-9)
 
     def test_brightness_is_added_to_black_too(self):
-        """Value and saturation of black are 0, so that it becomes a grey; of white nothing does."""
+        """Value and saturation of black are 0, so that it becomes a gray; of white nothing does."""
         pixels = np.array([[[0, 0, 0], [255, 255, 255]], [[51, 0, 0], [0, 204, 102]]], np.uint8)
         found = distortions.brightness(pixels, None, 0.4)
         by_hand = [[[102] * 3, [255] * 3], [[153, 0, 0], [0, 255, 127.5]]]

@@ -148,7 +148,7 @@ class SimplejpegTest(absltest.TestCase):
         self.addCleanup(decoding._fast_decoder.cache_clear)
 
     def test_is_used(self):
-        for name in ("JPEG 4:2:0", "progressive JPEG", "grey JPEG", "MPO", "JPEG turned by EXIF"):
+        for name in ("JPEG 4:2:0", "progressive JPEG", "gray JPEG", "MPO", "JPEG turned by EXIF"):
             self.assertEqual(decoding.decode(ODD[name], channels=3).base.shape[2:], (4,), name)
 
     def test_its_exact_ways_are_asked_for(self):

@@ -43,7 +43,7 @@ def timm_randaugment(test, mean=(0, 0, 0)):
 
 
 def pictures(sizes):
-    """Real photographs at those (width, height), and drawn ones, in colour and grey."""
+    """Real photographs at those (width, height), and drawn ones, in color and gray."""
     photos = [Image.open(path).convert("RGB") for path in photographs(len(sizes))]
     drawn = pattern(40, 56)
     return [
@@ -70,7 +70,7 @@ class RandAugmentOpTest(parameterized.TestCase):
         op.prob, op.magnitude_std = 1, 0
         canvas = Canvas(BICUBIC, fill=0)
         for image in pictures([(224, 224), (224, 224), (97, 130)]):
-            # Grey images need one number where timm has the three of a colour.
+            # Gray images need one number where timm has the three of a color.
             op.kwargs["fillcolor"] = (0, 0, 0) if image.mode == "RGB" else 0
             for level in (0, 3.7, 5, 9, 9.63, 10):
                 for sign in (-1, 1):

@@ -116,7 +116,7 @@ class AccountTest(parameterized.TestCase):
         return row["memory_bytes"] - row["activation_bytes"]
 
     def test_activations_by_hand(self):
-        """The gradient of a matrix needs the images alone, of bytes 4, 8 x 8 pixels and 3 colours;
+        """The gradient of a matrix needs the images alone, of bytes 4, 8 x 8 pixels and 3 colors;
         a chip keeps those of one part of its images, and TRADES both kinds of them.
         """
         config = imagenet()

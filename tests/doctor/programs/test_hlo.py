@@ -151,7 +151,7 @@ class CompiledTest(parameterized.TestCase):
                 feature_group_count=groups,
             )
 
-        # XLA's own count, which leaves out what meets padding, of the program before optimisation.
+        # XLA's own count, which leaves out what meets padding, of the program before optimization.
         arguments = array(3, 3, 8 // groups, 12), array(2, 9, 9, 8)
         lowered = jax.jit(f).lower(*arguments)
         text = lowered.compiler_ir("hlo").as_hlo_module().to_string()

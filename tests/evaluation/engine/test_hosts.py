@@ -141,7 +141,7 @@ class AutoAttackTest(absltest.TestCase):
         files = sorted(self.folder.glob(f"{name}-*.npz"))
         return codes, said, [dict(np.load(file)) for file in files]
 
-    @pytest.mark.computes  # with the same optimisations as the other processes
+    @pytest.mark.computes  # with the same optimizations as the other processes
     def test_any_number_of_processes_and_a_kill(self):
         self.folder = Path(self.create_tempdir())
         ledgers = [self.folder / name for name in ("one", "parts")]
@@ -245,7 +245,7 @@ class CommandTest(parameterized.TestCase):
 
     @parameterized.parameters("apgd-ce", "pgd-2")
     @pytest.mark.slow
-    @pytest.mark.computes  # with the same optimisations as the hosts
+    @pytest.mark.computes  # with the same optimizations as the hosts
     def test_two_hosts_write_the_record_of_one(self, attack):
         folder, command = self.begun("--epsilon=0.01")
         n = {"apgd-ce": 12, "pgd-2": 80}[attack]

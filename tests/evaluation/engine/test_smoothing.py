@@ -1,4 +1,4 @@
-"""Randomised smoothing next to the authors' procedure on the same draws, and a known radius."""
+"""Randomized smoothing next to the authors' procedure on the same draws, and a known radius."""
 
 import jax
 import jax.numpy as jnp

@@ -90,7 +90,7 @@ def noisy(x):
 
 
 def in_train_mode(x):
-    """Normalise a batch by its own statistics."""
+    """Normalize a batch by its own statistics."""
     z = healthy(x)
     return z - z.mean(axis=0, keepdims=True)
 

@@ -128,7 +128,7 @@ class SourceKindsTest(parameterized.TestCase):
         self.assertEqual(described["data.train_split.records"], 100)
 
     def test_a_run_in_colour_still_reads_grey_files(self):
-        """Runs of before have three channels on grey folders, as torchvision reads them."""
+        """Runs of before have three channels on gray folders, as torchvision reads them."""
         for kind in ("folder", "npz"):
             config = self.config(self.given(kind))
             config.unlock().model.in_channels = 3

@@ -1,4 +1,4 @@
-"""A union of threats on a randomised network: its number by the rule, and that of one draw."""
+"""A union of threats on a randomized network: its number by the rule, and that of one draw."""
 
 from pathlib import Path
 

@@ -116,7 +116,7 @@ class SmallTest(parameterized.TestCase):
 
 @pytest.mark.matrix
 class MatrixTest(parameterized.TestCase):
-    """What takes minutes: every golden array, every reference, every behaviour."""
+    """What takes minutes: every golden array, every reference, every behavior."""
 
     @parameterized.parameters(*sorted(set(every("golden32")) - set(every("fast32"))))
     def test_golden_float32(self, family, name):

@@ -22,7 +22,7 @@ class IsotropicConvNeXtTest(parameterized.TestCase):
         for name in ("stem.0.kernel", "blocks.0.conv_dw.kernel", "head.kernel"):
             self.assertAlmostEqual(float(plain[name].std()), 0.02, 3)
         np.testing.assert_array_equal(plain["stem.0.bias"], 0)
-        bound = 1 / np.sqrt(384)  # torch's default for the stem, created after the initialisation
+        bound = 1 / np.sqrt(384)  # torch's default for the stem, created after the initialization
         self.assertBetween(float(jnp.abs(stem["stem.12.bias"]).max()), 0.9 * bound, bound)
         self.assertFalse(any("gamma" in name for name in plain))
         self.assertFalse(any(p.weak_type for p in (*plain.values(), *stem.values())))

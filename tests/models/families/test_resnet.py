@@ -135,7 +135,7 @@ class SlowGoldenTest(parameterized.TestCase):
         bare = {k.removeprefix("model."): torch.tensor(v) for k, v in weights.items()}
         net = copy.deepcopy(net).float()
         net.load_state_dict({k: bare[k] for k in net.state_dict()})
-        # The derivative of the normalisation is a factor for each channel.
+        # The derivative of the normalization is a factor for each channel.
         mean, std = (weights[f"normalize.{k}"].reshape(3) for k in ("mean", "std"))
         theirs = {
             dtype: parity.torch_logits_and_gradients(

@@ -156,7 +156,7 @@ class DeformableTest(parameterized.TestCase):
         offsets, mask = jnp.zeros((1, 1, 4, 18)), jnp.zeros((1, 1, 4, 9)).at[..., 4].set(1)
         chosen = jax.jit(jax.grad(lambda o: deformable(value, o, mask, groups=1)[0, 0, 1, 0]))
         gradient = chosen(offsets)
-        # The centre's column: 3 - 1 to its right, where to its left it were 1 - 0. Its row: 0 - 1.
+        # The center's column: 3 - 1 to its right, where to its left it were 1 - 0. Its row: 0 - 1.
         np.testing.assert_allclose(gradient[0, 0, 1, 8:10], (2, -1), atol=1e-6)
 
     def test_a_grid_is_that_of_the_network_unless_told_otherwise(self):

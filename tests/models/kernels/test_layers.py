@@ -171,7 +171,7 @@ class LayersTest(parameterized.TestCase):
         self.assert_close(results, expected, 1e-6 if dtype == np.float32 else 1e-2)
 
     def test_depthwise_gradients_that_are_asked_for_alone(self):
-        """Of the input only, as an attack asks; also through scan, rematerialisation and vmap."""
+        """Of the input only, as an attack asks; also through scan, rematerialization and vmap."""
         operands = [
             _normal(seed, *shape) for seed, shape in enumerate([(2, 3, 4, 2), (3, 3, 1, 2)])
         ]

@@ -45,7 +45,7 @@ from jaxrobust.runtime.devices import cpus
 from tests.support import paths, sweeps
 from tests.support.interpreted import PlatformRules, on_tpu
 
-# In bfloat16 the plain formulas round probabilities, or what is normalised, before the backward
+# In bfloat16 the plain formulas round probabilities, or what is normalized, before the backward
 # pass reads them; the kernels keep float32, so a value of the gradient may be one step of bfloat16
 # (2 ** -8 of the largest) and its rounding apart.
 ROUNDED = 2 * 2.0**-8

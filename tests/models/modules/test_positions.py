@@ -17,7 +17,7 @@ class ResizedTest(parameterized.TestCase):
         self.assertEqual(ours.dtype, np.float32)
         np.testing.assert_array_equal(ours[:, 0], STORED["pos_embed"][:, 0])
         # Theirs computed the points between patches in float32: 24 * 6e-8 of a patch, where
-        # neighbours differ by about the largest entry. It is as far from its own float64.
+        # neighbors differ by about the largest entry. It is as far from its own float64.
         self.assertLess(parity.relative(ours, theirs), 3e-6)
 
     @sweeps.rows(*itertools.product((192, 256, 448), (0, 1), (7, 14)))

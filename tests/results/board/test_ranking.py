@@ -51,7 +51,7 @@ class RanksTest(parameterized.TestCase):
         self.assertEqual(ranks(worst, farther, far, near, a), expected)
 
     def test_the_first_of_the_group_is_asked_and_not_the_neighbour(self):
-        """Each is near its neighbour, and c, 18 images below a, is far from a."""
+        """Each is near its neighbor, and c, 18 images below a, is far from a."""
         a, b, c = made("a", []), made("b", range(5)), made("c", range(18))
         near_b = made("c", range(10))
         self.assertEqual(ranks(a, b, c), [("a", 1), ("b", 1), ("c", 3)])

@@ -13,7 +13,7 @@ from jaxrobust.runtime.commandline import functions
 from tests.support import sweeps
 
 SOURCE = """
-from neighbour import WIDTH
+from neighbor import WIDTH
 
 class Made:
     @staticmethod

@@ -46,7 +46,7 @@ def model(
 
 
 class Merge(nn.Module):
-    """The four neighbours of a 2x2 square, column by column, next to each other; then linear."""
+    """The four neighbors of a 2x2 square, column by column, next to each other; then linear."""
 
     def __init__(self, ins: int, eps: float) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def merged(x: Tensor, height: int) -> Tensor:
 
 
 def shift_mask(side: int, window: int, shift: int) -> Tensor:
-    """Compute [windows, N, N]: -100 where the shift made strangers neighbours, else 0."""
+    """Compute [windows, N, N]: -100 where the shift made strangers neighbors, else 0."""
     at = torch.arange(side)
     band = (at >= side - window).long() + (at >= side - shift).long()
     label = windows((3 * band[:, None] + band)[None, :, :, None], window)[0, :, :, 0]

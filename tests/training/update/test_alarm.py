@@ -198,7 +198,7 @@ class ProbeTest(parameterized.TestCase):
         self.assertEqual(found["alarm_gradient_zero"], 1)
 
     def test_coarse_type_loses_the_sign(self):
-        # bfloat16 knows neighbours of 100 at a distance of 0.5.
+        # bfloat16 knows neighbors of 100 at a distance of 0.5.
         kernel = 100 + 0.1 * jax.random.normal(jax.random.key(4), (48, CLASSES))
         probe = jax.jit(probe_of(dtype=jnp.bfloat16, network=linear))
         found = probe({"kernel": kernel}, {}, self.images, self.labels, None)
@@ -337,7 +337,7 @@ class NormsTest(absltest.TestCase):
         self.assertRegex(alarm.of_norms(many).broken, r"bn3 is negative in .* and 5 more norms$")
 
     def test_a_variance_of_nothing_is_dead_and_not_broken(self):
-        """As of momentum 1, which forgets at once; that of the images' normalisation is not a
+        """As of momentum 1, which forgets at once; that of the images' normalization is not a
         norm.
         """
         stats = {"a.var": [0, 1e-10, 1.1e-10, 1], "b.var": [1], "c.mean": [0, 0]}

@@ -55,7 +55,7 @@ class AveragingTest(parameterized.TestCase):
 
 class StatisticsTest(parameterized.TestCase):
     def test_momentum_is_the_phases(self):
-        """What an update does not move, such as the normalisation of images, keeps its bits."""
+        """What an update does not move, such as the normalization of images, keeps its bits."""
         rng = np.random.default_rng(0)
         moves = averages.running_statistics(phase(bn_momentum=(1.0, 0.25)), "train")
         shown = jnp.asarray(rng.normal(size=4), jnp.float32)
@@ -139,7 +139,7 @@ class StatisticsTest(parameterized.TestCase):
 
 
 class _Norm(nnx.Module):
-    """A batch norm and its normalisation of images, which is none."""
+    """A batch norm and its normalization of images, which is none."""
 
     def __init__(self, channels):
         self.normalize, self.norm = Normalize(channels), BatchNorm(channels)

@@ -264,7 +264,7 @@ def options_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _stage_options(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any] | None:
-    """Recognise the kind of a stage's first block from its weights; None if it is not ours."""
+    """Recognize the kind of a stage's first block from its weights; None if it is not ours."""
     block = {key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)}
     parts = [key for key in block if re.fullmatch(r"conv2\.\d+\.kernel", key)]
     names = ("conv1.kernel", "conv2.0.kernel" if parts else "conv2.kernel", "conv3.kernel")
@@ -289,7 +289,7 @@ def _stage_options(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, 
 def _squeeze_options(
     shapes: Mapping[str, tuple[int, ...]], inner: int, outs: int
 ) -> dict[str, Any]:
-    """Recognise a block's squeeze-and-excitation: its kind, and (channels, hidden)."""
+    """Recognize a block's squeeze-and-excitation: its kind, and (channels, hidden)."""
     if len(shapes.get("se.fc1.kernel", ())) != 2:
         return {"se": "none", "squeeze": None}
     channels, hidden = shapes["se.fc1.kernel"]

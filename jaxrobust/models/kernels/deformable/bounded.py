@@ -19,7 +19,7 @@ from jaxrobust.models.kernels.primitives import takes_xla, widened
 Array = jax.Array
 WIDE = SIDE + 2 * REACH  # side of a window
 HALF = WIDE // 2
-NEAR = range(-REACH, REACH + 1)  # the neighbours of a grid point in the window, along an axis
+NEAR = range(-REACH, REACH + 1)  # the neighbors of a grid point in the window, along an axis
 
 
 def entry_weights(y: Any, x: Any, mask: Any) -> list[Array]:
@@ -36,7 +36,7 @@ def entry_weights(y: Any, x: Any, mask: Any) -> list[Array]:
 
 
 def _shares(offset: Array) -> list[Array]:
-    """Return the bilinear weights of a grid point's neighbours along one axis."""
+    """Return the bilinear weights of a grid point's neighbors along one axis."""
     return [jnp.maximum(0, 1 - jnp.abs(offset - near)) for near in NEAR]
 
 

@@ -67,7 +67,7 @@ class GridGeometry(NamedTuple):
         return tuple((n + 2 * self.padding - reach - 1) // self.stride + 1 for n in self.size)
 
     def from_grid(self, points: GridPoints) -> GridPoints:
-        """Convert offsets to offsets from the grid of direct neighbours, in pixels."""
+        """Convert offsets to offsets from the grid of direct neighbors, in pixels."""
         return self._moved(points, 1)
 
     def on_map(self, points: GridPoints) -> GridPoints:
@@ -84,7 +84,7 @@ class GridGeometry(NamedTuple):
         )
 
     def _moved(self, points: GridPoints, less: int) -> GridPoints:
-        """Scale grid and offsets, subtracting `less` times the grid of direct neighbours."""
+        """Scale grid and offsets, subtracting `less` times the grid of direct neighbors."""
         grid = jnp.arange(-1, SIDE - 1, dtype=points.y.dtype)
         shape = (POINTS,) + (1,) * (points.y.ndim - 1)
         kx, ky = (k.reshape(shape) for k in (jnp.repeat(grid, SIDE), jnp.tile(grid, SIDE)))

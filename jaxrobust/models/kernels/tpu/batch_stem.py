@@ -254,7 +254,7 @@ def third(stored: Array, rows: Array, *, columns: int) -> Array:
 @static_jit
 def second_sums(stored: Array, g: Array, rows: Array) -> Array:
     """Sum the gradient of the second batch norm's result over each image, f32[B,2,D]: alone, and
-    times the centred input; from the second layer's gradient `g`. `rows` as in `backward`.
+    times the centered input; from the second layer's gradient `g`. `rows` as in `backward`.
     """
     blocks, d = stored.shape[1:3]
     cost = (product(d, d, LANES) + elementwise(d, LANES, 37, 2)) * blocks
@@ -308,7 +308,7 @@ def backward(x: Array, stored: Array, g: Array, rows: Pair, kernels: Pair) -> Ar
     """Compute the gradient for planes f[B,3,H,W] from the second layer's, `g` f[B,H/4,W/4,D].
 
     `rows` f32[B,5,C] and f32[B,5,D] of the batch norms: mean, factor, shift, and what the gradient
-    subtracts from its result's gradient: a constant, and a share of its centred input.
+    subtracts from its result's gradient: a constant, and a share of its centered input.
     """
     _, channels, height, width = x.shape
     cost = product(channels * height, TAPS * LANES, width)

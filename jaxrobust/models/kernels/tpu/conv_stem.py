@@ -9,7 +9,7 @@ Pixels are in the lanes and channels in the rows, so a sum over channels adds re
 *block* is 4 by 4 pixels of the image: four pixels of the first layer and one of the second. A row
 of 56 blocks takes 64 lanes; the other 64 hold the row of blocks at the same height in the lower
 half of the image. Multiplying by a matrix of ones and zeros, which is exact, brings every fourth
-column of the image into its lane; a block needs five columns, as neighbours overlap. A row of
+column of the image into its lane; a block needs five columns, as neighbors overlap. A row of
 blocks is then a product f[4*C,128] @ f[128,128] of 3 channels x 5 columns x 8 rows, and the second
 convolution a product with the nine groups of channels that a block meets.
 

@@ -283,7 +283,7 @@ def _differentiate(block, to_weights, xy, m, at):
 
 
 def _pick(floor: Array, values: Any) -> tuple[Array, Array]:
-    """Select the value of an offset's neighbour below, and of that above."""
+    """Select the value of an offset's neighbor below, and of that above."""
     low, high = values[-2:]
     for n, near in reversed([*enumerate(NEAR[:-2])]):
         low, high = (

@@ -1,7 +1,7 @@
 """ConvNeXt's depthwise convolution, bias and LayerNorm as one kernel, and its input gradient.
 
 A block reads its images once for both: an image's rows, padded with zeros, are in fast memory in
-float32; each output row sums its taps in registers and is normalised there. The gradient of the
+float32; each output row sums its taps in registers and is normalized there. The gradient of the
 LayerNorm is written to such a padded image again, which the flipped taps read.
 
 By the declared costs 88 images of 56 x 56 x 96 take 1.0 M cycles = 0.7 ms of a v5e forward and 1.1
@@ -104,7 +104,7 @@ def _row_mean(x: Array) -> Array:
 def normalised(
     x: Array, eps: float, mean: Callable[[Array], Array] = _row_mean
 ) -> tuple[Array, Array]:
-    """Normalise f32[N,C]; also return the inverse of its standard deviations.
+    """Normalize f32[N,C]; also return the inverse of its standard deviations.
 
     `mean` computes means of rows in a shape that broadcasts to `x`.
     """

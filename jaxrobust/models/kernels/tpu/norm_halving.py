@@ -1,6 +1,6 @@
 """The layers between ConvNeXt's stages, LayerNorm and 2x2 convolution, as one kernel.
 
-The image is read once and its result written once. The normalised image stays in fast memory, where
+The image is read once and its result written once. The normalized image stays in fast memory, where
 the four pixels of each window are read as four matrices, each with every other column. The
 gradient's kernel recomputes the norm. If parameter gradients are requested, it sums them over all
 images in float32.

@@ -241,7 +241,7 @@ def _window(x: Array, taps: Array, width: int) -> Window:
 def first(
     x: Array, scale: Array, shift: Array, taps: Array, bias: Array, *, width: int, eps: float
 ) -> list[Array]:
-    """Compute the GELU of the convolution of normalised tokens f[B,N,D], and f32[B,2,D]: its mean
+    """Compute the GELU of the convolution of normalized tokens f[B,N,D], and f32[B,2,D]: its mean
     over each image, and the sum of squares around that mean.
     """
     window = _window(x, taps, width)
@@ -308,7 +308,7 @@ def gradient(
     """Compute the gradient of `first` and `second` for `x` from the latter's result's gradient.
 
     `rows` f32[B,5,D]: layer scale, mean and factor of the batch norm, and what its gradient
-    subtracts from its result's gradient: a constant, and a share of its centred input. `affine`:
+    subtracts from its result's gradient: a constant, and a share of its centered input. `affine`:
     scale and shift of the LayerNorm, bias of the first convolution. If `needed`, also
     f32[B,k*k+3,D] for the first kernel, its bias, and the LayerNorm's scale and shift.
     """

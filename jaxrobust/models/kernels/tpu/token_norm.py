@@ -1,6 +1,6 @@
 """LayerNorm of tokens as one kernel, with one read and one write.
 
-XLA reads tokens once for the means, once for the variances and once to normalise. The gradient's
+XLA reads tokens once for the means, once for the variances and once to normalize. The gradient's
 kernel recomputes both, and adds the gradient of a residual connection to the same tokens. If
 parameter gradients are requested, it sums them over all images in float32.
 
@@ -110,7 +110,7 @@ def _run(
 
 @static_jit
 def forward(x: Array, scale: Array, shift: Array, *, eps: float) -> Array:
-    """Normalise f[B,..,N,C] over its last axis, then scale and shift it."""
+    """Normalize f[B,..,N,C] over its last axis, then scale and shift it."""
     affine = jnp.stack([scale, shift])
     (out,) = _run("token_norm", functools.partial(_forward, eps=eps), 16, [x], affine)
     return out

@@ -14,7 +14,7 @@ def model(
     depth: int = 7,
     heads: int = 4,
     hidden: int = 512,
-    convolutions: int = 1,  # of the tokeniser; all but the last one have 64 channels
+    convolutions: int = 1,  # of the tokenizer; all but the last one have 64 channels
     kernel: int = 3,  # their windows, and the stride of each, which a maximum doubles
     stride: int = 1,
     activation: str = "gelu",
