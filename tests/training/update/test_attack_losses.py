@@ -95,7 +95,7 @@ class LossTest(FilesTest):
         ("my_losses.py:wrong", {}, r"wrong returns int32\[4\] for 4 images; return one float"),
         ("my_losses.py:error", {}, "error has no gradient with respect to the logits"),
         ("my_losses.py:infinite", {}, "infinite or its gradient is NaN or infinite for ordinary"),
-        ("my_losses.py:centred", {}, "centered mixes images: the loss of one depends on the logits"),
+        ("my_losses.py:centred", {}, "centred mixes images: the loss of one depends on the logits"),
         ("my_losses.py:negative", {}, "negative falls where cross-entropy rises, so an attack"),
         ("my_losses.py:in_numpy", {}, r"my_losses.py, line \d+: TracerArrayConversionError"),
         ("my_losses.py:of_one", {}, r"of_one: TypeError: of_one\(\) takes 1 positional argument"),
