@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jaxrobust.models.kernels.primitives import static_jit
+from jaxrobust.models.kernels.primitives import largest_divisor, static_jit
 from jaxrobust.models.kernels.tpu.calls import (
     LANES,
     SCOPED,
@@ -57,13 +57,9 @@ def padded_shape(side: int, height: int, width: int, channels: int) -> tuple[int
     return len(lane_groups(channels)), height + side - 1, wide, LANES
 
 
-def together(height: int, channels: int) -> int:
-    """Choose how many rows to compute at once: a norm waits for its sums, other rows do not.
-
-    Rows with many groups of channels are long enough, and each row adds compile time.
-    """
-    most = max(1, 4 // len(lane_groups(channels)))
-    return next(n for n in range(most, 0, -1) if height % n == 0)
+def together(height: int) -> int:
+    """Choose how many rows to compute at once; each adds compile time."""
+    return largest_divisor(height, 4)
 
 
 def clear_rim(padded: Any, height: int, width: int, rim: int) -> None:
@@ -123,7 +119,7 @@ def norm_gradient(
 
 def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
     *outs, padded = outs_and_padded
-    _, height, width, channels = x.shape
+    _, height, width, _ = x.shape
     rim = math.isqrt(kernel.shape[0]) // 2
     bias, scale, shift = (affine[i : i + 1] for i in range(3))
     clear_rim(padded, height, width, rim)
@@ -132,7 +128,7 @@ def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
     def put(row: Any) -> None:
         put_row(padded, row, rim, x[0, row])
 
-    @pl.loop(0, height, step=(rows := together(height, channels)))
+    @pl.loop(0, height, step=(rows := together(height)))
     def sum_and_norm(row: Any) -> None:
         for n, total in enumerate(sum_taps(padded, kernel, row, width, rows)):
             z = total + bias
@@ -142,18 +138,18 @@ def _forward(x, kernel, affine, *outs_and_padded, eps: float) -> None:
 
 
 def _backward(z, g, to_residual, kernel, affine, out, padded, *, eps: float) -> None:
-    _, height, width, channels = z.shape
+    _, height, width, _ = z.shape
     rim = math.isqrt(kernel.shape[0]) // 2
     scale = affine[...]
     clear_rim(padded, height, width, rim)
 
-    @pl.loop(0, height, unroll=together(height, channels))
+    @pl.loop(0, height, unroll=together(height))
     def differentiate_norm(row: Any) -> None:
         normal, inverse = normalised(z[0, row].astype(jnp.float32), eps)
         to_normal = g[0, row].astype(jnp.float32) * scale
         put_row(padded, row, rim, norm_gradient(normal, inverse, to_normal))
 
-    @pl.loop(0, height, step=(rows := together(height, channels)))
+    @pl.loop(0, height, step=(rows := together(height)))
     def sum_and_add(row: Any) -> None:
         for n, to_x in enumerate(sum_taps(padded, kernel, row, width, rows)):
             total = to_x + to_residual[0, row + n].astype(jnp.float32)
