@@ -194,19 +194,19 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
             f"--block: {config.model.name} is not divided into blocks; choose another "
             "network, such as vit_s, convnext_t, xcit_s12 or swin_b"
         )
-    names = ["stem", *map(str, range(len(found)))]
-    if args.block not in names:
+    named = {"stem": stem} | {str(n): part for n, part in enumerate(found)}
+    if args.block not in named:
         raise ValueError(
-            f"--block {args.block}: {config.model.name} has a stem, and blocks 0 to {names[-1]}"
+            f"--block {args.block}: {config.model.name} has a stem, and blocks 0 to {[*named][-1]}"
         )
-    name, call, variables, features = [stem, *found][names.index(args.block)]
+    name, call, variables, features = named[args.block]
     params, rest = nnx.split_state(variables, nnx.Param, ...)
     sharding = NamedSharding(mesh, PartitionSpec())
 
-    def placed(arrays: Any) -> Any:
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arrays
-        )
+    arguments = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        (params, rest, features),
+    )
 
     def forward(params: Any, rest: Any, x: Any) -> Any:
         return call(nnx.merge_state(params, rest), x)
@@ -225,9 +225,8 @@ def block(args: argparse.Namespace, load: Callable[..., "ConfigDict"]) -> None:
         f"{chips[0].device_kind}"
     )
     result: dict[str, Any] = {"model": config.model.name, "block": name, "batch_per_chip": images}
-    functions = (forward, attacked, trained)
-    for title, function in zip(("forward", "input_gradient", "gradients"), functions, strict=True):
-        arguments = (placed(params), placed(rest), placed(features))
+    programs = {"forward": forward, "input_gradient": attacked, "gradients": trained}
+    for title, function in programs.items():
         figures = hlo_figures.compiled(jax.jit(function), *arguments, schedules=args.bundles)
         flops = figures["flops_executable"]
         print(f"{title.replace('_', ' ')}, {figures['hbm_bytes'] / 1e6:,.0f} MB of HBM")
@@ -324,28 +323,26 @@ def autoattack(args: argparse.Namespace) -> None:
     for norm in args.norms:
         for setting in ensembles.plan(norm, "standard", None, None):
             programs.setdefault(program_of(setting), []).append(setting.name)
+    chip, slots = hardware.chip(chips[0].device_kind), width * len(chips)
     result: list[dict[str, Any]] = []
+
+    def add(line: str, program: Any, arguments: Any, passes: int, products: int, **about: Any):
+        figures = hlo_figures.compiled(program, *arguments, remedy=f"--batch {max(width // 2, 1)}")
+        print(line)
+        all_ = products * passes * flops * width
+        shown = hlo_figures.show(figures, chip, flops=all_, images=width, by_part=args.traffic)
+        result.append(about | {"passes": passes} | figures | shown)
+
     for setting, attacks in programs.items():
-        advance, arguments, passes = abstract_step(
-            mesh, setting, logits_fn, slots=width * len(chips), image=image
-        )
-        figures = hlo_figures.compiled(advance, *arguments, remedy=f"--batch {max(width // 2, 1)}")
-        print(f"{', '.join(attacks)} ({setting.norm}), {passes} passes of the network in a step")
-        chip = hardware.chip(chips[0].device_kind)
-        figures |= hlo_figures.show(
-            figures, chip, flops=passes * flops * width, images=width, by_part=args.traffic
-        )
-        result.append({"attacks": attacks, "norm": setting.norm, "passes": passes} | figures)
-    verdict, arguments = abstract_verdict(mesh, logits_fn, slots=width * len(chips), image=image)
-    figures = hlo_figures.compiled(verdict, *arguments, remedy=f"--batch {max(width // 2, 1)}")
+        program, shaped, passes = abstract_step(mesh, setting, logits_fn, slots=slots, image=image)
+        line = f"{', '.join(attacks)} ({setting.norm}), {passes} passes of the network in a step"
+        add(line, program, shaped, passes, 1, attacks=attacks, norm=setting.norm)
+    verdict, shaped = abstract_verdict(mesh, logits_fn, slots=slots, image=image)
     products = FLOAT32_PRODUCTS if args.dtype == "float32" else 1
-    print(
+    line = (
         f"verdicts, 1 pass of the network, {products} bfloat16 product(s) for one of {args.dtype}"
     )
-    figures |= hlo_figures.show(
-        figures, chip, flops=products * flops * width, images=width, by_part=args.traffic
-    )
-    result.append({"attacks": ["verdicts"], "norm": None, "passes": 1} | figures)
+    add(line, verdict, shaped, 1, products, attacks=["verdicts"], norm=None)
     if args.json:
         about = {"model": args.model, "dtype": args.dtype, "topology": args.topology}
         about |= {"image_size": args.image_size, "slots_per_chip": width}

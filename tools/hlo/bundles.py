@@ -30,22 +30,19 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {
 }
 
 
-_LABELS = "^final_(bundles|hlo-static-per-bundle-utilization)$"
-
-
 def flags(folder: Path) -> str:
     """Return the value of `LIBTPU_INIT_ARGS` with which the compiler writes into `folder`."""
     return (
-        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
-        f"--xla_jf_dump_llo_pass_label_regex={_LABELS}"
+        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex="
+        "^final_(bundles|hlo-static-per-bundle-utilization)$"
     )
 
 
 def schedules(folder: Path) -> dict[str, "Schedule"]:
     """Read the works that the compiler wrote since the last call, by instruction."""
     files: dict[str, dict[str, Path]] = {}
-    for file in sorted(folder.glob("*-final_*")):  # the first number is the time
-        if match := re.fullmatch(r"\d+-(.+?)-\d+-final_(bundles|hlo-.*)\.txt", file.name):
+    for file in sorted(folder.glob("*-final_*")):  # the time; TLP is the program around them
+        if match := re.fullmatch(r"\d+-(?!TLP)(.+?)-\d+-final_(bundles|hlo-.*)\.txt", file.name):
             files.setdefault(match[1], {})[match[2][:3]] = file
     found = {
         name: schedule(both["bun"].read_text(), both["hlo"].read_text())
@@ -60,36 +57,46 @@ def schedules(folder: Path) -> dict[str, "Schedule"]:
 def read(module: hlo.Module, folder: Path, count: int = 10) -> dict[str, Any]:
     """Read a program's heaviest works, and the cycles and bytes of all.
 
-    Instructions of one line with one schedule are one work. A work without a schedule counts with
-    the compiler's estimate.
+    The compiler writes one schedule for all works of the same types and costs. Instructions of one
+    line with one schedule are one work. A work without a schedule counts with its estimate.
     """
-    found = schedules(folder)
+    found, costs = schedules(folder), hlo_costs.works(module)
+
+    def alike(cost: hlo_costs.InstructionCost) -> tuple[Any, ...]:
+        i, runs = cost.instruction, cost.runs or 1
+        types = [module.computations[i.computation][operand].type for operand in i.operands]
+        return i.opcode, i.type, *types, cost.cycles / runs, cost.flops / runs
+
+    of = {alike(c): found[c.instruction.name] for c in costs if c.instruction.name in found}
     works: dict[tuple[Any, ...], dict[str, Any]] = {}
-    costs: list[tuple[float, float, bool]] = []
-    for work, row in zip(hlo_costs.works(module), parts.each(module), strict=True):
-        schedule_ = found.get(work.instruction.name)
-        cycles = work.runs * schedule_.cycles if schedule_ else work.cycles
-        costs.append((cycles, work.bytes, schedule_ is not None))
-        if schedule_ and work.runs:
-            once = {
-                "estimate": work.cycles / work.runs,
-                "bundles": schedule_.cycles,
-                "units": schedule_.units,
-            }
-            about = dict(zip(row._fields[:3], row[:3], strict=True))
-            new = {"work": work.instruction.name, "runs": 0, **about, **once}
-            works.setdefault((*row[:3], schedule_.cycles), new)["runs"] += work.runs
+    waits: list[tuple[float, float, bool]] = []
+    for cost, row in zip(costs, parts.each(module), strict=True):
+        i, scheduled = cost.instruction, of.get(alike(cost))
+        moved = 0 if i.opcode.endswith("-start") else cost.bytes  # these run during other works
+        cycles = cost.runs * scheduled.cycles if scheduled else cost.cycles
+        waits.append((cycles, moved, scheduled is not None))
+        if scheduled and cost.runs:
+            once = {"estimate": cost.cycles / cost.runs, "bundles": scheduled.cycles}
+            about = {"part": row.part, "kind": row.kind, "line": row.line, "work": i.name}
+            new = about | once | {"units": scheduled.units, "runs": 0}
+            works.setdefault((*row[:3], scheduled.cycles), new)["runs"] += cost.runs
     if not works:
         raise ValueError("--bundles: the compiler wrote no schedule of this program's operations")
     heaviest = sorted(works.values(), key=lambda work: -work["runs"] * work["bundles"])[:count]
-    return {"schedules": heaviest, "scheduled_costs": costs}
+    return {"schedules": heaviest, "scheduled_costs": waits}
 
 
-def total(costs: Sequence[tuple[float, float, bool]], chip: "Chip", flops: float) -> dict[str, Any]:
-    """Sum the works' seconds: each takes its cycles, or longer for its bytes of HBM."""
-    assert chip.clock
+def total(figures: dict[str, Any], chip: "Chip", flops: float) -> dict[str, Any]:
+    """Sum the works' seconds: each takes its cycles, or longer for its bytes of HBM.
+
+    The sum is at least the time of all bytes. {}: the chip's clock is unknown.
+    """
+    costs = figures.pop("scheduled_costs")
+    if not chip.clock:
+        return {}
     cycles = sum(cost[0] for cost in costs)
-    seconds = sum(max(c / chip.clock, b / chip.bandwidth) for c, b, _ in costs)
+    works = sum(max(c / chip.clock, b / chip.bandwidth) for c, b, _ in costs)
+    seconds = max(works, figures["hbm_bytes"] / chip.bandwidth)
     return {
         "scheduled_s": seconds,
         "scheduled_share": sum(c for c, _, read in costs if read) / cycles,
@@ -108,12 +115,12 @@ def lines(works: Sequence[dict[str, Any]], sums: dict[str, Any]) -> Iterator[str
             f"{estimate:11,.0f} {bundles:10,.0f}  {unit:5} {share:6.1%}  {work['part']}, "
             f"{work['kind']}: {work['line']} ({work['work']}, {work['runs']} runs)"
         )
-    yield (
-        f"by the schedule, not measured: {1e3 * sums['scheduled_s']:.1f} ms, "
-        f"{sums['peak_share']:.1%} of the peak FLOP/s; {1e3 * sums['cycles_alone_s']:.1f} ms "
-        "without waiting for memory; "
-        f"{sums['scheduled_share']:.1%} of the cycles are bundles, the others estimates"
-    )
+    if "scheduled_s" in sums:
+        yield (
+            f"by the schedule, not measured: {1e3 * sums['scheduled_s']:.1f} ms, "
+            f"{sums['peak_share']:.1%} of the peak FLOP/s; {1e3 * sums['cycles_alone_s']:.1f} ms "
+            f"without waiting for memory; {sums['scheduled_share']:.1%} of the cycles are bundles"
+        )
 
 
 class Schedule(NamedTuple):

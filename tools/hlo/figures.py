@@ -103,7 +103,7 @@ def show(
         print(f"  {line}")
     usage = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
     if chip and "schedules" in figures:
-        usage |= bundles.total(figures.pop("scheduled_costs"), chip, flops)
+        usage |= bundles.total(figures, chip, flops)
         for line in bundles.lines(figures["schedules"], usage):
             print(f"  {line}")
     if chip is None:

@@ -39,16 +39,12 @@ def in_flight(module: hlo.Module, gpu: "Chip | None" = None) -> list[InFlight]:
 
 
 def hidden(under_way: list[InFlight], *, clock: float, interconnect: float) -> float:
-    """Add up the bytes for which the work next to them lasts, at a chip's cycles and bytes a
-    second.
+    """Add up the bytes for which the work next to them lasts, by a chip's cycles and bytes/s.
 
     Messages within a row of the slice use half of a chip's links.
     """
-    speeds = (interconnect / (2 if each.row else 1) for each in under_way)
-    return sum(
-        min(each.sent, each.cycles / clock * speed)
-        for each, speed in zip(under_way, speeds, strict=True)
-    )
+    speed = interconnect / clock
+    return sum(min(each.sent, each.cycles * speed / (1 + each.row)) for each in under_way)
 
 
 def _beside(module: hlo.Module, computation: str, gpu: "Chip | None") -> dict[str, float]:

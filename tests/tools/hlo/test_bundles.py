@@ -6,6 +6,7 @@ from pathlib import Path
 from absl.testing import absltest
 
 from jaxrobust.doctor.programs import hlo
+from jaxrobust.runtime.devices import hardware
 from tools.hlo import bundles
 
 # Four stages of a pipeline, of which the middle ones have six turns of a loop each, and clear sums
@@ -42,7 +43,9 @@ PROGRAM = """HloModule jit_f, entry_computation_layout={(f32[8])->f32[8]}
 ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
   %fusion.2 = f32[8]{0} negate(%x), backend_config={"estimated_cycles":"50"}
-  ROOT %copy.3 = f32[8]{0} negate(%fusion.2), backend_config={"estimated_cycles":"9"}
+  %fusion.4 = f32[8]{0} negate(%fusion.2), backend_config={"estimated_cycles":"50"}
+  %copy-start.5 = (f32[8]{0}, f32[8]{0}, u32[]) copy-start(%fusion.4)
+  ROOT %copy.3 = f32[8]{0} negate(%fusion.4), backend_config={"estimated_cycles":"9"}
 }
 """
 
@@ -77,14 +80,34 @@ class BundlesTest(absltest.TestCase):
 
         write(17)
         (folder / "17-copy.3-02-final_bundles.txt").write_text("nothing is beside it")
-        (row,) = bundles.heaviest(module, folder)
+        for kind in ("bundles", "hlo-"):  # of the program around the works
+            (folder / f"17-TLP-02-final_{kind}.txt").write_text("unread")
+        read = bundles.read(module, folder)
+        row, alike = read["schedules"]
         self.assertEqual((row["work"], row["runs"]), ("fusion.2", 1))
         self.assertEqual((row["estimate"], row["bundles"]), (50, CYCLES))
-        _, line = bundles.lines([row])
+        # The compiler writes works that are alike only once.
+        self.assertEqual((alike["work"], alike["bundles"]), ("fusion.4", CYCLES))
+        # Bytes of an asynchronous copy wait for nothing.
+        read_work, start = (CYCLES, 64, True), (0, 0, False)
+        self.assertEqual(read["scheduled_costs"], [read_work, read_work, start, (9, 64, False)])
+        chip = hardware.Chip(flops=1e9, memory=1, bandwidth=1e9, interconnect=1, clock=1e9)
+        sums = bundles.total(read | {"hbm_bytes": 257}, chip, 29)
+        seconds = 2e-9 * CYCLES + 64e-9
+        self.assertAlmostEqual(sums["scheduled_s"], seconds, delta=1e-15)
+        self.assertAlmostEqual(sums["peak_share"], 29e-9 / seconds)
+        self.assertAlmostEqual(sums["cycles_alone_s"], 2e-9 * CYCLES + 9e-9, delta=1e-15)
+        self.assertAlmostEqual(sums["scheduled_share"], 2 * CYCLES / (2 * CYCLES + 9))
+        self.assertEqual(bundles.total(read | {"hbm_bytes": 1e6}, chip, 29)["scheduled_s"], 1e-3)
+        self.assertEqual(bundles.total(read, chip._replace(clock=None), 29), {})
+        _, line, last = bundles.lines([row], sums)
         self.assertRegex(line, r"0 +0  MXU +58\.3%  other, .*\(fusion\.2, 1 runs\)")
+        self.assertRegex(
+            last, r"^by the schedule, not measured: 0\.0 ms, .*9[0-9.]+% of the cycles"
+        )
         # Files are of one program.
         with self.assertRaisesRegex(ValueError, "the compiler wrote no schedule of this program"):
-            bundles.heaviest(module, folder)
+            bundles.read(module, folder)
 
 
 if __name__ == "__main__":
