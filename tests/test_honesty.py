@@ -749,7 +749,7 @@ class ComparedTest(parameterized.TestCase):
         code, printed, _ = self.compared(self.write("a1"), self.write("b2", replayed=[source]))
         self.assertEqual(code, 0)
         self.assertIn(
-            "None of these images was decided by the replayed points that B met.", printed
+            "B tried replayed points, but these decided none of the compared images.", printed
         )
 
     def test_nothing_but_replayed_points(self):

@@ -48,7 +48,7 @@ def main() -> None:
     parser = Arguments(__doc__)
     parser.flag("workdir", type=Path, required=True, help="Run whose training to repeat.")
     parser.flag("phase", default="train", help="Phase to repeat.")
-    parser.flag("data_dir", help="Folder of data sets; default: that of the run.")
+    parser.flag("data_dir", help="Folder of data sets; default: from the run.")
     parser.flag("threads", type=int, default=1, help="Threads of PyTorch.")
     parser.flag("beside", type=Path, help="Run of the same config whose curve is drawn too.")
     parser.flag("picture", type=Path, help="PNG of the curves; default: RUN/torch/PHASE.png.")

@@ -32,8 +32,8 @@ class CompareFlags:
     """The evaluations to compare, and the folder for the files."""
 
     evaluations: tuple[str, ...] = flag(
-        "Two or more: folders of evaluations, runs, or results.jsonl files; FOLDER#NUMBER names "
-        "one of several evaluations in a folder; the word against separates two groups.",
+        "Two or more folders of evaluations, runs or results.jsonl files. FOLDER#NUMBER names one "
+        "of several evaluations in a folder; the word against separates two groups.",
         word=True,
         required=True,
     )

@@ -31,12 +31,12 @@ class DoctorFlags(SubjectFlags):
     """The network to examine in addition to a config."""
 
     epsilon: float | None = shared(
-        "epsilon", default="that of the run, or 8/255, 0.5 and 12 by norm"
+        "epsilon", default="from the run, or 8/255, 0.5 or 12 depending on the norm"
     )
     n: int = flag("Number of images, drawn from the whole split; from 32 to 1000.", 200)
     seed: int = shared("seed", 0)
     devices: int | None = flag(
-        "Number of devices to train a config on; default: those of this machine.", least=1
+        "Number of devices to train a config on; default: all of this machine's.", least=1
     )
     json: bool = flag("Whether to print one JSON object instead.", False)
 

@@ -26,9 +26,9 @@ class ReportFlags:
     """The content of the page, and its destination."""
 
     paths: tuple[Path, ...] = flag(
-        "Run, records, or folder of several.", word=True, required=True, metavar="PATH"
+        "Run, records, or a folder that contains several.", word=True, required=True, metavar="PATH"
     )
-    out: Path | None = flag("File; default: report.html in the first PATH, or here for quickstart.")
+    out: Path | None = flag("File to write; default: report.html in PATH, or here for quickstart.")
     watch: bool = flag("Serve the page and keep it up to date.", False)
     host: str = flag(
         "Address for --watch; default: 127.0.0.1, which only this machine can reach.", "127.0.0.1"
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read the flags and write or serve the page."""
     flags = fields.read(ReportFlags, __doc__, argv)
     patience.end()
-    arguments.answer(run, flags, "run the same command to make the page")
+    arguments.answer(run, flags, "run the same command to start again")
 
 
 def _kept(path: Path) -> Path:
@@ -53,7 +53,7 @@ def _kept(path: Path) -> Path:
 def run(flags: ReportFlags) -> dict[str, Any] | None:
     """Write the page and return its facts, or serve it until Ctrl-C."""
     if flags.watch and (flags.out or flags.json):
-        raise ValueError("--watch serves the page and writes no file; leave --out, --json out")
+        raise ValueError("--watch serves the page and writes no file; leave out --out and --json")
     with patience.of("loading the package"):
         from jaxrobust.report import gathered, page, watching
         from jaxrobust.report.parts import examples  # --help needs no JAX

@@ -30,7 +30,7 @@ class SelectFlags:
     run: Path = flag("Workdir of the run.", word=True, required=True, metavar="RUN")
     phase: str | None = shared("phase", default="the last one with saved weights")
     image_size: tuple[int, ...] = flag(
-        "Image sizes in pixels, one or several; default: that of the run.",
+        "Image sizes in pixels, one or several; default: from the run.",
         (),
         least=1,
         metavar="PIXELS",

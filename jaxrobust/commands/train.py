@@ -26,13 +26,13 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, arguments.CONFIG_HELP,
 _WHERE = "Where checkpoints, metrics and results go; default: runs/<config>."
 _WORKDIR = flags.DEFINE_string("workdir", None, _WHERE)
 _STAGES = (
-    "Stages after the training, separated by commas: select, an attack such as "
+    "Stages that follow training, separated by commas: select, an attack such as "
     "autoattack:linf:4/255+l2:2, export:LAYOUT or export:LAYOUT:ID."
 )
 _THEN = flags.DEFINE_string("then", None, _STAGES)
-_COST = "Whether to first estimate the cost of a run with --then; --noestimate turns it off."
+_COST = "Whether to first estimate the cost of a run with --then; --noestimate skips this."
 _ESTIMATE = flags.DEFINE_bool("estimate", True, _COST)
-_TRACED = "traces STEPS steps of each phase for XProf, after the first START of this run."
+_TRACED = "traces STEPS steps of each phase for XProf, after the first START steps of this run."
 _PROFILE = flags.DEFINE_string("profile", None, f"START:STEPS {_TRACED}")
 define_host_flags()
 

@@ -25,7 +25,7 @@ from jaxrobust.runtime.commandline.arguments import answer
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience
 
-_RECORD = "that of the record"
+_RECORD = "from the record"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class VerifyFlags:
     batch: int | None = flag("Batch size.", least=1)
     sample: int = flag("Number of surviving images to attack.", 60, least=1)
     seed: int | None = flag(
-        "Seed of that sample and of its attacks; default: a random one, which is printed.", least=0
+        "Seed of the sample and the attacks; default: random, and printed.", least=0
     )
     write_images: Path | None = flag(
-        "File (.npy) for the prepared images, uint8[N,H,W,C], which the bundle's verify.py takes; "
+        "File (.npy) for the prepared images, uint8[N,H,W,C], which the bundle's verify.py reads; "
         "their labels go to a .labels.npy file next to it. For common corruptions, a folder in the "
         "layout of CIFAR-10-C. Needs no weights."
     )
@@ -101,7 +101,7 @@ def _write_adversarial(settings: Any, file: Path, *, confirmed: bool) -> dict[st
     sha256 = hashes.file_sha256(file)
     written = {"adversarial_images": len(points), "sha256": sha256}
     if not confirmed:
-        print("No issue is written: no network has confirmed the bundle; give its --weights")
+        print("No issue is written: no network has confirmed the bundle; pass its --weights")
         return written
     try:
         issue = robustbench_entry.external_evaluation(record, file.name, sha256)

@@ -47,10 +47,10 @@ def _zero(patient: Patient) -> CheckResult:
             remedy = "divide the logits by their range, or attack with DLR (apgd-t, fab-t)"
         value |= {"margin, float32": margin}
         return CheckResult(
-            RED, f"{sentence}; that of the margin is zero for {margin:.1%}", value, cause, remedy
+            RED, f"{sentence}; the margin's gradient is zero for {margin:.1%}", value, cause, remedy
         )
     for dtype in (dtype for dtype in patient.others if value[dtype] > 0.1):
-        cause = f"{dtype} is too coarse for this network's logits"
+        cause = f"{dtype} is not precise enough for this network's logits"
         remedy = f"search in float32 (not --search_dtype={dtype})"
         return CheckResult(YELLOW, sentence, value, cause, remedy)
     return CheckResult(GREEN, sentence, value)
@@ -85,7 +85,7 @@ def _losses(patient: Patient) -> CheckResult:
         return CheckResult(RED, sentence, value)
     if gap < -0.3 and apart < -3.5:
         cause = "DLR divides by the distance to the third logit, which is large or zero"
-        remedy = "report CE and DLR, and attack with the CW margin too"
+        remedy = "report both CE and DLR, and also attack with the CW margin"
         return CheckResult(YELLOW, sentence, value, cause, remedy)
     return CheckResult(GREEN, sentence, value)
 
@@ -116,7 +116,7 @@ def _radius(patient: Patient) -> CheckResult:
         if up - down > 0.05 * len(small) and up - down > 3 * (up + down) ** 0.5:
             return CheckResult(RED, f"accuracy rises with the radius: {sentence}", value)
     if robust[-1] > 0.3:
-        grey = "images withstand a radius at which all can become the same gray"
+        grey = "images withstand a radius at which they can all become the same gray"
         return CheckResult(RED, f"{grey}: {sentence}", value)
     return CheckResult(YELLOW if robust[-1] > 0.15 else GREEN, sentence, value)
 
@@ -131,7 +131,7 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "zero-gradients",
         "Share of images for which the gradient of the cross-entropy is exactly zero or not "
-        "finite, by compute type; red above 1% in float32, yellow above 10% in another type.",
+        "finite, by compute dtype; red above 1% in float32, yellow above 10% in another dtype.",
         "gradients are masked: rounding, quantization, a threshold or stop_gradient",
         _MASKED,
         "Croce & Hein 2020, arXiv 2003.01690, section 4; " + _SIGNS,
@@ -140,8 +140,8 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         "dlr-against-ce",
-        f"Accuracy under PGD with {STEPS} steps for either loss; red if it is more than 10 points "
-        "lower for DLR, yellow if it is more than 30 points lower for CE.",
+        f"Accuracy under PGD with {STEPS} steps for each loss, CE and DLR; red if it is more than "
+        "10 points lower for DLR, yellow if it is more than 30 points lower for CE.",
         "the cross-entropy hides the gradient: logits are large, and only rounding error remains",
         "attack with DLR and its targeted form (apgd-t), or divide the logits by their range",
         "Croce & Hein 2020, arXiv 2003.01690, section 4",
@@ -153,7 +153,7 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
         f"Margins after PGD with {STEPS} steps and after the best of {STEPS} random noise samples "
         "of the same size; red if noise comes closer on more than 33% of the images, yellow from "
         "15%.",
-        "the gradient does not point uphill: it is masked, shattered or of another network",
+        "the gradient does not point uphill: it is masked, shattered or from another network",
         _MASKED,
         _SIGNS,
         _noise,

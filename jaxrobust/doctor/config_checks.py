@@ -118,7 +118,7 @@ def _heavy(plan: PlannedRun) -> CheckResult:
         warnings.check_start(planned, first)
     except ValueError as error:
         remedy = str(error).partition("; ")[2]
-        return CheckResult(RED, f"{sentence}, and is attacked", chain, remedy=remedy)
+        return CheckResult(RED, f"{sentence}, and attacks from the start", chain, remedy=remedy)
     return CheckResult(GREEN, sentence, chain)
 
 
@@ -133,8 +133,8 @@ def _worst_norm(
         worst = min(results, key=lambda result: (RED, YELLOW, SKIPPED, GREEN).index(result.level))
         if len(norms) == 1:
             return worst
-        passes = f"{mixes.described(a)} attacks with {mixes.passes(a)} passes per step, where "
-        passes += f"one norm alone takes {mixes.passes(norms[0])}"
+        passes = f"{mixes.described(a)} attacks with {mixes.passes(a)} passes per step, and "
+        passes += f"a single norm needs {mixes.passes(norms[0])}"
         return worst._replace(sentence=f"{worst.sentence}; {passes}")
 
     return looks
@@ -260,13 +260,13 @@ def _size(plan: PlannedRun, name: str, planned: Config) -> CheckResult:
         return CheckResult(SKIPPED, f"the images cannot be read: {plan.source}")
     channels, model = plan.source.channels, planned.model
     if channels != model.in_channels:
-        sentence = f"images of {plan.config.data.name} have {counted(channels, 'channel')}, the "
-        sentence += f"network takes {model.in_channels}"
+        sentence = f"images of {plan.config.data.name} have {counted(channels, 'channel')}, but "
+        sentence += f"the network expects {model.in_channels}"
         cause = "training rejects images with a different number of channels"
         remedy = f"set model.in_channels={channels}"
         return CheckResult(RED, sentence, channels, cause, remedy)
     side, size = plan.side, model.image_size
-    sentence = f"{name}: images of {plan.config.data.name} have {side} px, the network takes {size}"
+    sentence = f"{name}: {plan.config.data.name} has images of {side} px; the network takes {size}"
     level = GREEN if side >= size else RED if side < 0.8 * size else YELLOW
     return CheckResult(level, sentence, {"images": side, "network": size})
 
@@ -311,8 +311,8 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
         "batch-statistics",
         "attack.statistics of a network with batch norms; yellow for batch with TRADES, if clean "
         "and adversarial images both update the running statistics.",
-        "TRADES' two terms each use the statistics of their own images, but an evaluation uses "
-        "those of both",
+        "each of TRADES' two terms uses the statistics of its images, but evaluation uses "
+        "statistics of both",
         "set attack.statistics=running, or bn_statistics=adversarial in the phase, unless you "
         "follow a paper: robust XCiTs on CIFAR were trained like this",
         "Pang et al. 2021, arXiv 2010.00467",
@@ -338,10 +338,10 @@ CONFIG_CHECKS: tuple[Check[PlannedRun], ...] = (
     ),
     Check(
         "batch-and-mesh",
-        "Whether devices, microbatches and mixing groups divide the batch; yellow if training "
-        "takes the nearest batch that they divide, red if there is none nearby.",
+        "Whether devices, microbatches and mixing groups divide the batch evenly; yellow if "
+        "training uses the nearest size that they divide, red if there is none nearby.",
         "the batch was chosen for another number of devices",
-        "set a batch size that they divide",
+        "set a batch size that devices, microbatches and mixing groups divide evenly",
         "Goyal et al. 2017, arXiv 1706.02677, section 2.1",
         _of_phases(_batch),
     ),

@@ -77,7 +77,7 @@ def examined(
         after = next((name for name in reds if name in check.follows), None)
         cause, remedy = result.cause or check.cause, result.remedy or check.remedy
         if after and result.level in (YELLOW, RED):
-            cause, remedy = f"it follows from {after}; see there", f"fix {after} first"
+            cause, remedy = f"it follows from {after}; see that check", f"fix {after} first"
             result = result._replace(level=YELLOW)
         else:
             after = None

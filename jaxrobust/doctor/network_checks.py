@@ -42,7 +42,7 @@ def _range(patient: Patient) -> CheckResult:
 def _explained(name: str, healthy: str) -> Look:
     def look(patient: Patient) -> CheckResult:
         if len(patient.labels) < _ENOUGH:
-            return CheckResult(SKIPPED, f"{len(patient.labels)} images are too few for an accuracy")
+            return CheckResult(SKIPPED, f"{len(patient.labels)} images are too few for an estimate")
         if "tried" not in patient.memo:
             patient.memo["tried"] = explanations.tried(patient)
         all_tried = patient.memo["tried"]
@@ -80,7 +80,7 @@ def _accuracy(patient: Patient) -> CheckResult:
     n, accuracy = len(patient.labels), float(patient.right.mean())
     sentence = f"{accuracy:.1%} of {n} clean images are classified correctly"
     if n < _ENOUGH:
-        return CheckResult(SKIPPED, f"{sentence}; these are too few")
+        return CheckResult(SKIPPED, f"{sentence}; this is too few images to judge")
     if record := patient.recorded:
         p = min(max(record.clean, 1 / n), 1 - 1 / n)
         short = (record.clean - accuracy) / (p * (1 - p) / n) ** 0.5
@@ -88,7 +88,7 @@ def _accuracy(patient: Patient) -> CheckResult:
         if short > 4 and record.clean - accuracy > 0.05:
             return CheckResult(RED, sentence, {"here": accuracy, "recorded": record.clean})
     if "low-accuracy" in patient.flags:
-        return CheckResult(RED, f"{sentence}, no more than by guessing", {"here": accuracy})
+        return CheckResult(RED, f"{sentence}, no better than guessing", {"here": accuracy})
     return CheckResult(GREEN, sentence, {"here": accuracy})
 
 
@@ -134,7 +134,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "finite-logits",
         "Logits that are NaN, infinite or equal for all images or classes; red if there are any.",
         "overflow, broken weights, or an operation after the logits",
-        "look at the weights, and return the logits before any ReLU or clipping",
+        "check the weights, and return the logits before any ReLU or clipping",
         "Carlini et al. 2019, arXiv 1902.06705",
         _reliability("nan-logits", "constant-logits", healthy="logits are finite and differ"),
     ),
@@ -152,7 +152,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "Whether images lie in [0, 1], and accuracy on images in 0..255; red if that is more than "
         "10 points better, yellow from 4.",
         "the network expects images in 0..255, or divides by 255 a second time",
-        "multiply or divide by 255 once, so that it takes [0, 1]",
+        "multiply or divide by 255 only once, so that the network takes images in [0, 1]",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _range,
         _OUTPUTS,
@@ -209,8 +209,8 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         "one-class",
-        "Whether nearly all images get one class, and no more are correct than that explains; red "
-        "if these images show it at 95% confidence, yellow if they are too few.",
+        "Whether nearly all images are assigned one class, and no more are correct than this "
+        "explains; red if shown at 95% confidence, yellow if there are too few images.",
         "training collapsed to a constant prediction, or not all weights are loaded",
         "go back to earlier weights",
         "Hoeffding 1951, Ann. Math. Statist. 22 (right answers of all orders); Carlini et al. "

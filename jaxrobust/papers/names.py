@@ -15,7 +15,7 @@ COMMANDS = {
     "analyse": (
         "jaxrobust.papers.commands.analyse",
         "ANALYSIS --workdir RUN",
-        "visualizes what a network has learnt",
+        "visualizes what a network has learned",
     ),
     "landscape": (
         "jaxrobust.papers.commands.landscape",

@@ -93,7 +93,7 @@ def check(values: Any, ladder: str | None) -> None:
     """Refuse flags that --worst_case does not support."""
     for flag, value in (("ladder", ladder), ("corruptions", values.corruptions)):
         if value:
-            raise ValueError(f"--worst_case contradicts --{flag}; give only one of them")
+            raise ValueError(f"--worst_case cannot be combined with --{flag}; give only one")
     needless = [f"--{name}" for name, none in _SAID.items() if getattr(values, name) != none]
     if balls_in := [flag for flag in needless if flag in ("--norm", "--epsilon")]:
         raise ValueError(

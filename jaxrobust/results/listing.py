@@ -69,7 +69,7 @@ def find(folder: Path) -> Listing:
 
     Metrics are not read in full, so hundreds of runs take about a second.
     """
-    again = "name a folder of runs; jaxrobust train --config quickstart makes a first run"
+    again = "name a folder of runs; jaxrobust train --config quickstart trains a first run"
     if not folder.exists():
         raise ValueError(f"{folder} does not exist; {again}")
     if not folder.is_dir():

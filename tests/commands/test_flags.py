@@ -93,9 +93,7 @@ class SharedTest(parameterized.TestCase):
 
     def test_a_help_names_the_default_of_its_command(self):
         texts = {f.name: f.metadata["about"].text for f in dataclasses.fields(shared.SubjectFlags)}
-        self.assertEndsWith(
-            texts["epsilon"], "in units of [0, 1] pixels; default: that of the run."
-        )
+        self.assertEndsWith(texts["epsilon"], "in units of [0, 1] pixels; default: from the run.")
         self.assertEndsWith(texts["workdir"], "radius to use.")
         other = shared.shared("phase", default="the first").metadata["about"].text
         self.assertEqual(other, "Phase of the run, such as pretrain or train; default: the first.")

@@ -78,7 +78,7 @@ CASES = {
     "why": "config",
     "why configs/quickstrat.py": "did you mean",
     "report": "PATH",
-    "report quickstart --watch --out x.html": "leave --out, --json out",
+    "report quickstart --watch --out x.html": "leave out --out and --json",
     "report quickstart --watch --every 0": "--every=0.0 must be at least 1",
     "select runs/x --attack foo": "choose from",
     "select runs/x --attack autoattack --steps 3": "leave it out with --attack autoattack",

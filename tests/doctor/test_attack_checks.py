@@ -39,9 +39,9 @@ class AttackChecksTest(parameterized.TestCase):
             2,
             0,
             RED,
-            "that of the margin is zero for 1.0%",
+            "the margin's gradient is zero for 1.0%",
         ),  # half of the share is not below its half
-        (4, 0, RED, "that of the margin is zero for 1.0%"),
+        (4, 0, RED, "the margin's gradient is zero for 1.0%"),
         (0, 10, GREEN, "zero for 0.0% (float32), 10.0% (bfloat16)"),
         (0, 11, YELLOW, "11.0% (bfloat16)"),
     )

@@ -159,11 +159,16 @@ class ConfigTest(parameterized.TestCase):
         ("batch-and-mesh", RED, "train.batch_size=64 cannot be split over 200", {}, 200),
         ("batch-and-mesh", RED, "use 200 or 400", {}, 200),
         ("batch-and-mesh", YELLOW, "over 3 devices: using 63 instead, the near", {}, 3),
-        ("image-size", RED, "digits have 8 px, the network takes 16", {"model__image_size": 16}),
         (
             "image-size",
             RED,
-            "digits have 1 channel, the network takes 3",
+            "digits has images of 8 px; the network takes 16",
+            {"model__image_size": 16},
+        ),
+        (
+            "image-size",
+            RED,
+            "digits have 1 channel, but the network expects 3",
             {"model__in_channels": 3},
         ),
         ("image-size", RED, "set model.in_channels=1", {"model__in_channels": 3}),

@@ -35,7 +35,7 @@ class FindingsTest(parameterized.TestCase):
         self.assertEqual([f.after for f in found], [None, None, None, "b", None, None])
         levels = [GREEN, RED, RED, YELLOW, YELLOW, RED]
         self.assertEqual([f.result.level for f in found], levels)
-        self.assertEqual(found[3].result.cause, "it follows from b; see there")
+        self.assertEqual(found[3].result.cause, "it follows from b; see that check")
 
     def test_each_is_told_when_it_is_found(self):
         """A person reads the first findings while the later ones are computed."""

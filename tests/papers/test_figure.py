@@ -397,7 +397,7 @@ class RefusedTest(Folders):
         other = self.resolutions("b", 2, sizes, dataset="cifar100")
         self.assertIn('data set is "cifar10" there, "cifar1', self.refused("resolution", a, other))
         other = self.resolutions("d", 2, sizes, preprocessing="bilinear-256")
-        said = "at 192 px these differ in preprocessing: bicubic-192, bilinear-256; evaluate all"
+        said = "at 192 px, these evaluations differ in preprocessing: bicubic-192, bilinear-256; "
         self.assertIn(said, self.refused("resolution", a, other))
         l2 = [(192, "l2", 0.5, 0.3), (224, "l2", 0.5, 0.4)]
         other = self.resolutions("c", 2, l2, dataset="cifar100")

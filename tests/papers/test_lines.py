@@ -266,7 +266,9 @@ class RowsTest(parameterized.TestCase):
     def test_the_commands_of_a_row_leave_its_start_to_the_training(self):
         table = next(iter(tables.tables("revisiting_at", "6")))
         text = documents.command_document("revisiting_at", [Filled(table, {})], measured=False)
-        self.assertIn("starts from runs/larger_radius-convnext_t_cvst, and makes that run", text)
+        self.assertIn(
+            "starts from runs/larger_radius-convnext_t_cvst, which is trained first", text
+        )
         self.assertNotIn("configs/larger_radius.py", text)
 
     def test_every_network_has_the_options_that_it_is_given(self):

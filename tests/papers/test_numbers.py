@@ -254,7 +254,7 @@ class CheckedTest(parameterized.TestCase):
             ("effectiveness", {"steps": (0, 5)}, "--steps for effectiveness must be at least 1"),
             ("convergence", {"steps": (-1, 5)}, "--steps for convergence must be at least 0"),
             ("convergence", {"steps": (0,)}, "--steps must name an attack with at least 1 step"),
-            ("perturbations", {"steps": (1, 2)}, "perturbations takes a single value of --steps"),
+            ("perturbations", {"steps": (1, 2)}, "perturbations accepts only one value of --steps"),
             ("synthesis", {"step_size": 0.0}, "--step_size=0.0 must be above 0"),
             ("semantic-score", {}, "semantic-score needs --judges"),
             ("perturbations", {"seeds": 2}, "--seeds has no effect on perturbations; leave it out"),

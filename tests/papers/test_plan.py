@@ -193,7 +193,7 @@ class CommandTest(absltest.TestCase):
         code, out, _ = run_command([*words, "--budget=4"], folder)
         self.assertEqual(code, 0)
         self.assertIn("2 runs, of which 0 are done", out)
-        self.assertIn("within a budget of 4 hours; 1 runs are beyond it", out)
+        self.assertIn("within a budget of 4 hours; 1 runs exceed it", out)
         self.assertIn("scripts/submit.sh", out)
         self.assertIn("attack=pgd", (folder / "scripts" / "runs.sh").read_text())
         self.assertLen([json.loads(line) for line in file.read_text().splitlines()], 2)

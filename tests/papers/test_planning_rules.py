@@ -248,7 +248,7 @@ class PageTest(parameterized.TestCase):
             "5 runs, of which 0 are done; records fill 1 of the 7 cells of their rows; McNemar's "
             "test already separates 1 from what they are compared with",
         )
-        self.assertEqual(text[2], "2 runs to make: 1,002 hours, 64,144 chip-hours")
+        self.assertEqual(text[2], "2 remaining runs: 1,002 hours, 64,144 chip-hours")
         self.assertEqual(
             text[5:],
             [
@@ -263,7 +263,7 @@ class PageTest(parameterized.TestCase):
         beyond = [step._replace(state=BEYOND) for step in steps[1:3]]
         said = answer.text(beyond, "p", TARGET, 0.25, 9.0).splitlines()
         self.assertEqual(said[1][:29], "2 runs, of which 0 are done; ")
-        self.assertEndsWith(said[2], ", within a budget of 9 hours; 2 runs are beyond it")
+        self.assertEndsWith(said[2], ", within a budget of 9 hours; 2 runs exceed it")
 
 
 class ScriptsTest(parameterized.TestCase):

@@ -180,7 +180,7 @@ class CommandTest(absltest.TestCase):
         )
         self.assertRegex(out, r"rounded +14 14 7 +5 7 3 +0\.700 +19\.223 +5\.080")
         self.assertRegex(out, r"robustresnet_a4 +27 28 13 +10 14 6 +0\.694 +147\.262 +39\.273")
-        self.assertIn("the rounded ones cost 1.016 of the multiply-adds asked for\n", out)
+        self.assertIn("the rounded ones cost 1.016 of the requested multiply-adds\n", out)
         told = json.loads(out.splitlines()[-1])
         for found in (told["networks"]["robustresnet_a1"], told["cost"]):
             self.assertEqual(found["parameters"], 19_222_738)

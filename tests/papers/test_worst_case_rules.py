@@ -19,8 +19,8 @@ class FlagsTest(parameterized.TestCase):
     def test_flags(self):
         for changes, ladder, words in (
             ({}, None, None),
-            ({"corruptions": "all"}, None, "--worst_case contradicts --corruptions"),
-            ({}, "0.1,0.2", "--worst_case contradicts --ladder"),
+            ({"corruptions": "all"}, None, "--worst_case cannot be combined with --corruptions"),
+            ({}, "0.1,0.2", "--worst_case cannot be combined with --ladder"),
             ({"norm": "l2"}, None, "covers three norms, so leave --norm out; give --threat"),
             ({"norm": "l2", "epsilon": 0.0}, None, "so leave --norm and --epsilon out"),
             ({"steps": 5, "version": "plus"}, None, "leave --version, --steps out, or ask for one"),

@@ -208,14 +208,14 @@ class BegunTest(parameterized.TestCase):
 
     def test_another(self):
         for changes, words in (
-            ({"phase": "pretrain"}, 'phase is "pretrain" there, "train" here. Repeat its flags'),
+            ({"phase": "pretrain"}, 'phase is "pretrain" there, "train" here. Use the same flags'),
             ({"seed": 2}, "seed is 2 there, 1 here"),
-            ({"there": {"images": "?"}}, "at 8 px in its images. Move it away"),
-            ({"there": {"program": "?"}}, "in its program. Move it away"),
-            ({"there": {"gradient": "?"}}, "in its gradient. Move it away"),
+            ({"there": {"images": "?"}}, "at 8 px in its images. Move the file away"),
+            ({"there": {"program": "?"}}, "in its program. Move the file away"),
+            ({"there": {"gradient": "?"}}, "in its gradient. Move the file away"),
             ({"there": {"program": "?", "gradient": "?"}}, "in its program and gradient."),
             ({"there": {"program": "?"}, "by": {"jax": "0.8"}}, "program (begun by jaxrobust ?, j"),
-            ({"there": {"images": "?"}, "by": {"jax": "0.8"}}, "in its images. Move it away"),
+            ({"there": {"images": "?"}, "by": {"jax": "0.8"}}, "in its images. Move the file away"),
         ):
             with self.subTest(row=(changes, words)):
                 with self.assertRaises(ValueError) as caught:

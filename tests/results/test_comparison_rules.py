@@ -249,10 +249,10 @@ class RemarksTest(parameterized.TestCase):
         self.assertEqual(
             said(a, b, c),
             [
-                "None of these images was decided by the replayed points that B met.",
+                "B tried replayed points, but these decided none of the compared images.",
                 "The images of B and C are known only by their names: the record comes from an "
                 "older version, which did not store their hashes.",
-                "The attacks' draws have different seeds: A 1, B 2, C 1.",
+                "The attacks used different random seeds: A 1, B 2, C 1.",
                 "A and C have the same weights.",
                 "Doubt about C, x: odd.",
             ],

@@ -172,7 +172,7 @@ class GroupsTest(Folders):
         places = [self.write("a", 1), self.write("b", 2, **other), self.write("c", 3)]
         _, text = self.compared(*places[:2], "against", places[2])
         self.assertIn("- A has networks of several architectures: resnet18, vit_s.", text)
-        self.assertIn("The attacks' draws have different seeds: A1 0, A2 5, B1 0.", text)
+        self.assertIn("The attacks used different random seeds: A1 0, A2 5, B1 0.", text)
 
     def test_replayed_images_are_left_out(self):
         seen = found(1)

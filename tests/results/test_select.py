@@ -248,10 +248,13 @@ class FlowTest(Case):
         own = said["computed"]["8"]
         mine = [row | {"weights_sha256": other} for row in said["candidates"]]
         for changes, words in (
-            ({"computed": {"8": own | {"images": other}}}, f"{at} images are others. Move it"),
+            (
+                {"computed": {"8": own | {"images": other}}},
+                f"{at} images are others. Move the file",
+            ),
             (
                 {"computed": {"8": own | {"gradient": other}}, "by": said["by"] | {"jax": "0.9"}},
-                rf"{at} gradient is another \(begun by jaxrobust .*, jax 0.9, .*\). Move it away",
+                rf"{at} gradient is another \(begun by jaxrobust .*, jax 0.9, .*\). Move the file",
             ),
             ({"candidates": mine}, "the weights of train, step 4, .* differ from those in"),
         ):
@@ -274,7 +277,7 @@ class FlowTest(Case):
         with self.subTest("another question overwrites nothing"):
             before = self.file.read_text()
             said = call(self.workdir, "--steps", 1, code=2)
-            self.assertRegex(said, r"holds a different choice: attack is .*Repeat its flags, or")
+            self.assertRegex(said, r"holds a different choice: attack is .*Use the same flags, or")
             self.assertEqual(self.file.read_text(), before)
 
     @pytest.mark.slow

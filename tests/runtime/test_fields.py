@@ -114,7 +114,7 @@ class SharedTest(parameterized.TestCase):
         for name, text in texts.items():
             self.assertStartsWith(text, shared.TEXTS[name][0].removesuffix("."))
         other = shared.shared("split", default="that of the record").metadata["about"].text
-        self.assertEqual(other, "Split, such as test[:1000]; default: that of the record.")
+        self.assertEqual(other, "Split, such as test[:1000]; default: from the record.")
 
     def test_evaluate_has_a_flag_for_all_that_it_is_given(self):
         flags = {field.name for field in fields(EvaluateFlags)}

@@ -28,7 +28,7 @@ class CheckFlags:
 
     config: str = flag("Config, such as configs/quickstart.py.", word=True)
     devices: int | None = flag(
-        "Number of devices to train on; default: those of this machine.", least=1
+        "Number of devices to train on; default: all of this machine's.", least=1
     )
     json: bool = shared("json", False)
 

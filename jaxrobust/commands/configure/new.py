@@ -30,7 +30,7 @@ class NewFlags:
     out: Path = flag("Config to write, such as birds.py.", word=True, type=Path)
     data: str | None = flag(
         "Images: a folder of class folders, an .npz file, or the name of a data set; if left out, "
-        "you are asked in a terminal."
+        "the command asks for it."
     )
     torch: str | None = shared("torch")
     torch_args: dict[str, Any] | None = shared("torch_args")
@@ -44,11 +44,11 @@ class NewFlags:
         "Norm of the attack.", "linf", choices=("linf", "l2", "l1"), type=spelling.norm
     )
     epsilon: str | None = flag(
-        "Radius, such as 4/255, in units of [0, 1] pixels; default: the usual one for the norm."
+        "Radius, such as 4/255, in units of [0, 1] pixels; default: the usual radius for the norm."
     )
     json: bool = shared("json", False)
     image_size: int | None = flag(
-        "Input size of the network in pixels; default: that of the images, at most 224.", least=1
+        "Input size in pixels; default: the size of the images, at most 224.", least=1
     )
 
 
@@ -92,7 +92,7 @@ def _written(flags: NewFlags) -> dict[str, Any]:
     )
     for name, images in data.lists.items():
         print(f"{name}: {len(images):,} images")
-    with patience.of("estimating the time of the training"):
+    with patience.of("estimating the training time"):
         costs = checks.lines(load_config(str(flags.out)), (), Path("runs/new"))
     config = shlex.quote(str(flags.out))
     print("\n".join([*costs, f"next: jaxrobust check {config}; jaxrobust train {config}"]))

@@ -35,7 +35,7 @@ class CertificateFlags:
         required=True,
     )
     against: Path = flag("Reference weights: a .pt, .pth, .safetensors or .py file.", required=True)
-    image_size: int | None = flag("Image size in pixels; default: that of the folder, or 224.")
+    image_size: int | None = flag("Image size in pixels; default: from the folder, or 224.")
     options: dict[str, Any] | None = shared("options")
     images: Path | None = flag("Folder of photographs; default: smooth random images.")
     json: bool = shared("json", False)

@@ -42,7 +42,7 @@ class ExportFlags:
     """The weights to export, and the layout."""
 
     target: str | None = flag(
-        "Run whose best weights to export, or weights.", word=True, nargs="?", metavar="TARGET"
+        "Run (exports its best weights), or weights.", word=True, nargs="?", metavar="TARGET"
     )
     workdir: Path | None = flag("Run whose best weights to export.")
     phase: str | None = shared("phase")
@@ -51,7 +51,7 @@ class ExportFlags:
     image_size: int | None = flag("Image size in pixels, for a weights file; default: 224.")
     options: dict[str, Any] | None = shared("options")
     which: str | None = flag(
-        "Averaged or raw weights; default: those that the run evaluates.", choices=["ema", "raw"]
+        "Averaged or raw weights; default: the ones that the run evaluates.", choices=["ema", "raw"]
     )
     selected: bool = flag(
         "Export the weights that jaxrobust select chose, instead of the run's best.", False
@@ -66,9 +66,9 @@ class ExportFlags:
         "--id for the RobustBench entry."
     )
     evaluation: str | None = flag("Id of the record; default: the latest record of these weights.")
-    id: str | None = flag("RobustBench id for a new network; default: that of the layout.")
+    id: str | None = flag("RobustBench id for a new network; default: from the layout.")
     confirm: int | None = flag(
-        "Number of the record's images to attack also in PyTorch, with pyautoattack; the issue "
+        "Number of the record's images to also attack in PyTorch, with pyautoattack; the issue "
         "states whether the verdicts agree.",
         metavar="N",
     )

@@ -29,13 +29,13 @@ class ImportFlags:
 
     source: str = flag(f"Source of the weights: {KINDS}.", word=True, required=True)
     model: str | None = flag(
-        "Architecture: a name from models.available(), or a RobustBench id; default: that of the "
+        "Architecture: a name from models.available(), or a RobustBench id; default: from the "
         "source.",
         reads=READS["model"],
     )
     out: Path = flag("Folder to write.", required=True)
     image_size: int | None = flag(
-        "Image size in pixels; position embeddings are resized to it; default: that of the hub, or "
+        "Image size in pixels; position embeddings are resized to it; default: from the hub, or "
         "224."
     )
     num_classes: int | None = flag(

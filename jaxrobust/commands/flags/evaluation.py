@@ -12,7 +12,7 @@ class EvaluateFlags(SubjectFlags):
     """The network to attack, the attacks, and the folder for the record."""
 
     image_size: tuple[int, ...] = flag(  # type: ignore[assignment]
-        "Image size in pixels, with one record per size; default: that of the run or data set.", ()
+        "Image size in pixels, with one record per size; default: from the run or data set.", ()
     )
     attack: str = flag(
         "Attack: clean, autoattack, parts of it such as apgd-ce or apgd-ce,apgd-t, one with K "
@@ -20,11 +20,11 @@ class EvaluateFlags(SubjectFlags):
         "autoattack",
     )
     points: tuple[str, ...] = flag(
-        "Your adversarial images, an .npz of ids int[M], images [M,H,W,C] in [0, 1] or uint8.", ()
+        "Your adversarial images: .npz with ids int[M], images [M,H,W,C] in [0, 1] or uint8.", ()
     )
     version: str = flag(
-        "Version of AutoAttack: standard, plus, rand, or custom for named attacks; or fast, whose "
-        "result is not AutoAttack's.",
+        "Version of AutoAttack: standard, plus, rand, or custom for named attacks; or fast, which "
+        "does not count as AutoAttack.",
         "standard",
     )
     finish: bool = flag("Whether to complete a --version=fast evaluation to standard.", False)
@@ -37,7 +37,7 @@ class EvaluateFlags(SubjectFlags):
         "Number of draws per image for --version=rand or --certify; default: 20 or 100,000."
     )
     threat: tuple[str, ...] = flag(
-        "Norm and radius, such as linf:4/255; several get a record each, and one for the union.", ()
+        "Norm and radius, such as linf:4/255; with several, each and their union get a record.", ()
     )
     radius_at: int | None = flag(
         "Image size at which --threat applies; at other sizes, l2 radii scale with the side, l1 "
@@ -48,32 +48,32 @@ class EvaluateFlags(SubjectFlags):
     )
     union_only: bool = flag(
         "Whether each --threat, or part of --worst_case, attacks only images that survived the "
-        "previous ones: cheaper, but then only the union or worst case is known.",
+        "previous ones; this is cheaper, but only measures the union or worst case.",
         False,
     )
     worst_case: bool = flag(
-        "Whether to run the attacks of Tang et al. 2022, PGD-20 and AutoAttack in linf and PGD-20 "
-        "in l2 and l1, each on all images, and count the images that withstand all: at 8/255, 1.5 "
-        "and 40 for 32 px, at 8/255, 8 and 1600 for 224 px, or at the radius of each --threat.",
+        "Whether to run the attacks of Tang et al. 2022 on all images (PGD-20 and AutoAttack in "
+        "linf, PGD-20 in l2 and l1), and count the images that withstand all of them. Radii: "
+        "8/255, 1.5 and 40 at 32 px; 8/255, 8 and 1600 at 224 px; or from --threat.",
         False,
     )
-    steps: int | None = flag("Number of steps of a named attack; default: its own.")
-    targets: int | None = flag("Number of target classes of a targeted attack; default: its own.")
-    restarts: int | None = flag("Number of restarts of a named attack; default: its own.")
+    steps: int | None = flag("Number of steps of a named attack; default: the attack's.")
+    targets: int | None = flag("Number of targets of a targeted attack; default: the attack's.")
+    restarts: int | None = flag("Number of restarts of a named attack; default: the attack's.")
     relative_step: float | None = flag(
         "Step size of an attack with K steps, in units of epsilon / K.", reads=number
     )
     step: float | None = flag(
-        "Step size in the same units as the radius instead, such as 0.8/255.", reads=number
+        "Absolute step size, in the same units as the radius, such as 0.8/255.", reads=number
     )
     start: str | None = flag(
-        "Where these attacks start: image, random (as in AutoAttack, or ART with --l1_rule art), "
-        "uniform (in the linf or l2 ball, not clipped to [0, 1] before the first gradient) or "
-        "uniform-boxed (as in foolbox)."
+        "Where attacks with K steps start: image, random (as in AutoAttack, or ART with --l1_rule "
+        "art), uniform (in the linf or l2 ball, not clipped to [0, 1] before the first gradient) "
+        "or uniform-boxed (as in foolbox)."
     )
     l1_rule: str | None = flag(
-        "How these attacks step and project in l1: sparse (the default), as in APGD, or art, as in "
-        "ART 1.10, which steps along the full gradient and scales back."
+        "How attacks with K steps step and project in l1: sparse (the default), as in APGD, or "
+        "art, as in ART 1.10, which steps along the full gradient and scales back."
     )
     search_dtype: str = flag(
         "Search dtype: float32, or bfloat16, which is faster; verdicts use float32.", "float32"
@@ -84,26 +84,26 @@ class EvaluateFlags(SubjectFlags):
     )
     frost: str | None = flag("Folder of the frost photographs, frost1.png to frost5.jpg.")
     certify: float | None = flag(
-        "Noise standard deviation of randomized smoothing, such as 0.25; this certifies an l2 "
-        "radius for each image, without attacks.", reads=number
+        "Standard deviation of the noise for randomized smoothing, such as 0.25; this certifies an "
+        "l2 radius for each image, without attacks.", reads=number
     )  # fmt: skip
     against: str | None = flag(
         "Record to compare with, as for jaxrobust compare: FOLDER or FOLDER#NUMBER. Images go "
         "through all attacks in random order, and the command stops once one network is ahead."
     )
     tie: float | None = flag(
-        "With --against, also stop once both differ by less than this (points).", reads=number
+        "With --against, also stop once networks differ by less than this (points).", reads=number
     )
     until_width: float | None = flag(
-        "Stop once the robust accuracy's interval is narrower than this (points).", reads=number
+        "Stop once the interval of robust accuracy is narrower than this (points).", reads=number
     )
     alpha: float | None = flag(
-        "Error probability of --against and --until_width, over all looks together (default: "
+        "Error probability of --against and --until_width, however often they check (default: "
         "0.05), or of a --certify certificate (default: 0.001).",
         reads=number,
     )
     n: int = flag("Number of images, spread over the classes, or all.", "all", reads=how_many)
-    batch: int | None = flag("Batch size, for AutoAttack per process; no verdict depends on it.")
+    batch: int | None = flag("Batch size (for AutoAttack, per process); has no effect on verdicts.")
     seed: int = shared("seed", 0)
     replay: tuple[str, ...] = flag(
         "Folder of an evaluation of these images; its adversarial images are tried first.", ()

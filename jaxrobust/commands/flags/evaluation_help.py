@@ -31,6 +31,6 @@ def describe_attacks() -> None:
     lengths = [f"{row.length:g} for {row.written}" for row in rows]
     starts = [f"{row.fixed.start} for {row.written}" for row in rows if row.fixed]
     kinds = [f"{kind.written}: {kind.help}" for kind in KINDS.values()]
-    defined["dataset"].help += "\n".join([f" Names are {written()}, or those of TFDS.", *kinds])
+    defined["dataset"].help += "\n".join([f" Names: {written()}, or any name from TFDS.", *kinds])
     defined["relative_step"].help += f" Defaults: {', '.join(lengths)}."
     defined["start"].help += f" Defaults: {', '.join(starts)}."

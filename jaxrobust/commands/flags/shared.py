@@ -18,8 +18,8 @@ TEXTS: dict[str, tuple[str, str | None]] = {
         "Options of --model that its weights do not store, such as {'stem_strides': (1,)}.",
         None,
     ),
-    "num_classes": ("Number of classes of --model", "that of the data set"),
-    "image_size": ("Image size in pixels", "that of the run or data set"),
+    "num_classes": ("Number of classes of --model", "from the data set"),
+    "image_size": ("Image size in pixels", "from the run or data set"),
     "function": (
         "Function from images in [0, 1] to logits, instead of weights: my_net.py:logits_fn, or "
         "my_package.nets:logits_fn.",
@@ -35,7 +35,7 @@ TEXTS: dict[str, tuple[str, str | None]] = {
     "torch_output": ("Key or index of the logits, if the network returns several outputs.", None),
     "dataset": (
         "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME, or cifar10-c:DIR",
-        "that of the run",
+        "from the run",
     ),
     "split": (
         "Split, such as test[:1000]",
@@ -43,12 +43,12 @@ TEXTS: dict[str, tuple[str, str | None]] = {
     ),
     "classes": (
         "Classes to keep: imagenet100, or a file of class names",
-        "that of the run",
+        "from the run",
     ),
-    "data_dir": ("Folder of data sets", "that of the run, or $TFDS_DATA_DIR"),
-    "preprocessing": ("Preprocessing, such as Res256Crop224", "that of the run's tests"),
-    "norm": ("Norm of the attacks: linf, l2, l1 or l0", "that of the run, or linf"),
-    "epsilon": ("Radius, such as 4/255, in units of [0, 1] pixels", "that of the run"),
+    "data_dir": ("Folder of data sets", "from the run, or $TFDS_DATA_DIR"),
+    "preprocessing": ("Preprocessing, such as Res256Crop224", "from the run's tests"),
+    "norm": ("Norm of the attacks: linf, l2, l1 or l0", "from the run, or linf"),
+    "epsilon": ("Radius, such as 4/255, in units of [0, 1] pixels", "from the run"),
     "seed": ("Seed of all random draws", "0"),
     "nocertificate": ("Do not compare with a reference network.", None),
     "json": ("Print one JSON object on the last line.", None),

@@ -45,7 +45,7 @@ class BoardFlags:
     batch: int | None = flag("Batch size.", least=1)
     sample: int = flag("Number of surviving images to attack, per bundle.", 60, least=1)
     seed: int | None = flag(
-        "Seed of these samples and attacks; default: random for each bundle.", least=0
+        "Seed of the samples and attacks; default: random for each bundle.", least=0
     )
     json: bool = shared("json", False)
 

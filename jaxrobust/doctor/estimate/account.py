@@ -228,7 +228,7 @@ def decoding_line(work: PhaseWork, target: Target, images_per_s: float) -> str |
     number = math.ceil(target.chips / host_chips)
     available = number * (host_cores * min(target.chips / host_chips, 1) - SPARED)
     if wanted <= available:
-        return f"{needs}, of {available:,.0f} on {counted(number, 'host')}."
+        return f"{needs}, out of {available:,.0f} on {counted(number, 'host')}."
     return (
         f"WARNING: {needs}, but there are only {available:,.0f} on {counted(number, 'host')}: the "
         f"chips wait for data at least {1 - available / wanted:.0%} of the time; choose a cheaper "
@@ -294,9 +294,8 @@ def _assumed(
             )
     else:
         lines.append(
-            f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak "
-            "(--utilisation). The times do not include start, compilation, checkpoints and waiting "
-            "for data."
+            f"The chips reach {result['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
+            "The times do not include startup, compilation, checkpoints or waiting for data."
         )
         if any(row["step_s"] == elsewhere.SHORTEST for row in rows):
             lines.append(
@@ -314,10 +313,11 @@ def _assumed(
             if "TPU" in target.kind and target.chips == 1:
                 why = ", because libtpu compiles for at least four chips"
             elif "TPU" in target.kind and not target.compiles:  # else --fast
-                why = "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
+                why = "; pip install 'jaxrobust[tpu-aot]' installs the compiler"
             elif target.name.partition(":")[0] in gpus.CHIPS and not target.compiles:
                 why = (
-                    f"; {gpus.SCRIPT} makes an environment that compiles for 1 to {gpus.MOST} GPUs"
+                    f"; {gpus.SCRIPT} creates an environment that compiles for 1 to {gpus.MOST} "
+                    "GPUs"
                 )
             lines.append(
                 "Memory counts the parameters, their average, the optimizer's state and the "
@@ -326,8 +326,8 @@ def _assumed(
             )
     if aa:
         lines.append(
-            f"{robust:.0%} of the images are robust (--robust); each of the others "
-            f"costs {attacked.FALLEN:.0%} of APGD-CE, as for twelve networks on CIFAR-10."
+            f"{robust:.0%} of the images are robust (--robust); each of the others costs "
+            f"{attacked.FALLEN:.0%} of APGD-CE, as measured for twelve networks on CIFAR-10."
         )
     return lines
 

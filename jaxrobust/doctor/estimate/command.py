@@ -25,12 +25,12 @@ class EstimateSettings:
         "Config, as for training: its file, or FILE:ARGUMENTS.", word=True, required=True
     )
     on: str = flag(
-        "Devices: cpu, gpu or tpu for those of this machine, or chips such as v5e:8x8 or h100:8.",
+        "Devices: cpu, gpu or tpu for this machine's, or chips such as v5e:8x8 or h100:8.",
         required=True,
         metavar="DEVICES",
     )
     num_slices: int = flag(
-        "Number of TPU slices that train together, each as given by --on; default: 1.", 1
+        "Number of TPU slices that train together, each as specified by --on; default: 1.", 1
     )
     price: float | None = flag("Price of one chip for one hour, in any currency.", reads=number)
     utilisation: float | None = flag(
@@ -62,7 +62,7 @@ def check(settings: EstimateSettings) -> None:
     )
     if settings.dataset is not None:
         raise ValueError(
-            "--dataset is only for --target; a config names its data set, so leave it out"
+            "--dataset is only for --target; a config names its data set, so leave --dataset out"
         )
     must_be("--price", price, price is None or 0 < price < float("inf"), "above 0")
     inside = utilisation is None or 0 < utilisation <= 1

@@ -83,7 +83,7 @@ def target(name: str, slices: int = 1) -> Target:
     if slices > 1 and not re.match(r"v\d", name):
         raise ValueError(
             f"--num_slices {slices} counts TPU slices; name one after --on, such as v5e:8x8, or "
-            f"leave it out for {name}"
+            f"leave --num_slices out for {name}"
         )
     if name in HERE:
         return _present(name)

@@ -33,7 +33,7 @@ class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
     n: int | None = flag(
         "Number of images, spread over the classes of the split, or of samples.", least=1
     )
-    steps: tuple[int, ...] = flag("Number of attack steps; some analyses take several values.", ())
+    steps: tuple[int, ...] = flag("Number of attack steps; some analyses accept several.", ())
     seed: int = shared("seed", 0, least=0)
     batch: int = flag("Batch size; results do not depend on it.", 64, least=1)
     out: Path | None = shared("out")
@@ -58,7 +58,7 @@ class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
     )
     checkpoints: tuple[str, ...] = _own(
         "checkpoints",
-        "Networks in the order of training, instead of those of --workdir.",
+        "Networks in the order of training, instead of the ones in --workdir.",
         default=(),
     )
     images: tuple[Path, ...] = _own("images", "Pictures, or folders of them.", default=())

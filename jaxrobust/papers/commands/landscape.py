@@ -23,7 +23,7 @@ _PLANE = ("side", "reach", "points", "batch", "seed")
 class LandscapeFlags(NetworkFlags, ImageFlags):
     """A network, its training images, and the points of the plane."""
 
-    split: str | None = shared("split", default="that of the run's training, or train")
+    split: str | None = shared("split", default="from the run's training, or train")
     n: int = flag(
         "Number of images, spread over the classes of the split; default: 1000.", 1000, least=1
     )

@@ -39,7 +39,7 @@ class PlanFlags:
     )
     on: str = flag("Chips, such as v5e:8x8 or h100:8.", required=True, metavar="DEVICES")
     table: str | None = flag(
-        "Only one table of the paper: its number, an id such as text_1, or figures: everything "
+        "Only one table of the paper: its number, an id such as text_1, or figures for everything "
         "outside tables."
     )
     row: str | None = flag("Only one row of --table, by its number or name.")

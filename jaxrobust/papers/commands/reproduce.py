@@ -23,15 +23,15 @@ class ReproduceFlags:
     """The records and the tables to compare."""
 
     records: tuple[Path, ...] = flag(
-        "Runs, results.jsonl files or folders that have one, and imported folders of weights.",
+        "Runs, results.jsonl files, folders that contain one, or folders of imported weights.",
         (),
         word=True,
         nargs="*",
     )
     paper: str | None = flag(f"Only one paper: {', '.join(tables.PAPERS)}; default: all.")
     table: str | None = flag(
-        "Only one table of --paper: its number, an id such as text_1, or with --commands figures: "
-        "everything outside tables."
+        "Only one table of --paper: its number, an id such as text_1, or, with --commands, figures "
+        "for everything outside tables."
     )
     row: str | None = flag("Only one row of --table, by its number or name; with --commands.")
     out: Path | None = flag(

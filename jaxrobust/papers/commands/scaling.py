@@ -88,7 +88,7 @@ def _config(name: str, options: dict[str, Any]) -> str:
 
 
 def _costs(share: float) -> str:
-    return f"{share:.3f} of the multiply-adds asked for"
+    return f"{share:.3f} of the requested multiply-adds"
 
 
 def _line(

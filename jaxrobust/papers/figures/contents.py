@@ -167,8 +167,8 @@ def certified(
         rows.append([f"${radius:.4g}$", *cells])
     first = facts[0]
     attacked_words = (
-        f" For comparison, what {latex.attack_words(ladder[-1].record)} leaves of the network "
-        "without noise, which is a different classifier."
+        " For comparison: the network without noise, a different classifier, under "
+        f"{latex.attack_words(ladder[-1].record)}."
         if attacked
         else ""
     )

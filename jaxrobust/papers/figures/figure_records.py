@@ -180,7 +180,7 @@ def check_resolutions(shown: Sequence[Sequence[FigureRecord]]) -> None:
     for same in of_size.values():
         if len(preprocessings := {str(one.record.preprocessing) for one in same}) > 1:
             raise ValueError(
-                f"at {same[0].record.image_size} px these differ in preprocessing: "
+                f"at {same[0].record.image_size} px, these evaluations differ in preprocessing: "
                 f"{', '.join(sorted(preprocessings))}; evaluate all networks with the same one, or "
                 "draw separate figures"
             )

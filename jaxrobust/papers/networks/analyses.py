@@ -69,7 +69,7 @@ def checked(values: dict[str, Any], network_flags: dict[str, Any]) -> AnalysisSe
     if any(step < row.least for step in steps):
         raise ValueError(f"--steps for {name} must be at least {row.least}")
     if len(steps) > 1 and not row.many:
-        raise ValueError(f"{name} takes a single value of --steps")
+        raise ValueError(f"{name} accepts only one value of --steps")
     if row.many and max(steps) < 1:
         raise ValueError("--steps must name an attack with at least 1 step")
     if settings.step_size <= 0:

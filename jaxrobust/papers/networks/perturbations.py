@@ -66,6 +66,6 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
     ball = sample.threat.written()
     about = f"PGD-{settings.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
     about += "titles: the class, and the prediction for the adversarial image (red: wrong)\n"
-    about += "perturbation: gray means no change, white means as much brighter as the ball allows"
+    about += "perturbation: gray means no change, white the brightest change that the ball allows"
     across = len(kinds) * (2 if len(rows) > 4 else 1)
     return picture_parts.grid(cells, across, f"{sample.name}\n{about}")

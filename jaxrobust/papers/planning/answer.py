@@ -74,14 +74,14 @@ def text(
         f"{paper} on {target.name} ({chips}), at an assumed {utilisation:.0%} of the peak",
         f"{len(steps)} runs, of which {sum(s.state == DONE for s in steps)} are done; records fill "
         f"{filled} of the {cells} cells of their rows",
-        f"{len(remaining)} runs to make: {hours:,.0f} hours, "
-        f"{hours * target.whole:,.0f} chip-hours",
+        f"{len(remaining)} remaining runs: {hours:,.0f} hours, {hours * target.whole:,.0f} "
+        "chip-hours",
     ]
     if decided := sum(step.state == APART for step in steps):
         lines[1] += f"; McNemar's test already separates {decided} from what they are compared with"
     if budget is not None:
         beyond = sum(step.state == BEYOND for step in steps)
-        lines[-1] += f", within a budget of {budget:,.0f} hours; {beyond} runs are beyond it"
+        lines[-1] += f", within a budget of {budget:,.0f} hours; {beyond} runs exceed it"
     totals = itertools.accumulate(s.cost.hours if s in remaining else 0.0 for s in steps)
     width = max(len(step.planned.folder) for step in steps) - len("runs/")
     lines += ["", f"{'hours':>7} {'sum':>8}  {'run, under runs/':{width}}  state    rows"]

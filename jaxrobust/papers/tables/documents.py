@@ -111,8 +111,8 @@ def command_document(
             parts += [_block(line.texts())] * bool(line.texts())
             if line.start:
                 parts.append(
-                    f"  The training starts from {line.start.workdir}, and makes that run first if "
-                    "it is not finished."
+                    f"  The training starts from {line.start.workdir}, which is trained first "
+                    "if it is not finished."
                 )
             parts += [f"  {line.why}"] * bool(line.why)
             if curve and line.run:

@@ -100,7 +100,7 @@ def _other_network(row: Any, run_record: RunRecord, of_training: bool) -> Iterat
         if config["architecture"] != row.get("model"):
             yield f"network {config['architecture']}, not {row.get('model') or row['name']}"
         if not weights or config.get("source") != weights:
-            yield "weights that are not those of the row"
+            yield "weights that are not the row's"
         return
     if row.get("origin") != "authors":
         yield f"a network that we trained, but the row's comes from {row.get('origin')}"

@@ -35,9 +35,9 @@ _LEAD = (
 _RANKS = (
     "Sorted by the lower bound on robust accuracy. A network shares the rank of the first of its "
     "group if McNemar's exact test, on their common images, cannot tell the two apart (p at least "
-    f"{ALPHA}, corrected by Holm's method for all pairs of a table; surviving images that may fall "
-    "do not count as survived by the first alone). Intervals are exact (Clopper-Pearson), for "
-    "robust accuracy. Under common corruptions, networks are sorted by the mean over all "
+    f"{ALPHA}, corrected by Holm's method for all pairs of a table; surviving images that may "
+    "still be fooled do not count in favor of the first). Intervals are exact (Clopper-Pearson), "
+    "for robust accuracy. Under common corruptions, networks are sorted by the mean over all "
     "corruptions and compared by a paired t test over images; intervals use the standard error "
     "over images. A pass is one image through the network, forward or backward."
 )

@@ -87,7 +87,7 @@ def verified(listed: ListedBundle, **settings: Any) -> BoardEntry | str:
     Bundles come from others, so any fault becomes a reason and does not stop the board.
     """
     if not listed.flags:
-        return f"{NETWORKS} names no network for it; add its weights under [{listed.folder.name}]"
+        return f"{NETWORKS} does not name its network; add the weights under [{listed.folder.name}]"
     try:
         flags: dict[str, Any] = {**listed.flags, **settings}
         done = verification.check(VerificationSettings(listed.folder, **flags))

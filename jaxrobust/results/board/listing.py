@@ -43,7 +43,7 @@ def find(paths: Sequence[Path], networks: Path | None = None) -> list[ListedBund
     listed: dict[Path, ListedBundle] = {}
     for path in paths:
         if not path.is_dir():
-            raise ValueError(f"{path} is not a folder; name bundles, or a folder of several")
+            raise ValueError(f"{path} is not a folder; name bundles, or a folder of bundles")
         bundles = [path]
         if not _is_bundle(path):  # the bundles in it, except any being written
             inside = (p for p in path.iterdir() if p.name[0] != "." and _is_bundle(p))
@@ -51,7 +51,7 @@ def find(paths: Sequence[Path], networks: Path | None = None) -> list[ListedBund
         if not bundles:
             raise ValueError(
                 f"{path} holds no bundle; name folders that `jaxrobust evaluate --bundle` wrote, "
-                "or a folder of several"
+                "or a folder of bundles"
             )
         for folder in bundles:
             networks_file = folder.resolve().parent / NETWORKS

@@ -26,8 +26,8 @@ _FIXED = (
 _LOOKED = (
     "An evaluation was stopped by a rule, so p-values and intervals for a fixed number of images "
     "do not hold. Here p is the inverse of the largest e-value of a Beta mixture (Lindon and Malek "
-    "2022), and confidence sequences are from betting (Waudby-Smith and Ramdas 2023): both hold at "
-    "any look, and are therefore wider."
+    "2022), and confidence sequences are from betting (Waudby-Smith and Ramdas 2023): both hold "
+    "however often one looks, and are therefore wider."
 )
 
 
@@ -160,8 +160,8 @@ def _of_classes(pair: Pair) -> str:
     most = int(np.max(pair.by_class.n))
     if 2 * 0.5**most * count >= 1 - LEVEL:
         return (
-            f"{names} could not be told apart on any class, whatever they did: at most {most} "
-            f"images per class are too few for {count:,} tests."
+            f"{names} could not be told apart on any class, whatever their predictions: at most "
+            f"{most} images per class are too few for {count:,} tests."
         )
     return (
         f"{names} cannot be told apart on any single one of {count:,} classes (corrected for all "

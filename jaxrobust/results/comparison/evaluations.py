@@ -256,18 +256,18 @@ def remarks(evaluations: Sequence[ComparedEvaluation], names: Sequence[str] = ()
         if record.fast and (fallen := record.fast["fooled"]):
             sentences.append(
                 f"{name} comes from the fast version: {fallen:,} images fooled only by the attacks "
-                "on its sample count as robust here, because other images did not meet these "
+                "on its sample count as robust here, because other images did not face these "
                 "attacks."
             )
     tried = [name for name, record in named_records if record.replayed]
     if tried and not any(checked.replayed(one.verdicts).any() for one in evaluations):
         sentences.append(
-            f"None of these images was decided by the replayed points that {_and(tried)} met."
+            f"{_and(tried)} tried replayed points, but these decided none of the compared images."
         )
     sentences += unconfirmed(evaluations, names)
     seeds = [one.record.seed for one in evaluations]
     if evaluations[0].record.attacks and len(set(seeds)) > 1:
-        sentences.append(f"The attacks' draws have different seeds: {_each(seeds, names)}.")
+        sentences.append(f"The attacks used different random seeds: {_each(seeds, names)}.")
     hashes = [one.record.weights_sha256 for one in evaluations]
     for at, value in enumerate(hashes):
         if value is not None and value in hashes[:at]:

@@ -143,7 +143,7 @@ def _network(data: DataFacts, choice: NetworkChoice, size: int) -> list[ConfigLi
         return [name, *lines, start, ConfigLine("init.head", "fresh", reason)]
     if choice.model or size <= _SMALL or data.channels != 3:
         small = "convnext_n" if size < 16 else "convnext_n_cvst"
-        why = "the one that you named" if choice.model else "small, made for 8 to 64 px"
+        why = "the network that you named" if choice.model else "small, made for 8 to 64 px"
         return [ConfigLine("model.name", choice.model or small, why), *lines]
     return [
         ConfigLine("model.name", "convnext_t_cvst", "the paper's smallest, with its ConvStem"),
@@ -200,7 +200,7 @@ def _threat(choice: NetworkChoice, size: int) -> list[ConfigLine]:
     small = size <= _SMALL
     usual = RADII[choice.norm][0 if small else 1]
     written = choice.epsilon or usual
-    reason = "the one that you gave"
+    reason = "the radius that you chose"
     if choice.epsilon is None:
         reason = f"the usual radius for images {'up to' if small else 'above'} {_SMALL} px"
     check_radius(choice.norm, float(Fraction(written.replace(" ", ""))))
@@ -240,7 +240,7 @@ def text(data: DataFacts, lines: Sequence[ConfigLine], file: str) -> str:
             f"    jaxrobust check {shlex.quote(file)}",
             f"    jaxrobust train {shlex.quote(file)}",
             "",
-            "Written by jaxrobust new, based on the data. Change what you know better.",
+            "Written by jaxrobust new, based on the data. Edit it as needed.",
             '"""',
             "",
             "from jaxrobust.config import base",

@@ -86,7 +86,7 @@ def named(place: str) -> str:
     if path.is_file():
         if path.suffix != ".npz":
             raise DataError(
-                f"{place} is not a .npz file; give a folder of class folders, an .npz file with "
+                f"{place} is not an .npz file; give a folder of class folders, an .npz file with "
                 "images and labels, or the name of a data set"
             )
         return f"npz:{place}"

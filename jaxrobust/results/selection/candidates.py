@@ -140,12 +140,12 @@ def candidates(
     begun = kept.read_selection(path)
     if words := hosts.differences({key: begun.get(key) for key in question}, question):
         raise ValueError(
-            f"{path} holds a different choice: {words}. Repeat its flags, or move it away"
+            f"{path} holds a different choice: {words}. Use the same flags, or move the file away"
         )
     if "computed" not in begun:
         raise ValueError(
             f"{path} was written by an older version that fingerprinted neither the network nor "
-            "the images, so its candidates may differ: move it away"
+            "the images, so its candidates may differ: move the file away"
         )
     for size, hashed in computed["computed"].items():
         there = begun["computed"].get(size, hashed)
@@ -155,8 +155,8 @@ def candidates(
             whose = f" (begun by {fingerprint.words(begun['by'])})"
         if other:
             raise ValueError(
-                f"{path} holds a different choice: under the same name, it differs at "
-                f"{size} px in its {' and '.join(other)}{whose}. Move it away"
+                f"{path} holds a different choice: under the same name, it differs at {size} px in "
+                f"its {' and '.join(other)}{whose}. Move the file away"
             )
     both = begun["computed"] | computed["computed"]
     return begun["candidates"], computed | {"computed": both}

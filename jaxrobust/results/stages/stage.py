@@ -64,7 +64,7 @@ def _parsed(word: str) -> Stage:
         raise ValueError(f"--then={word} has nothing after its colon; {_FORM}")
     if name == SELECT:
         if argument:
-            raise ValueError(f"--then={word}: select takes nothing after a colon; leave it out")
+            raise ValueError(f"--then={word}: select accepts nothing after a colon; leave it out")
         return Stage(word, SELECT)
     if name == EXPORT:
         return _export(word, argument)
@@ -77,7 +77,7 @@ def _parsed(word: str) -> Stage:
         word, ATTACK, name, tuple(part.strip() for part in argument.split("+") if argument)
     )
     if name == CLEAN and argument:
-        raise ValueError(f"--then={word}: clean takes no threat; leave {argument} out")
+        raise ValueError(f"--then={word}: clean does not accept a threat; leave {argument} out")
     if len(set(stage.balls)) < len(stage.threats):  # `balls` parses, and may raise
         raise ValueError(f"--then={word} repeats a threat; give it once")
     return stage

@@ -72,8 +72,8 @@ def _check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
         )
     if pairs and not keeps_pairs:
         raise ValueError(
-            f"objective={objective!r} pairs the adversarial images of two norms, which "
-            f"attack.mix={mix!r} does not keep; set attack.mix='pair'"
+            f"objective={objective!r} pairs the adversarial images of two norms, but "
+            f"attack.mix={mix!r} does not keep both; set attack.mix='pair'"
         )
     if keeps_pairs and not pairs:
         raise ValueError(

@@ -267,7 +267,7 @@ class DecodingTest(parameterized.TestCase):
             "data.augmentation=heavy, but there are only 432 on 4 hosts: the chips wait for data "
             "at least 13% of the time; choose a cheaper data.augmentation.",
         ),
-        (("TPU v5e", 16, 174_000), "keep 430 cores busy .*=heavy, of 432 on 4 hosts.$"),
+        (("TPU v5e", 16, 174_000), "keep 430 cores busy .*=heavy, out of 432 on 4 hosts.$"),
         (("TPU v5e", 2, 40_500), "^WARNING.* keep 100 cores .*, but there are only 52 on 1 host:"),
         (("NVIDIA H100 SXM", 8, 40_500), "=heavy, 12.5 per NVIDIA H100 SXM.$"),
         # ct4p, ct5p-hightpu-4t, ct6e-standard-4t; of Ironwood JAX counts chips twice.

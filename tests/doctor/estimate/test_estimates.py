@@ -32,8 +32,8 @@ def get_config():
 NORMS = "--config.attack.norm=linf,l2 --config.attack.epsilon=4/255,2 --config.attack.mix=worst"
 # Printed only where the compilers are not installed.
 HINTS = (
-    "; pip install 'jaxrobust[tpu-aot]' brings the compiler",
-    "; tools/gpu/make_environment.py makes an environment that compiles for 1 to 8 GPUs",
+    "; pip install 'jaxrobust[tpu-aot]' installs the compiler",
+    "; tools/gpu/make_environment.py creates an environment that compiles for 1 to 8 GPUs",
 )
 WIDE = os.environ | {"COLUMNS": "100"}
 ROWS = {

@@ -170,7 +170,7 @@ class BetterTest(parameterized.TestCase):
     def test_without_weights_nothing_is_ranked(self):
         plain = self.boarded()
         self.assertEqual(plain["boards"], [])
-        self.assertIn("names no network for it", plain["left_out"][str(self.folder)])
+        self.assertIn("does not name its network", plain["left_out"][str(self.folder)])
 
     def test_erased_flags_are_raised_again(self):
         shutil.rmtree(self.folder)

@@ -152,7 +152,7 @@ class CommandTest(parameterized.TestCase):
         fooled = self.fast["fast"]["fooled"]
         self.assertIn(
             f"A is of the fast version: {fooled} images fooled only by the attacks on its sample "
-            "count as robust here, because other images did not meet these attacks.",
+            "count as robust here, because other images did not face these attacks.",
             evaluations.remarks(found),
         )
 

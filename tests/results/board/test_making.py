@@ -184,7 +184,7 @@ class BoardTest(parameterized.TestCase):
         plain, _, page = self.made(folder)
         (reason,) = plain["left_out"].values()
         self.assertEqual(
-            reason, "networks.toml names no network for it; add its weights under [bad_l2]"
+            reason, "networks.toml does not name its network; add the weights under [bad_l2]"
         )
         self.assertEqual(plain["boards"], [])
         self.assertIn("No bundle verified, so there is no board.", page)

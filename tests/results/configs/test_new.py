@@ -187,7 +187,7 @@ class RefusedTest(FolderCase):
         ("one", "only has the class owl (1); a classifier needs at least two"),
         ("deep", "deep/a contains folders instead of images; name the folder that holds"),
         ("few", "class owl of data set 'folder:few', split 'all' has 3 images, too few for"),
-        ("notes.txt", "notes.txt is not a .npz file; give a folder of class folders"),
+        ("notes.txt", "notes.txt is not an .npz file; give a folder of class folders"),
         ("nowhere/at/all", "does not exist or cannot be read"),
         ("broken", "is damaged"),
         ("digitz", "digitz"),

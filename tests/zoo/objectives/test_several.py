@@ -226,9 +226,9 @@ class CostTest(parameterized.TestCase):
     def test_the_doctor_says_them(self):
         look = next(own.look for own in config_checks.CONFIG_CHECKS if own.name == "one-step")
         for mix, name, words in (
-            ("worst", "apgd", "24 passes per step, where one norm alone takes 7"),
-            ("msd", "pgd", "15 passes per step, where one norm alone takes 6"),
-            ("pair", "apgd", "14 passes per step, where one norm alone takes 7"),
+            ("worst", "apgd", "24 passes per step, and a single norm needs 7"),
+            ("msd", "pgd", "15 passes per step, and a single norm needs 6"),
+            ("pair", "apgd", "14 passes per step, and a single norm needs 7"),
         ):
             config = small_config(**NORMS, attack__mix=mix, attack__name=name)
             config.train.objective = "ramp" if mix == "pair" else "adversarial"

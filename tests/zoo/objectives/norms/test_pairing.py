@@ -130,7 +130,7 @@ class RowTest(parameterized.TestCase):
             {"attack__norm": "linf", "attack__epsilon": 0.1},
             "objective='ramp' pairs the adversarial .* attack.norm=linf is one; name more",
         ),
-        ({**NORMS, "attack__mix": "worst"}, "attack.mix='worst' does not keep; set attack.mix='p"),
+        ({**NORMS, "attack__mix": "worst"}, "attack.mix='worst' does not keep both; set attack.m"),
         (
             {**NORMS, "attack__mix": "pair", "train__objective": "adversarial"},
             "attack.mix='pair' needs objective='ramp', .* with objective='adversarial' use",
