@@ -205,7 +205,7 @@ def _radii(image: tuple[int, ...], radii_given: Mapping[str, float]) -> dict[str
 
     if unknown := sorted(radii_given.keys() - set(NORMS)):
         norms = ", ".join(NORMS)
-        raise ValueError(f"radii has {', '.join(unknown)}, not a norm; choose from {norms}")
+        raise ValueError(f"radii contains {', '.join(unknown)}; choose norms from {norms}")
     height, width, channels = image
     side = height if height == width else 0  # the study's images are square
     threats = [

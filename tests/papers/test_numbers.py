@@ -113,7 +113,7 @@ class ConvergenceTest(absltest.TestCase):
         self.assertEqual(found, expected)
         with (
             mock.patch.object(attack, "logits", return_value=before[[1, 0, 0]]),
-            self.assertRaisesRegex(ValueError, r"gets none of the 3 images right; give a larger"),
+            self.assertRaisesRegex(ValueError, r"classifies none of the 3 images correctly; give"),
         ):
             convergence.analyse(seen, settings("convergence"))
 

@@ -285,7 +285,7 @@ class ProgramTest(parameterized.TestCase):
                 {},
                 r"no radii for images of 4 px .*; give radii=\{'linf': RADIUS, 'l2': RADIUS, 'l1'",
             ),
-            ({"radii": {"l3": 1.0}}, "radii has l3, not a norm; choose from linf, l2, l1"),
+            ({"radii": {"l3": 1.0}}, "radii contains l3; choose norms from linf, l2, l1"),
             (
                 {"radii": {"linf": 0.1, "l2": 1.0, "l1": 8 / 255}},
                 "l1 radius of 0.03137 changes",

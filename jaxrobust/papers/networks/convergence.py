@@ -33,7 +33,7 @@ def analyse(sample: NetworkSample, settings: AnalysisSettings) -> tuple[Rows, An
     """Return a row for each image and number of steps: mean, least and largest over the starts."""
     right = attack.logits(sample, sample.images, settings.batch).argmax(1) == sample.labels
     if not right.any():
-        none = f"{sample.name} gets none of the {len(right)} images right"
+        none = f"{sample.name} classifies none of the {len(right)} images correctly"
         raise ValueError(f"{none}; give a larger --n")
     images, labels, ids = (array[right] for array in (sample.images, sample.labels, sample.ids))
     sample = sample._replace(images=images, labels=labels, ids=ids)

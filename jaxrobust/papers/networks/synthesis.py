@@ -74,5 +74,5 @@ def draw(sample: NetworkSample, rows: Rows, result: Any, settings: AnalysisSetti
         for image, row in zip(result[: picture_parts.MOST], rows, strict=False)
     ]
     steps = f"{settings.steps[0]} steps of {settings.step_size:g}"
-    about = f"{steps} from noise towards a class, with its probability at the end"
+    about = f"{steps} from noise toward a class, with its probability at the end"
     return picture_parts.grid(cells, min(4, len(cells)), f"{sample.name}\n{about}")
