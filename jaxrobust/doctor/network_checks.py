@@ -117,7 +117,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "determinism",
         "Five passes over the same images, and two traces of the function; red if they differ.",
         "the network draws random numbers, or keeps state",
-        "switch the randomness off, or evaluate with --version=rand",
+        "turn off the randomness, or evaluate with --version=rand",
         "Athalye et al. 2018, arXiv 1802.00420, section 3 (stochastic gradients)",
         _reliability("randomized", "retraced", healthy="the same logits in five passes"),
     ),

@@ -115,7 +115,7 @@ class NumbersTest(Folders):
         plain, text = self.compared(*paths)
         self.assertEqual(plain["pairs"][0]["classes"], [])
         self.assertNotRegex(text, "Classes that differ|of [0-9]+ classes|covers the classes")
-        self.assertIn("Neither p nor the intervals are corrected for several comparisons.", text)
+        self.assertIn("Neither p nor the intervals are corrected for multiple comparisons.", text)
 
     def test_common_images_only(self):
         a, b = found(1), found(2, n=400, first=350)

@@ -72,7 +72,7 @@ class EvaluateFlags(SubjectFlags):
         "or uniform-boxed (as in foolbox)."
     )
     l1_rule: str | None = flag(
-        "How attacks with K steps step and project in l1: sparse (the default), as in APGD, or "
+        "How attacks with K steps move and project in l1: sparse (the default), as in APGD, or "
         "art, as in ART 1.10, which steps along the full gradient and scales back."
     )
     search_dtype: str = flag(

@@ -70,7 +70,7 @@ def document(findings: ComparisonFindings, picture: str | None = None) -> str:
             one, last = row(pair, at), p_value(pair.p_by_class[at])
             rows.append([str(pair.classes[at]), str(one.n), *_numbers(one), last])
         parts += ["## Classes that differ most", grid(rows)]
-    correction = "Neither p nor the intervals are corrected for several comparisons."
+    correction = "Neither p nor the intervals are corrected for multiple comparisons."
     if len(compared) > 1:
         of_classes = ", and the classes of one pair" * has_classes
         correction = (
