@@ -133,8 +133,8 @@ def signalled(hosts, line: str, number: int, which: int):
 
 ASKED = {TERM: 143, KILL: -9}
 SENTENCE = {
-    TERM: "jaxrobust: process {} was asked to stop (SIGTERM) and is gone; the same command ",
-    KILL: "jaxrobust: process {} is gone; the same command ",
+    TERM: "jaxrobust: process {} was asked to stop (SIGTERM) and is gone; run the same command ",
+    KILL: "jaxrobust: process {} is gone; run the same command ",
 }
 
 
@@ -153,13 +153,15 @@ class PodTest(parameterized.TestCase):
         self.assertNotIn("still busy", said[other])
         self.assertLess(max(seconds), 15)
         if number == TERM:
-            self.assertIn(f"jaxrobust: stopped (SIGTERM); the same command {again}\n", said[which])
+            self.assertIn(
+                f"jaxrobust: stopped (SIGTERM); run the same command {again}\n", said[which]
+            )
 
     @parameterized.product(number=(TERM, KILL), which=(0, 1))
     def test_while_the_step_compiles(self, number, which):
         folder = Path(self.create_tempdir())
         command = [*written(folder), f"--workdir={folder / 'run'}"]
-        again = "starts over, because nothing was saved yet"
+        again = "to start over, because nothing was saved yet"
         self.check(command, "compiling the step", number, which, again)
 
     @parameterized.product(number=(TERM, KILL), which=(0, 1))
@@ -168,7 +170,7 @@ class PodTest(parameterized.TestCase):
         evaluations.trained(folder / "run")
         flags = ["--epsilon=0.01", "--n=200", "--attack=apgd-ce,square", f"--out={folder / 'out'}"]
         command = ["-m", "jaxrobust.evaluate", f"--workdir={folder / 'run'}", *flags]
-        self.check(command, "apgd-ce", number, which, "continues with the verdicts so far")
+        self.check(command, "apgd-ce", number, which, "to continue with the verdicts so far")
 
     def test_while_they_train(self):
         folder = Path(self.create_tempdir())
