@@ -113,7 +113,7 @@ class SharedTest(parameterized.TestCase):
                 texts[field.name] = field.metadata["about"].text
         for name, text in texts.items():
             self.assertStartsWith(text, shared.TEXTS[name][0].removesuffix("."))
-        other = shared.shared("split", default="that of the record").metadata["about"].text
+        other = shared.shared("split", default="from the record").metadata["about"].text
         self.assertEqual(other, "Split, such as test[:1000]; default: from the record.")
 
     def test_evaluate_has_a_flag_for_all_that_it_is_given(self):
