@@ -109,11 +109,12 @@ what is decayed nor how the best epoch is chosen: here these are ConvNeXt-T's. I
 batch norm of these networks, whose running statistics the attack reads.
 
 Cost at best: an epoch against the attack takes 0.13 hours of one v5e chip for convnext_t_cvst, 0.46
-for convnext_b_cvst and 0.14 for vit_s_cvst by peak FLOPs, 0.50, 1.21 and 0.47 by the cycles that
-the compiler and our kernels declare; with steps=3 5/4 and a clean one 3/8 of that. So much the
-compiled step allows (`python tools/bench_step.py configs/revisiting_at.py:vit_s_cvst --topology
-v5e:4x4 --batch 88 --fsdp 0`); no chip has measured it, nor wall time or accuracies of ours. The
-other networks are not yet compiled.
+for convnext_b_cvst and 0.14 for vit_s_cvst by peak FLOPs, 0.45 for convnext_t_cvst and 0.26 for
+vit_s_cvst by the compiler's schedule, and 1.21 for convnext_b_cvst by the cycles that the compiler
+and our kernels declare; with steps=3 5/4 and a clean one 3/8 of that. So much the compiled step
+allows (`python tools/bench_step.py configs/revisiting_at.py:vit_s_cvst --topology v5e:4x4 --batch
+88 --fsdp 0 --bundles`); no chip has measured it, nor wall time or accuracies of ours. The other
+networks are not yet compiled.
 """
 
 import math
