@@ -102,7 +102,7 @@ class TablesTest(parameterized.TestCase):
 class CountsTest(absltest.TestCase):
     def test_readme(self):
         text = (ROOT / "README.md").read_text()
-        self.assertIn(f"{len(PUBLISHED)} RobustBench ids", text)
+        self.assertIn(f"RobustBench ({len(PUBLISHED)} ids)", text)
         self.assertIn(f"lists {len(models.available())} architectures", text)
 
 
