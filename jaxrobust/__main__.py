@@ -43,7 +43,7 @@ COMMANDS = {
     "models": Command(".models", "", "lists architectures and published checkpoints"),
     "import": Command(
         *(".conversion.import_weights", "SOURCE --out DIR"),
-        "imports weights from files, URLs, the Hub or timm",
+        "imports weights: a file, URL, Hub or timm",
     ),
     "export": Command(
         ".conversion.export_weights", "TARGET", "exports weights for PyTorch and RobustBench"

@@ -145,7 +145,7 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(noted[:2], [hopper.NOTE, lines[0]])
 
     @sweeps.rows(
-        ("heavy-augmentation", RED, "Start from clean weights", HEAVY),
+        ("heavy-augmentation", RED, "random weights do not learn", HEAVY),
         ("step-rule", RED, "the radius is never reached", PGD | {"attack__step_size": 0.02}),
         ("step-rule", RED, "overshoots the ball", PGD | {"attack__relative_step": 3.0}),
         ("step-rule", YELLOW, "attack.relative_step=0.6", PGD | {"attack__step_size": 0.06}),

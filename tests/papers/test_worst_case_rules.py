@@ -150,5 +150,5 @@ class ResultTest(parameterized.TestCase):
         self.assertEqual(same.evaluation, found.evaluation)
         other = self.result(about={"seed": 4}).typed_record(**known)
         self.assertNotEqual(other.evaluation, found.evaluation)
-        with self.assertRaisesRegex(ValueError, "a record has no color; pass only model"):
+        with self.assertRaisesRegex(ValueError, "a record has no colour; pass only model"):
             self.result().typed_record(colour="red")

@@ -252,7 +252,7 @@ class StartTest(parameterized.TestCase):
                 r"\(x\); give weights of torch:nets.py:build with these model.options",
             ),
             ("loose.pt", {}, "second.weight and first.weight are the same tensor in the module"),
-            ("double.pt", {"num_classes": 6}, "conv.weight is float64 there, .*module.float"),
+            ("double.pt", {"num_classes": 6}, "conv.weight is float64 in the file, .*module.float"),
             ("order.pt", {"num_classes": 6}, "order has different integers from the module"),
         ):
             with self.subTest(given, **how):

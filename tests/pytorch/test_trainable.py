@@ -341,7 +341,7 @@ class KeptTest(absltest.TestCase):
         again = kept._called(json.loads(json.dumps(kept._call(call))))
         self.assertEqual(again, call)
         self.assertEqual([type(v) for v in again.operands], [type(v) for v in call.operands])
-        with self.assertRaisesRegex(ValueError, "takes <object .*cannot be stored"):
+        with self.assertRaisesRegex(ValueError, "argument <object .*cannot be stored"):
             kept._call(call._replace(operands=(object(),)))
 
     def test_the_hash_is_that_of_what_is_computed(self):

@@ -85,7 +85,7 @@ class FollowedTest(absltest.TestCase):
         self.add(line(6)[:20])
         for _ in range(2):
             seen = self.check(new=1)
-            self.assertRegex(seen.notes[0], "The last line of .* was cut off; the 5 before it")
+            self.assertRegex(seen.notes[0], "The last line of .* was cut off; the 5 lines before it")
         self.add(line(6)[20:-1])  # whole but for its end
         self.assertLen(self.check(new=1).curves["train"]["loss"].steps, 6)
         self.add("\n" + line(7))
@@ -156,7 +156,7 @@ class WatchingTest(absltest.TestCase):
                 ),
                 (["--port=-1"], 2, "--port=-1 is not a valid port"),
                 (["--every", 0.99], 2, "--every=0.99 must be at least 1"),
-                (["--json"], 2, "--watch serves the page and writes no file; leave --out"),
+                (["--json"], 2, "--watch serves the page and writes no file; leave out --out"),
             ):
                 said = io.StringIO()
                 with contextlib.redirect_stderr(said), self.assertRaises(SystemExit) as ended:

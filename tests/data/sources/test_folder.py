@@ -176,7 +176,7 @@ class ReadingTest(FolderTest):
         self.assertEqual(source.classes, ("cat", "train"))
         self.assertLen(self.open("all[1:]"), 1)
         self.assert_refused(
-            "has no split 'test': it has only the split all, with .* directly inside: cat, train ",
+            "has no split 'test': it has only the split all, whose .* directly inside: cat, train ",
             split="test",
         )
 

@@ -13,7 +13,7 @@ from jaxrobust.runtime.commandline import functions
 from tests.support import sweeps
 
 SOURCE = """
-from neighbor import WIDTH
+from neighbour import WIDTH
 
 class Made:
     @staticmethod

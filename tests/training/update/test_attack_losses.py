@@ -83,7 +83,7 @@ class LossTest(FilesTest):
         ("cee", {}, r"attack.loss='cee' is not a loss on labels; did you mean ce\? choose one"),
         ("kl", {}, "'kl' is not a loss on labels; choose one of ce, dlr, cw, cw-floor, ce-cw"),
         ("dlr-targeted", {}, "'dlr-targeted' is not a loss on labels; choose one of ce, dlr"),
-        ("my_losses.py", {}, "or your own function, such as my_losses.py:margin"),
+        ("my_losses.py", {}, "or name your own function, such as my_losses.py:margin"),
         ("cw", {"label_smoothing": 0.1}, "mixed or smoothed here; set attack.labels='hard'"),
         ("dlr", {"model__num_classes": 2}, "'dlr' needs at least 3 classes, but the logits have 2"),
         ("none.py:margin", {}, "attack.loss=none.py:margin: cannot read none.py"),
