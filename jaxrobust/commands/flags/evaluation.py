@@ -47,8 +47,8 @@ class EvaluateFlags(SubjectFlags):
         "Radii that share adversarial images, such as linf:0:16/255:9, the smallest first."
     )
     union_only: bool = flag(
-        "Whether each --threat, or part of --worst_case, attacks only images that survived the "
-        "previous ones; this is cheaper, but only measures the union or worst case.",
+        "Whether to run each --threat, or each attack of --worst_case, only on images that "
+        "survived the previous ones. This is cheaper but measures only the union or worst case.",
         False,
     )
     worst_case: bool = flag(

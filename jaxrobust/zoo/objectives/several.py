@@ -46,8 +46,8 @@ def _check_norms(attack: AttackSection) -> None:
         )
     if len(balls) == 1:
         raise ValueError(
-            f"attack.mix={mix!r} mixes several norms, but attack.norm={norms} is one; name more, "
-            "such as attack.norm=linf,l2,l1, or leave attack.mix out"
+            f"attack.mix={mix!r} mixes several norms, but attack.norm={norms} names one; list "
+            "more, such as attack.norm=linf,l2,l1, or leave attack.mix out"
         )
     if attack.start_std is not None:
         raise ValueError(
@@ -67,8 +67,8 @@ def _check_pairs(attack: AttackSection, objective: str, *, pairs: bool) -> None:
     if pairs and len(norms) < 2:
         raise ValueError(
             f"objective={objective!r} pairs the adversarial images of two norms, but "
-            f"attack.norm={norms[0]} is one; name more, such as attack.norm=linf,l2,l1, with a "
-            "radius each, and set attack.mix='pair'"
+            f"attack.norm={norms[0]} names one; list more, such as attack.norm=linf,l2,l1, with "
+            "one radius each, and set attack.mix='pair'"
         )
     if pairs and not keeps_pairs:
         raise ValueError(

@@ -354,11 +354,11 @@ class RefusalTest(parameterized.TestCase):
         ),
         (
             ONE | {"mix": "msd"},
-            "attack.mix='msd' mixes several norms, but attack.norm=linf is one;",
+            "attack.mix='msd' mixes several norms, but attack.norm=linf names one;",
         ),
         ({"mix": "msd", "norm": ("l2", "l2", "l1")}, "names l2 twice; name it once"),
         ({"mix": "msd", "epsilon": (0.1, 0.5)}, "give one radius per norm, in the same order"),
-        (ONE, "attack.mix='worst' mixes several norms, but attack.norm=linf is one; name more"),
+        (ONE, "attack.mix='worst' mixes several norms, but attack.norm=linf names one; list more"),
         (ONE | {"mix": "extreme"}, "chooses between linf and l1, but attack.norm=linf lacks one"),
         (
             TWO | {"mix": "extreme"},

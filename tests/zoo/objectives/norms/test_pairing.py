@@ -128,7 +128,7 @@ class RowTest(parameterized.TestCase):
     @sweeps.rows(
         (
             {"attack__norm": "linf", "attack__epsilon": 0.1},
-            "objective='ramp' pairs the adversarial .* attack.norm=linf is one; name more",
+            "objective='ramp' pairs the adversarial .* attack.norm=linf names one; list more",
         ),
         ({**NORMS, "attack__mix": "worst"}, "attack.mix='worst' does not keep both; set attack.m"),
         (
@@ -138,7 +138,7 @@ class RowTest(parameterized.TestCase):
         ({**NORMS, "attack__mix": "pair", "train__ramp_lambda": -1.0}, "ramp_lambda=-1.0 must be"),
         (
             {"attack__norm": "l2", "attack__epsilon": 0.1, "attack__mix": "pair"},
-            "attack.mix='pair' mixes several norms, but attack.norm=l2 is one; name more",
+            "attack.mix='pair' mixes several norms, but attack.norm=l2 names one; list more",
         ),
     )
     def test_what_a_phase_refuses(self, changes, message):
