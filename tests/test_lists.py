@@ -17,6 +17,18 @@ class ListsTest(absltest.TestCase):
             self.assertEqual(lines, sorted(set(lines)))
             self.assertEmpty([line for line in lines if not _is_there(path.parent, line)])
 
+    def test_marks_stand_below_parameters(self):
+        """Above `parameterized`, which makes an iterator of the test, pytest does not see them."""
+        lost = []
+        for path in sorted(Path(__file__).parent.rglob("test_*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [ast.unparse(d) for d in getattr(node, "decorator_list", ())]
+                marks = [n for n, name in enumerate(names) if name.startswith("pytest.mark.")]
+                rows = [n for n, name in enumerate(names) if name.startswith("parameterized.")]
+                if marks and rows and marks[0] < rows[-1]:
+                    lost.append(f"{path.name}: {node.name}")
+        self.assertEmpty(lost)
+
 
 def _is_there(folder: Path, line: str) -> bool:
     file, of, *name = line.split("::")  # a whole class without a name

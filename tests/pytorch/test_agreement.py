@@ -135,7 +135,11 @@ class CheckedTest(parameterized.TestCase):
         for shares in ((1.1e-9, 0), (0, 1.1e-7)):
             for draws, first in (((), "relu"), ((), None), (("draw",), "relu")):
                 wrong = Side(**off, exact=lambda images, s=shares: Side(*s)(images, "float32"))
-                named = "operator whose values differ is relu$" if first and not draws else "All operators"
+                named = (
+                    "operator whose values differ is relu$"
+                    if first and not draws
+                    else "All operators"
+                )
                 with (
                     mock.patch.object(agreement, "first_difference", lambda *given: first),  # noqa: B023
                     self.assertRaisesRegex(ValueError, f"JAX and PyTorch differ: logits.*{named}"),

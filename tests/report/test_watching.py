@@ -85,7 +85,9 @@ class FollowedTest(absltest.TestCase):
         self.add(line(6)[:20])
         for _ in range(2):
             seen = self.check(new=1)
-            self.assertRegex(seen.notes[0], "The last line of .* was cut off; the 5 lines before it")
+            self.assertRegex(
+                seen.notes[0], "The last line of .* was cut off; the 5 lines before it"
+            )
         self.add(line(6)[20:-1])  # whole but for its end
         self.assertLen(self.check(new=1).curves["train"]["loss"].steps, 6)
         self.add("\n" + line(7))

@@ -150,7 +150,5 @@ class RobustnessTest(parameterized.TestCase):
         shapes = jax.eval_shape(net.init, jax.random.key(0))
         small = {k: np.broadcast_to(np.float32(0.5), a.shape) for p in shapes for k, a in p.items()}
         path = self.file(convert.reference_names("wide_resnet50_2", small, wrapped=False, **depths))
-        with self.assertRaisesRegex(
-            ValueError, "match width=128, but this resnet50 has width=64"
-        ):
+        with self.assertRaisesRegex(ValueError, "match width=128, but this resnet50 has width=64"):
             jaxrobust.load(path, model="resnet50", tell=lambda line: None, **depths)

@@ -6,7 +6,7 @@ of the color cube. Changes that raise the loss stay. The number of exchanges fal
 Source: Croce et al. 2022 (arXiv 2006.12834), algorithm 1, for L0. Details follow the authors' code
 (fra31/sparse-rs 055efff), with two differences. Each image exchanges its own pixels instead of
 those of the whole batch. A single exchanged pixel that draws its current color takes the opposite
-one; the code draws again.
+color, where the code draws again.
 Parity: tests/attacks/test_sparse_rs.py.
 """
 

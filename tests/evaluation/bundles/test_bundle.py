@@ -309,7 +309,9 @@ class WrittenTest(parameterized.TestCase):
             bundle.of_record(place, self.record, out, self.images, logits)
         lines = (out / "ledger-a1.jsonl").read_text().splitlines()
         (out / "ledger-a1.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-        with self.assertRaisesRegex(ValueError, r"lacks the adversarial images for 1 verdicts, which --bundle"):
+        with self.assertRaisesRegex(
+            ValueError, r"lacks the adversarial images for 1 verdicts, which --bundle"
+        ):
             bundle.of_record(place, self.record, out, self.images, logits)
         with self.assertRaisesRegex(ValueError, "records from older versions; evaluate again"):
             bundle.of_record(
