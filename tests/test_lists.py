@@ -23,9 +23,8 @@ class ListsTest(absltest.TestCase):
         for path in sorted(Path(__file__).parent.rglob("test_*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 names = [ast.unparse(d) for d in getattr(node, "decorator_list", ())]
-                marks = [n for n, name in enumerate(names) if name.startswith("pytest.mark.")]
-                rows = [n for n, name in enumerate(names) if name.startswith("parameterized.")]
-                if marks and rows and marks[0] < rows[-1]:
+                kinds = [name.partition(".")[0] for name in names]
+                if "parameterized" in kinds[kinds.index("pytest") :] if "pytest" in kinds else ():
                     lost.append(f"{path.name}: {node.name}")
         self.assertEmpty(lost)
 

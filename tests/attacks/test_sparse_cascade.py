@@ -20,7 +20,6 @@ from jaxrobust.attacks import losses
 from tests.attacks.test_sparse_rs import share
 
 SEEDS, COUNT, PIXELS = 5, 128, 2
-SIDE = 8  # of the images, which have one channel
 
 
 class Authors:
@@ -75,7 +74,7 @@ class Authors:
         for _ in range(self.steps):
             old_mask = mask
             norm = np.sqrt((of_mask**2).sum((1, 2, 3), keepdims=True))
-            mask = mask + 0.25 * SIDE * np.where(norm < 2e-10, 0, of_mask / (norm + 1e-10))
+            mask = mask + 0.25 * 8 * np.where(norm < 2e-10, 0, of_mask / (norm + 1e-10))
             delta = np.clip(delta + 0.25 * np.sign(of_delta), -images, 1 - images)
             success, of_delta, of_mask = backward()
             fooled |= active & success
@@ -107,20 +106,18 @@ class Authors:
             into = self.draw.permutation(size - PIXELS)[:count]
             new = best.copy()
             new[rows, changed[:, out]] = images[rows, changed[:, out]]
-            colours = self.draw.integers(0, 2, (len(images), count))
+            colors = self.draw.integers(0, 2, (len(images), count))
             if count == 1:  # another color than today's; one channel has two
                 today = new[rows, others[:, into]]
-                colours = np.where(np.isin(today, (0, 1)), 1 - today, colours)
-            new[rows, others[:, into]] = colours
+                colors = np.where(np.isin(today, (0, 1)), 1 - today, colors)
+            new[rows, others[:, into]] = colors
             new_loss, new_lead = evaluate(new)
             better = active & ((new_loss > loss) | (new_lead > 0))
             loss, lead = np.where(better, new_loss, loss), np.where(better, new_lead, lead)
             best[better] = new[better]
             left, joined = changed[:, out].copy(), others[:, into].copy()
-            changed[np.ix_(better, out)], others[np.ix_(better, into)] = (
-                joined[better],
-                left[better],
-            )
+            changed[np.ix_(better, out)] = joined[better]
+            others[np.ix_(better, into)] = left[better]
         return lead > 0
 
 
@@ -143,9 +140,8 @@ def network(activation):
         return jax.tree.map(lambda p, g: p - 0.5 * g, params, jax.grad(loss)(params, key)), None
 
     keys = jax.random.split(jax.random.key(0), 502)
-    sizes = ((64, 64), (64, 10))
     start = [
-        (jax.random.normal(k, s) / 8, jnp.zeros(s[1])) for k, s in zip(keys, sizes, strict=False)
+        (jax.random.normal(keys[i], (64, n)) / 8, jnp.zeros(n)) for i, n in enumerate((64, 10))
     ]
     params, _ = jax.lax.scan(step, start, keys[2:])
     return jax.tree_util.Partial(logits, params)
@@ -156,9 +152,10 @@ class SparseCascadeTest(parameterized.TestCase):
     @parameterized.parameters(20, 1000)
     @pytest.mark.slow
     def test_the_authors_robust_accuracy(self, steps):
-        """Where the two disagree, either wins equally often: an exact interval of 99.9%.
+        """Where the two disagree, either wins equally often, in an exact interval.
 
-        After 20 steps, which images stay robust depends on the draws; after 1,000 it hardly does.
+        After 1,000 steps they agree; after 20, it depends on the draws. Hence 99.9%: with these
+        five seeds, 58 and 29 images are robust under one alone, but with 120 it is 1,131 and 1,056.
         """
         digits = data.load("digits", split="test", n=COUNT)
         overrides = {name: {"steps": steps} for name in ("sparse-pgd", "sparse-pgd-p", "sparse-rs")}
@@ -171,7 +168,6 @@ class SparseCascadeTest(parameterized.TestCase):
         ours, theirs = np.stack(ours), np.stack(theirs)
         only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
         message = f"{ours.sum(1)} and {theirs.sum(1)} robust, {only_ours} and {only_theirs} alone"
-        print(message)
         self.assertBetween(ours.mean(), 0.2, 0.6, message)
         self.assertEqual(only_ours + only_theirs > 40, steps == 20, message)
         if disagreements := only_ours + only_theirs:

@@ -122,7 +122,8 @@ class CommandTest(parameterized.TestCase):
     def test_a_data_set_is_of_a_target(self):
         said = self.run_on("quickstart", "--on", "cpu", "--dataset", "cifar10", code=2)
         self.assertIn(
-            "--dataset is only for --target; a config names its data set, so leave it", said
+            "--dataset is only for --target; a config names its data set, so leave --dataset out",
+            said,
         )
 
     def test_help_of_both(self):
