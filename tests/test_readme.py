@@ -278,7 +278,7 @@ class QuickstartTest(absltest.TestCase):
 
     def shown(self):
         section = read("README.md").partition("\n## Quickstart\n")[2].partition("\n## ")[0]
-        (words,) = (w for w in commands("README.md") if w[-1] == "configs/quickstart.py")
+        (words,) = (w for w in commands("README.md") if w[3:] == ["train", "quickstart"])
         return words, self.ROW.findall(section)
 
     def test_is_shown(self):
@@ -290,8 +290,7 @@ class QuickstartTest(absltest.TestCase):
     def test_gives_the_figures(self):
         words, rows = self.shown()
         folder = self.create_tempdir().full_path
-        config = str(ROOT / words[-1])
-        done = run(tool(words), "--config", config, "--workdir", f"{folder}/run", cwd=folder)
+        done = run(tool(words), words[-1], "--workdir", f"{folder}/run", cwd=folder)
         self.assertEqual(done.returncode, 0, done.stderr)
         found = self.ROW.findall(done.stdout)
         self.assertEqual([row[::3] for row in found], [row[::3] for row in rows])

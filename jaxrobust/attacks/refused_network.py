@@ -28,7 +28,12 @@ def as_function(network: object) -> Callable[[Any], Any]:
 
     Libraries are recognized without importing them.
     """
-    linen = sys.modules.get("flax.linen")
+    linen, torch = sys.modules.get("flax.linen"), sys.modules.get("torch")
+    if torch is not None and isinstance(network, torch.nn.Module):
+        raise ValueError(
+            "the network is a PyTorch module; convert it with `logits_fn, weights = "
+            "jaxrobust.interop.torch.from_module(module, images)` and pass logits_fn"
+        )
     if isinstance(network, tuple) and len(network) == 2 and linen is not None:
         module, variables = network
         if isinstance(module, linen.Module):
@@ -77,10 +82,20 @@ def called(network: Callable[[Any], Any], points: Any, *, logits: bool = False) 
     try:
         return network(points)
     except Exception as error:
+        check_layout(points.shape)
         image = jax.ShapeDtypeStruct(points.shape[1:], points.dtype)
         if words := remedy(error, network) or of_one_image(network, image, logits=logits):
             raise ValueError(f"logits_fn {words}") from error
         raise
+
+
+def check_layout(shape: tuple[int, ...]) -> None:
+    """Raise if images of a shape look as if their channels came before their sides."""
+    if len(shape) == 4 and shape[1] in (1, 3) and min(shape[2:]) > 4:
+        raise ValueError(
+            f"images of shape {shape} look channels-first; pass [N, H, W, C]: "
+            "images.transpose(0, 2, 3, 1)"
+        )
 
 
 def of_one_image(

@@ -45,9 +45,9 @@ class Agreement(NamedTuple):
         """Describe the measurements in one line."""
         here, there = (f"{1e3 * seconds:.1f} ms" for seconds in self.seconds)
         return (
-            f"JAX and PyTorch agree on {self.images} images (logits differ by {self.logits:.1e} of "
-            f"the largest, input gradients by {self.gradients:.1e}); a pass with gradient takes "
-            f"{here} in JAX, {there} in PyTorch"
+            f"JAX and PyTorch agree on {self.images} images (relative difference of the logits "
+            f"{self.logits:.1e}, of the input gradients {self.gradients:.1e}); a forward and "
+            f"backward pass on them takes {here} in JAX, {there} in PyTorch"
             + (f"; batches of {self.at_once} cost less per image" if self.at_once > FEW else "")
         )
 

@@ -113,6 +113,12 @@ def function_of(program: Program, output: str, random: bool = False) -> Callable
         function: Any = logits_of
         if program.single or program.draws:
             function = jax.vmap(one, (None, *(0 for _ in operands)))
+        images = operands[0]
+        if getattr(images, "ndim", 0) != 4 or not isinstance(images, np.ndarray | jax.Array):
+            raise ValueError(
+                f"images are {type(images).__name__} {getattr(images, 'shape', '')}; pass arrays "
+                "[B,H,W,C] of NumPy or JAX: tensor.permute(0, 2, 3, 1).numpy()"
+            )
         logits = function(weights, *operands)
         return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
 

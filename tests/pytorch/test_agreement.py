@@ -86,9 +86,9 @@ class MeasuresTest(parameterized.TestCase):
         found = Agreement(5, 1.5e-6, 3e-5, (0.0125, 2.0), at_once)
         self.assertEqual(
             found.words(),
-            "JAX and PyTorch agree on 5 images (logits differ by 1.5e-06 of the largest, input "
-            "gradients by 3.0e-05); a pass with gradient takes 12.5 ms in JAX, 2000.0 ms in PyTorch"
-            + more,
+            "JAX and PyTorch agree on 5 images (relative difference of the logits 1.5e-06, of the "
+            "input gradients 3.0e-05); a forward and backward pass on them takes 12.5 ms in JAX, "
+            "2000.0 ms in PyTorch" + more,
         )
 
     @sweeps.rows(

@@ -94,7 +94,7 @@ class DrawsTest(parameterized.TestCase):
         np.testing.assert_array_equal(logits_fn(IMAGES, keys(4)), plain(IMAGES))
 
     @parameterized.parameters(
-        (lambda: torch.nn.BatchNorm2d(torch_defences.CHANNELS), r"1\.2 is in training mode"),
+        (lambda: torch.nn.BatchNorm2d(torch_defences.CHANNELS), r"training mode \(1\.2\)"),
         (
             lambda: torch_defences.Layer(torch_defences.REFUSED_NOISE),
             r"two passes of the PyTorch module on the same images differ",

@@ -139,7 +139,7 @@ class CheckTest(parameterized.TestCase):
         drops, norms = torch.nn.Dropout(0.5).train(), torch.nn.BatchNorm2d(3).train()
         exporting.check(drops, random=True)
         for module, random in ((drops, False), (norms, True), (norms, False)):
-            with self.assertRaisesRegex(ValueError, "it is in training mode; call module.eval"):
+            with self.assertRaisesRegex(ValueError, "module is in training mode; call module.eval"):
                 exporting.check(module, random=random)
 
     def test_programs_of_any_number_of_images_and_of_one(self):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust import attacks
 from jaxrobust.pytorch import agreement, named
 from jaxrobust.pytorch import torch as interop
 from jaxrobust.pytorch.operators import TABLE
@@ -160,8 +161,8 @@ class FromModuleTest(parameterized.TestCase):
         (torch_faults.Both, r"returns 0 \[B, 10\], 1 \[B, 3\]; .*--torch_output NAME"),
         (torch_faults.Named, r"returns logits \[B, 10\], features \[B, 3\]; .*--torch_output NAME"),
         (torch_faults.NoLogits, r"returns a tensor \[B\], but no logits \[B,K\]"),
-        (lambda: torch_faults.Convolutional().train(), r"it \(and .* more\) is in training mode"),
-        (lambda: _half_trained(), r"^body\.1 is in training mode; call module\.eval\(\)"),
+        (lambda: torch_faults.Convolutional().train(), r"^the module is in training mode; call"),
+        (lambda: _half_trained(), r"module is in training mode \(body\.1\); call module\.eval\(\)"),
         (
             lambda: torch_faults.Linear().eval().double(),
             r"head\.weight .* is float64; .*module\.float",
@@ -221,6 +222,20 @@ class FromModuleTest(parameterized.TestCase):
     def test_refuses_images_of_another_shape(self):
         with self.assertRaisesRegex(ValueError, r"images have shape \(8, 8, 3\)"):
             from_module(self.module, images()[0])
+
+    def test_refuses_tensors_and_channels_first(self):
+        first = images().transpose(0, 3, 1, 2)
+        with self.assertRaisesRegex(ValueError, r"accepts \[B,3,8,8\]; pass NumPy images as \[B,H"):
+            from_module(self.module, first)
+        logits_fn, _ = from_module(self.module, torch.from_numpy(first))
+        for wrong in (torch.from_numpy(first), images()[0]):
+            with self.assertRaisesRegex(ValueError, r"^images are (Tensor|ndarray) .*permute"):
+                logits_fn(wrong)
+        attack = attacks.fgsm(epsilon=0.1)
+        with self.assertRaisesRegex(ValueError, "look channels-first"):
+            attack(logits_fn, None, first, np.zeros(len(first), int))
+        with self.assertRaisesRegex(ValueError, "is a PyTorch module; convert it with"):
+            attack(self.module, None, images(), np.zeros(len(first), int))
 
 
 def _half_trained():

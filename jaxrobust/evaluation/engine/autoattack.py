@@ -174,7 +174,7 @@ def autoattack(
     >>> result.robust.tolist(), result.accuracy_after
     ([True, False], {'apgd-ce': 0.5})
     """
-    logits_fn = as_function(logits_fn) if isinstance(logits_fn, tuple) else logits_fn
+    logits_fn = as_function(logits_fn)
     if task is not None and isinstance(task, Task) and getattr(task.goal, "logits", False):
         task = None
     targets, labels = labels, labels if task is None else np.zeros(len(images), np.int32)

@@ -16,7 +16,7 @@ from jaxrobust.runtime.text.progress import LinePart, clock, columns, joined, sa
 T = TypeVar("T")
 
 _SHORT = 5.0  # seconds: a shorter first call is mostly overhead
-_SLOW = "minutes for a large network"  # to compile
+_SLOW = "seconds to minutes"  # to compile
 _INTERVAL = 8.0  # seconds between two lines in a log
 
 
@@ -126,8 +126,7 @@ class Decisions:
     def advance(self, passes: int, seconds: float, compiles: bool, most: int, later: int) -> None:
         """Show progress after `passes` more forward and backward passes in `seconds`."""
         if compiles:
-            if seconds > 1:
-                self._say(f"{self._attack}: compiled in {seconds:.1f} s")
+            self._say(f"{self._attack}: compiled in {seconds:.1f} s")
             return
         self._calls += 1
         self._counts = self._counts._replace(passes=self._counts.passes + passes)

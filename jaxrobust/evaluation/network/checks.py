@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Shaped
 
+from jaxrobust.attacks.refused_network import check_layout
 from jaxrobust.types import Threat
 
 # Host arrays of `n` images.
@@ -40,11 +41,7 @@ def check_images(images: Any, labels: Any, *, classes: int | None = None) -> Non
             f"images have shape {images.shape}; pass [N, H, W, C]: one image as images[None], "
             "gray images with a last axis of 1, batches as np.concatenate(images)"
         )
-    if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
-        raise ValueError(
-            f"images of shape {images.shape} look channels-first; pass [N, H, W, C]: "
-            "images.transpose(0, 2, 3, 1)"
-        )
+    check_layout(images.shape)
     if images.dtype == np.uint8:
         raise ValueError("images are uint8; pass them as float in [0, 1]: divide by 255")
     if not jnp.issubdtype(images.dtype, jnp.floating):

@@ -51,7 +51,8 @@ def check(module: Any, *, random: bool = False, modes: bool = True) -> None:
     parts = [(name or "it", part) for name, part in module.named_modules() if part.training]
     training = [name for name, part in parts if not random or isinstance(part, of_a_batch)]
     if training and modes:
-        refuse(training, "in training mode; call module.eval() first")
+        where = "" if training[0] == "it" else f" ({', '.join(training[:3])})"
+        raise ValueError(f"the module is in training mode{where}; call module.eval() first")
     arrays = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     if away := [name for name, array in arrays.items() if array.device.type != "cpu"]:
         refuse(away, f"on {arrays[away[0]].device}; call module.cpu(): JAX has its own devices")

@@ -185,6 +185,12 @@ def _problem(module: Any, images: Any) -> str | None:
 def _taken(module: Any, images: Any) -> str | None:
     import torch
 
+    height, width, channels = images.shape[2], images.shape[3], images.shape[1]
+    with contextlib.suppress(Exception), torch.no_grad():  # NumPy images with channels first
+        module(torch.zeros(1, height, width, channels, dtype=images.dtype))
+        return f"[B,{height},{width},{channels}]; pass NumPy images as [B,H,W,C]: " + (
+            "images.transpose(0, 2, 3, 1)"
+        )
     for channels in dict.fromkeys([images.shape[1], 3, 1]):
         for side in (images.shape[2], *SIDES):
             with contextlib.suppress(Exception), torch.no_grad():

@@ -16,7 +16,7 @@ from jaxrobust.runtime.text import patience
 
 _HITS = "/jax/compilation_cache/cache_hits"
 _SHORT_S = 5.0  # shorter waits are not announced
-_UNKNOWN = "minutes for a large network"
+_UNKNOWN = "seconds to minutes"
 _KEPT = 300  # number of programs whose times are stored
 _spent: list[float] = []  # by this process, on each program
 

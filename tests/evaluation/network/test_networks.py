@@ -373,7 +373,7 @@ class FormsTest(parameterized.TestCase):
         (lambda: lambda x: x.mean() * FIRST[0], "takes a single image"),
         (lambda: NNX(), "changes its state .*put it into evaluation mode, .* model.eval"),
         (lambda: Partial(LINEN.apply, VARIABLES, train=True), "evaluation mode, .*train="),
-        (lambda: VARIABLES, "logits_fn is a dict, not a function; pass a function of images"),
+        (lambda: VARIABLES, "the network is of type dict; pass a function"),
         (lambda: lambda x: None, "returns NoneType for 4 images; return logits f.B, K"),
         (lambda: lambda x: (linear(FIRST, x), x), "returns tuple for 4 images"),
         (counting, "changes its state .*put it into evaluation mode"),

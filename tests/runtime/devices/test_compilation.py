@@ -82,13 +82,13 @@ class LastTimeTest(absltest.TestCase):
         self.enterContext(absltest.mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(self.cache)}))
 
     def test_is_told(self):
-        self.assertEqual(compilation.expected("step"), "minutes for a large network")
+        self.assertEqual(compilation.expected("step"), "seconds to minutes")
         compilation.remember("step", 41.2, hit=False)
         self.assertEqual(compilation.expected("step"), "took 41 s last time")
         compilation.remember("step", 1.3, hit=True)
         told = "took 1 s last time, from the cache, and 41 s without it"
         self.assertEqual(compilation.expected("step"), told)
-        self.assertEqual(compilation.expected("other"), "minutes for a large network")
+        self.assertEqual(compilation.expected("other"), "seconds to minutes")
 
     def test_the_latest_are_remembered(self):
         with absltest.mock.patch.object(compilation, "_KEPT", 2):
@@ -111,7 +111,7 @@ class LastTimeTest(absltest.TestCase):
         for text in ("{", "[1]", '{"step": {"seconds": 3}}', '{"step": 3}'):
             compilation.remember("step", 41.2, hit=False)
             file.write_text(text)
-            self.assertEqual(compilation.expected("step"), "minutes for a large network")
+            self.assertEqual(compilation.expected("step"), "seconds to minutes")
         os.environ["XDG_CACHE_HOME"] = str(self.create_tempfile("a_file").full_path)
         compilation.remember("step", 41.2, hit=False)
 
@@ -138,7 +138,7 @@ class LastTimeTest(absltest.TestCase):
         wait(0.1)
         self.assertEqual(
             said,
-            ["compiling (minutes for a large network)", "compiling (took 157 s last time)"],
+            ["compiling (seconds to minutes)", "compiling (took 157 s last time)"],
         )
 
 
