@@ -47,7 +47,7 @@ class VerifyFlags:
     )
     write_images: Path | None = flag(
         "File (.npy) for the prepared images, uint8[N,H,W,C], which the bundle's verify.py reads; "
-        "their labels go to a .labels.npy file next to it. For common corruptions, a folder in the "
+        "the labels go to a .labels.npy file next to it. For common corruptions, a folder in the "
         "layout of CIFAR-10-C. Needs no weights."
     )
     write_adversarial: Path | None = flag(

@@ -139,5 +139,5 @@ def _check_lengths(p: PhaseSection, name: str, steps_per_epoch: int) -> None:
             f"schedule={shape!r} lacks; set cooldown_epochs=0"
         )
     inside = not cooldown or 0 <= cooldown < epochs - warmup
-    wanted = f"at least 0, and together with warmup_epochs={warmup} below {epochs=}"
+    wanted = f"at least 0 and below epochs - warmup_epochs = {epochs - warmup}"
     must_be(f"{name}.cooldown_epochs", cooldown, inside, wanted)

@@ -199,7 +199,7 @@ class PhaseTest(parameterized.TestCase):
         ({"clip_norm": 0.0}, "train.clip_norm=0.0 must be above 0, or None for no clipping"),
         ({"momentum": 1.0}, "train.momentum=1.0 must be at least 0 and below 1"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov=True needs a value above 0"),
-        ({"cooldown_epochs": 40}, "cooldown_epochs=40 must be .* warmup_epochs=10 below"),
+        ({"cooldown_epochs": 40}, "cooldown_epochs=40 must be .* epochs - warmup_epochs = 40"),
         ({"cooldown_epochs": -1}, "cooldown_epochs=-1 must be at least 0"),
         (
             {"schedule": "step", "lr_steps": (0.5,), "cooldown_epochs": 5},
