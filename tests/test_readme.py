@@ -205,7 +205,7 @@ class CommandsTest(parameterized.TestCase):
         found = [*commands("README.md")]
         self.assertIn(("-m", "jaxrobust", "evaluate"), map(tool, found))
         self.assertIn("select,autoattack,export:hub", [word for words in found for word in words])
-        self.assertIn(["python", "-m", "jaxrobust", "train", "configs/quickstart.py"], found)
+        self.assertIn(["python", "-m", "jaxrobust", "train", "quickstart"], found)
         self.assertIn("attack_steps", known_flags(("tools/bench_step.py",)))
         self.assertEqual(
             [*flags(["a", "--b", "--c=d", "--e", "f"])], [("b", ""), ("c", "d"), ("e", "f")]

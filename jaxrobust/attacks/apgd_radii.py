@@ -71,17 +71,13 @@ def apgd_multi_radius_machine(
         state = state._replace(run=stages[0].tell(state.run, loss, score, gradient))
         over = stages[0].finished(state.run) & (state.stage < 2)
         same = lambda state, over: state  # noqa: E731
-        state = jax.lax.cond(jnp.any(over), begin, same, state, over)
-        return state
-
-    def score_of(state: MultiRadiusState, outputs: Any) -> PerImage:
-        return goal.state_score(state.run, outputs)
+        return jax.lax.cond(jnp.any(over), begin, same, state, over)
 
     return Machine(
         init=init,
         query=lambda state: stages[0].query(state.run),
         loss=lambda state, outputs: stages[0].loss(state.run, outputs),
-        score=score_of if goal.score else None,
+        score=(lambda state, outputs: goal.state_score(state.run, outputs)) if goal.score else None,
         tell=tell,
         finished=lambda state: stages[0].finished(state.run) & (state.stage == 2),
         result=lambda state: stages[0].result(state.run),

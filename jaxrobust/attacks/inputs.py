@@ -236,14 +236,7 @@ def start_points(
 
     `keys` [B] are used only by random starts and noise.
     """
-    if isinstance(start, Noise):
-        if keys is None:
-            raise ValueError("a start with noise needs random keys; pass keys [B]")
-        if start.normal:
-            return images + start.std * draw(jax.random.normal, keys, images)
-        assert ball.fill is not None, "checked"
-        return ball.fill(keys, images, epsilon)
-    if not isinstance(start, str):
+    if not isinstance(start, str | Noise):
         if start.shape != images.shape:
             raise ValueError(
                 f"start of shape {start.shape} does not fit images of shape {images.shape}; "
@@ -252,11 +245,16 @@ def start_points(
         return jnp.asarray(start, images.dtype)  # converts NumPy arrays too
     if start == "image":
         return images
-    if start != "random":
+    if isinstance(start, str) and start != "random":
         raise ValueError(f"start={start!r} is unknown; pass 'image', 'random' or an array")
     if keys is None:
-        raise ValueError("start='random' needs random keys; pass keys [B]")
-    return ball.sample(keys, images, epsilon)
+        raise ValueError("a random start needs random keys; pass keys [B]")
+    if isinstance(start, str):
+        return ball.sample(keys, images, epsilon)
+    if start.normal:
+        return images + start.std * draw(jax.random.normal, keys, images)
+    assert ball.fill is not None, "checked"
+    return ball.fill(keys, images, epsilon)
 
 
 def _is_here(values: Any) -> bool:

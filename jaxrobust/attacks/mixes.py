@@ -74,15 +74,11 @@ def passes(attack: Any, mix: str | None = None) -> int:
     together, there are the passes of one attack plus, in each step, a forward pass per norm. `mix`
     overrides the section's choice for several norms.
     """
-    section_mix = attack.get("mix")
-    row, alone = (
-        MIXES.get((mix or section_mix) if section_mix else ""),
-        registry.passes(attack.name, attack.steps),
-    )
+    row = MIXES.get((mix or attack.mix) if attack.get("mix") else "")
+    alone = registry.passes(attack.name, attack.steps)
     if row and row.steepest:
         return alone + int(attack.steps) * at_once(attack, mix)
-    looks = bool(row and row.looks)
-    return at_once(attack, mix) * (alone + looks)
+    return at_once(attack, mix) * (alone + bool(row and row.looks))
 
 
 def updates(attack: Any) -> int:

@@ -48,9 +48,27 @@ def as_function(network: object) -> Callable[[Any], Any]:
 
 def remedy(error: Exception, network: Any = None) -> str:
     """Return the remedy for a network that cannot be traced, and the line in its file; or ""."""
-    where = f"; see {place}" if (place := functions.place_of(error)) else ""
-    text = _remedy(error) or (_EQUINOX if _is_equinox(network) else "")
-    return f"{text}{where}" if text else ""
+    cause = str(error).split("\n")[0].split(" (https:")[0].rstrip(".")
+    leaks = isinstance(error, jax.errors.UnexpectedTracerError) or type(error).__name__ in _FLAX
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        text = (
+            "turns its images into NumPy arrays; write it with jax.numpy, so that it can be "
+            "differentiated and compiled"
+        )
+    elif isinstance(error, jax.errors.ConcretizationTypeError):
+        text = (
+            f"uses the value of an array in Python ({cause}); use jnp.where or jax.lax.cond, and "
+            "pass options such as train=False as Python values; under your own jax.jit, bind them "
+            "in the function: Partial(lambda v, x: net.apply(v, x, train=False), variables)"
+        )
+    elif leaks or any(words in cause for words in _NO_KEY):
+        text = TRAINING.format(cause)
+    elif _is_equinox(network):
+        text = _EQUINOX
+    else:
+        return ""
+    place = functions.place_of(error)
+    return f"{text}; see {place}" if place else text
 
 
 def _is_equinox(network: Any) -> bool:
@@ -58,23 +76,6 @@ def _is_equinox(network: Any) -> bool:
         return any(map(_is_equinox, (network.func, *network.args)))
     equinox: Any = sys.modules.get("equinox")
     return equinox is not None and isinstance(network, equinox.Module)
-
-
-def _remedy(error: Exception) -> str:
-    text = str(error).split("\n")[0].split(" (https:")[0].rstrip(".")
-    if isinstance(error, jax.errors.TracerArrayConversionError):
-        return (
-            "turns its images into NumPy arrays; write it with jax.numpy, so that it can be "
-            "differentiated and compiled"
-        )
-    if isinstance(error, jax.errors.ConcretizationTypeError):
-        return (
-            f"uses the value of an array in Python ({text}); use jnp.where or jax.lax.cond, and "
-            "pass options such as train=False as Python values; under your own jax.jit, bind them "
-            "in the function: Partial(lambda v, x: net.apply(v, x, train=False), variables)"
-        )
-    traced = isinstance(error, jax.errors.UnexpectedTracerError) or type(error).__name__ in _FLAX
-    return TRAINING.format(text) if traced or any(words in text for words in _NO_KEY) else ""
 
 
 def called(network: Callable[[Any], Any], points: Any, *, logits: bool = False) -> Any:

@@ -532,7 +532,7 @@ class ErrorTest(parameterized.TestCase):
         ({"labels": [0.5, 1.0]}, "labels are float32 .*soft targets as floats"),
         ({"images": jnp.zeros((0, 4, 4, 3)), "labels": []}, "no images given"),
         ({"start": "corner"}, "start='corner' is unknown; pass 'image', 'random' or an array"),
-        ({"start": "random"}, "start='random' needs random keys; pass keys"),
+        ({"start": "random"}, "a random start needs random keys; pass keys"),
         ({"start": jnp.zeros((1, 4, 4, 3))}, "pass one point per image"),
     )
     def test_arrays(self, changes, message):

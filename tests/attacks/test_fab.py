@@ -681,7 +681,7 @@ class ErrorTest(parameterized.TestCase):
         ),
         ({"targets": jnp.zeros(2)}, "targets are float32 of shape .*; pass one class per image"),
         ({"start": "corner"}, "start='corner' is unknown; pass 'image', 'random' or an array"),
-        ({"start": "random"}, "start='random' needs random keys; pass keys"),
+        ({"start": "random"}, "a random start needs random keys; pass keys"),
         ({"start": jnp.zeros((1, 4, 4, 3))}, "pass one point per image"),
     )
     def test_arrays(self, changes, message):

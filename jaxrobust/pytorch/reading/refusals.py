@@ -1,6 +1,7 @@
 """Explains to the author why a PyTorch module is refused, and what to do."""
 
 import contextlib
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -185,18 +186,16 @@ def _problem(module: Any, images: Any) -> str | None:
 def _taken(module: Any, images: Any) -> str | None:
     import torch
 
-    height, width, channels = images.shape[2], images.shape[3], images.shape[1]
-    with contextlib.suppress(Exception), torch.no_grad():  # NumPy images with channels first
-        module(torch.zeros(1, height, width, channels, dtype=images.dtype))
-        return f"[B,{height},{width},{channels}]; pass NumPy images as [B,H,W,C]: " + (
-            "images.transpose(0, 2, 3, 1)"
-        )
-    for channels in dict.fromkeys([images.shape[1], 3, 1]):
-        for side in (images.shape[2], *SIDES):
-            with contextlib.suppress(Exception), torch.no_grad():
-                module(torch.zeros(1, channels, side, side, dtype=images.dtype))
-                same = channels == images.shape[1]
-                return f"[B,{channels},{side},{side}]" + f"; give image_size={side}" * same
+    channels, height, width = images.shape[1:]
+    first = (height, width, channels)  # of NumPy images with their channels first
+    sizes = itertools.product(dict.fromkeys([channels, 3, 1]), (height, *SIDES))
+    for shape in [first, *((count, side, side) for count, side in sizes)]:
+        with contextlib.suppress(Exception), torch.no_grad():
+            module(torch.zeros(1, *shape, dtype=images.dtype))
+            remedy = f"; give image_size={shape[1]}" if shape[0] == channels else ""
+            if shape == first:
+                remedy = "; pass NumPy images as [B,H,W,C]: images.transpose(0, 2, 3, 1)"
+            return f"[B,{','.join(map(str, shape))}]{remedy}"
     return None
 
 
