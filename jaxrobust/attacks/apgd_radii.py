@@ -71,7 +71,8 @@ def apgd_multi_radius_machine(
         state = state._replace(run=stages[0].tell(state.run, loss, score, gradient))
         over = stages[0].finished(state.run) & (state.stage < 2)
         same = lambda state, over: state  # noqa: E731
-        return jax.lax.cond(jnp.any(over), begin, same, state, over)
+        state = jax.lax.cond(jnp.any(over), begin, same, state, over)
+        return state
 
     return Machine(
         init=init,
