@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Key, Shaped
 
-from jaxrobust.threats import *  # noqa: F403  # which needs no JAX
+from jaxrobust.runtime.threats import *  # noqa: F403  # which needs no JAX
 
 Array = jax.Array
 Images = Float[Array, "B H W channels"]

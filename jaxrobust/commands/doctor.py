@@ -23,7 +23,7 @@ from jaxrobust.doctor.findings import RED, Finding, line
 from jaxrobust.runtime.commandline import arguments, fields
 from jaxrobust.runtime.commandline.fields import flag
 from jaxrobust.runtime.text import patience, terminal
-from jaxrobust.threats import NORMS
+from jaxrobust.runtime.threats import NORMS
 
 
 @dataclass(frozen=True, kw_only=True)

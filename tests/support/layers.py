@@ -10,9 +10,8 @@ PACKAGE = ROOT / "jaxrobust"
 
 # Who stands further down may be imported; those of one line do not know each other.
 ROOMS = (
-    {"threats"},
-    {"types"},
     {"runtime"},
+    {"types"},
     {"data"},
     {"attacks", "models"},
     {"config", "tasks"},
@@ -24,9 +23,8 @@ ROOMS = (
     {"results"},
     {"commands"},
     {"zoo", "pytorch", "papers"},  # optional: nothing imports them
-    {"convert", "interop"},  # doors to `publish` and `pytorch`
-    {"__main__"},
-    {"main", "evaluate"},
+    {"doors"},  # `convert` and `interop`: names of `publish` and `pytorch` that stay
+    {"__main__"},  # and the entry points `main` and `evaluate`
 )
 FLOOR = {name: number for number, names in enumerate(ROOMS) for name in names}
 
@@ -62,8 +60,10 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 
 
 def room(module: str) -> str:
-    """The room of a module; entry points (`__main__`) stand above all."""
-    return "__main__" if module.endswith("__main__") else module.split(".")[0]
+    """The room of a module; entry points, which only call `__main__.run`, stand above all."""
+    is_entry = module.endswith("__main__") or module in ("main", "evaluate")
+    top = "__main__" if is_entry else module.split(".")[0]
+    return "doors" if top in ("convert", "interop") else top
 
 
 @functools.cache

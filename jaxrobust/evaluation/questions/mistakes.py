@@ -24,7 +24,7 @@ from jaxrobust.evaluation.questions.stated import (
 )
 from jaxrobust.runtime.commandline import functions, threats
 from jaxrobust.runtime.text.spelling import near
-from jaxrobust.threats import THREAT_NORMS, check_radius
+from jaxrobust.runtime.threats import THREAT_NORMS, check_radius
 
 _ATTACKS = ("clean", *FIXED[:1], AUTOATTACK, *SEARCHES)
 _TYPES = ("float32", "bfloat16")  # of a search

@@ -4,7 +4,7 @@ import re
 
 from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.text.spelling import norm as spelled
-from jaxrobust.threats import THREAT_NORMS, Threat
+from jaxrobust.runtime.threats import THREAT_NORMS, Threat
 
 
 def parse(text: str, flag: str = "threat") -> Threat:

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxrobust.types import Array, Params
-
+Params = dict[str, Array]
 DATA, FSDP = "data", "fsdp"
 # Number of values below which copying costs less than a collective. A part must have a 16th of
 # this: a tile of a TPU's memory, to which smaller ones are padded.
