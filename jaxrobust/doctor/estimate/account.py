@@ -300,7 +300,7 @@ def _assumed(
         if any(row["step_s"] == elsewhere.SHORTEST for row in rows):
             lines.append(
                 f"A step takes at least {1e3 * elsewhere.SHORTEST:.0f} ms, because the chips wait "
-                "for their program and their images; larger batches cost hardly more."
+                "for the program and the images; larger batches cost little more."
             )
         if aa and max(aa["pass_s"].values()) * aa["slots"] < elsewhere.SHORTEST:
             lines.append(

@@ -1,14 +1,14 @@
 """Parts of residual networks: convolutions, blocks, stages, and their names."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
-from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Conv
-from jaxrobust.models.modules.draws import Draws, Drop, branches, split, torch_default
+from jaxrobust.models.modules.basic import BatchNorm, Conv
+from jaxrobust.models.modules.draws import Draws, split, torch_default
 from jaxrobust.types import Array
 
 STEM = 64  # channels before the first stage
@@ -54,68 +54,6 @@ def through(shortcut: nnx.List, x: Array, train: bool) -> Array:
         return x
     conv, norm = shortcut
     return norm(conv(x), train)
-
-
-class ConvNorm(nnx.Module):
-    """Convolution that keeps the size apart from its stride, no bias; batch norm; activation."""
-
-    def __init__(
-        self,
-        ins: int,
-        outs: int,
-        kernel: int,
-        v: Any,
-        rngs: Draws,
-        *,
-        act: bool = True,
-        **options: Any,
-    ) -> None:
-        self.conv = conv(ins, outs, kernel, rngs, **options)
-        self.bn = BatchNorm(outs, group=v.bn_group)
-        self.act = ACTIVATIONS[v.activation] if act else None
-
-    def __call__(self, x: Array, train: bool) -> Array:
-        x = self.bn(self.conv(x), train)
-        return x if self.act is None else self.act(x)
-
-
-class Bottleneck(nnx.Module):
-    """act(x + 1x1(act(3x3(act(1x1(x)))))), each with a norm; the 3x3 has the stride.
-
-    Args:
-      expansion: output channels per channel of the 3x3 convolution, which has `groups`.
-      middle: makes a replacement for that convolution, if given, from its channels and stride.
-      bias: whether the shortcut's convolution has a bias.
-    """
-
-    def __init__(
-        self,
-        ins: int,
-        outs: int,
-        stride: int,
-        v: Any,
-        rngs: Draws,
-        *,
-        expansion: int,
-        groups: int = 1,
-        middle: Callable[[int, int], Any] = lambda inner, stride: None,
-        bias: bool = False,
-    ) -> None:
-        inner = outs // expansion
-        norm = lambda channels: BatchNorm(channels, group=v.bn_group)  # noqa: E731
-        self.conv1, self.bn1 = conv(ins, inner, 1, rngs), norm(inner)
-        self.conv2 = middle(inner, stride) or conv(inner, inner, 3, rngs, stride, groups=groups)
-        self.bn2 = norm(inner)
-        self.conv3, self.bn3 = conv(inner, outs, 1, rngs), norm(outs)
-        self.shortcut = shortcut(ins, outs, stride, v, rngs, bias=bias)
-        self.act = ACTIVATIONS[v.activation]
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        (path,) = branches(drop, 1)
-        y = self.act(self.bn1(self.conv1(x), train))
-        y = self.act(self.bn2(self.conv2(y), train))
-        y = self.bn3(self.conv3(y), train)
-        return self.act(through(self.shortcut, x, train) + path(y))
 
 
 def add_stages(net: Any, v: Any, rngs: Draws, block: Any, outs: int, ins: int = STEM) -> int:

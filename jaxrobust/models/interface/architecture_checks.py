@@ -1,10 +1,7 @@
 """Checks of rows, images and weights that several architectures share."""
 
 import math
-from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from jaxrobust.models.modules.basic import ACTIVATIONS
 from jaxrobust.types import Array
@@ -53,18 +50,6 @@ def check_fits(fits: bool, images: Array, actual: str, expected: str) -> None:
             f"images of {images.shape[1]}x{images.shape[2]} px give {actual}, but this network has "
             f"{expected}; create it, and convert its weights, for images of this size"
         )
-
-
-def refusing(name: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
-    """Return a `resize` that raises `ValueError`, for weights that fit only one image size."""
-
-    def refused(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        raise ValueError(
-            f"{name} have shape {array.shape}, but this network needs {shape}; give the image_size "
-            "and options that the weights were trained with"
-        )
-
-    return refused
 
 
 def check_row(v: Any, **lows: int) -> None:

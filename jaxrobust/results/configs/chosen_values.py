@@ -126,7 +126,7 @@ def _network(data: DataFacts, choice: NetworkChoice, size: int) -> list[ConfigLi
     lines = [
         ConfigLine("model.num_classes", len(names), f"classes: {few}"),
         ConfigLine("model.image_size", size, why),
-        ConfigLine("model.in_channels", data.channels, "grey" if data.channels == 1 else "colour"),
+        ConfigLine("model.in_channels", data.channels, "gray" if data.channels == 1 else "color"),
     ]
     if choice.torch:
         name = ConfigLine("model.name", f"torch:{choice.torch}", "your PyTorch network")

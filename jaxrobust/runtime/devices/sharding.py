@@ -27,7 +27,7 @@ def slice_of(device: jax.Device) -> int:
 
 
 def slices_of(mesh: Mesh) -> int:
-    """Count the slices of a mesh, between which only a data-centre network connects chips."""
+    """Count the slices of a mesh, between which only a data center network connects chips."""
     return len({slice_of(device) for device in mesh.devices.flat})
 
 

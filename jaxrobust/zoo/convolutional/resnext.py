@@ -17,8 +17,7 @@ from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Norma
 from jaxrobust.models.modules.draws import Draws, torch_default
 from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common
-
-EXPANSION = 2  # a block's output channels by its inner ones
+from jaxrobust.zoo.shared.convolutions import Bottleneck
 
 
 class Variant(BatchNormRow):
@@ -31,6 +30,12 @@ class Variant(BatchNormRow):
     activation: str = "relu"
 
 
+class Block(Bottleneck):
+    """A bottleneck with wide groups."""
+
+    expansion, bias = 2, False
+
+
 class ResNeXt(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
@@ -39,8 +44,12 @@ class ResNeXt(nnx.Module):
         kernel, stride = (1, 1) if v.small_stem else (7, 2)
         self.conv1 = residual.conv(v.in_channels, residual.STEM, kernel, rngs, stride)
         self.bn1 = BatchNorm(residual.STEM, group=v.bn_group)
-        block = functools.partial(residual.Bottleneck, expansion=EXPANSION, groups=v.groups)
-        ins = residual.add_stages(self, v, rngs, block, EXPANSION * v.groups * v.width)
+
+        def middle(inner: int, stride: int) -> nnx.Module:
+            return residual.conv(inner, inner, 3, rngs, stride, groups=v.groups)
+
+        block = functools.partial(Block, middle=middle)
+        ins = residual.add_stages(self, v, rngs, block, Block.expansion * v.groups * v.width)
         self.linear = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
 
@@ -68,7 +77,7 @@ TORCH_NAMES = common.rows(
 
 def torch_keys(v: Variant) -> list[str]:
     """List the names of kuangliu/pytorch-cifar in its order."""
-    names, first = keys("", "conv1:w bn1:bn"), EXPANSION * v.groups * v.width
+    names, first = keys("", "conv1:w bn1:bn"), Block.expansion * v.groups * v.width
     convs, shortcut = "conv1:w bn1:bn conv2:w bn2:bn conv3:w bn3:bn", " shortcut.0:w shortcut.1:bn"
     for block, projects in residual.block_names(v.depths, residual.STEM, first):
         names += keys(block, convs + shortcut * projects)

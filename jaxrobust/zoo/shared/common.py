@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxrobust.models.interface.family import Family, Member, Names, PaperFigures, TorchVariant
 from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, Renaming, table
 from jaxrobust.types import ModuleMaker
@@ -51,3 +53,15 @@ def family(
     members = {name: member(study) for name, study in networks.items()}
     variants = {name: variant(**study.options, **study.more) for name, study in networks.items()}
     return Family(file, title, variants, maker, names, members, "all", any_size=any_size)
+
+
+def refusing(name: str) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
+    """Return a `resize` that raises `ValueError`, for weights that fit only one image size."""
+
+    def refused(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        raise ValueError(
+            f"{name} have shape {array.shape}, but this network needs {shape}; give the image_size "
+            "and options that the weights were trained with"
+        )
+
+    return refused

@@ -21,6 +21,7 @@ from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Norma
 from jaxrobust.models.modules.draws import Draws, split, torch_default
 from jaxrobust.types import Array, ModuleMaker
 from jaxrobust.zoo.shared import common
+from jaxrobust.zoo.shared.convolutions import Bottleneck
 
 
 class Variant(BatchNormRow):
@@ -77,12 +78,12 @@ class BoTNet(nnx.Module):
         last = len(v.depths) - 1
         side = image_size // (1 if v.small_stem else 4) >> last  # of the last stage's map
 
-        def middle(inner: int, stride: int) -> Attention | None:
+        def middle(inner: int, stride: int) -> nnx.Module:
             if inner != v.width << last:
-                return None
+                return residual.conv(inner, inner, 3, rngs, stride)
             return Attention(inner, v.heads, side * stride, rngs, halves=stride > 1)
 
-        block = functools.partial(residual.Bottleneck, expansion=4, middle=middle, bias=True)
+        block = functools.partial(Bottleneck, middle=middle)
         ins = residual.add_stages(self, v, rngs, block, 4 * v.width)
         self.fc = Linear(ins, num_classes, init=torch_default, rngs=rngs)
         self.variant = v
@@ -117,7 +118,7 @@ TORCH_NAMES = table(
     row(
         rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])",
         r"\1.conv2.\2",
-        resize=architecture_checks.refusing("positions"),
+        resize=common.refusing("positions"),
     ),
     BATCH_NORM_COUNT,
     convs={

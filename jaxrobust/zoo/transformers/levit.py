@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import run_blocks
 from jaxrobust.models.interface.family import BatchNormRow, Names
@@ -25,7 +24,7 @@ from jaxrobust.models.kernels.primitives import widened
 from jaxrobust.models.modules.basic import ACTIVATIONS, BatchNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, normal_02, torch_default
 from jaxrobust.types import Array, ModuleMaker
-from jaxrobust.zoo.shared import common
+from jaxrobust.zoo.shared import common, convolutions
 
 
 class Variant(BatchNormRow):
@@ -140,7 +139,7 @@ class LeViT(nnx.Module):
         widths = [v.in_channels, *(v.dims[0] >> i for i in (3, 2, 1, 0))]
         convs = zip(widths, widths[1:], v.stem_strides, strict=False)
         options: dict[str, Any] = {"v": v, "rngs": rngs, "act": False}
-        stem = [residual.ConvNorm(a, b, 3, stride=stride, **options) for a, b, stride in convs]
+        stem = [convolutions.ConvNorm(a, b, 3, stride=stride, **options) for a, b, stride in convs]
         self.patch_embed = nnx.List(stem)
         self.blocks = nnx.List(blocks(v, side, rngs))
         self.norm = BatchNorm(v.dims[-1], group=v.bn_group)
@@ -189,7 +188,7 @@ def _index(target: Mapping[str, Any], match: re.Match[str]) -> np.ndarray:
     return offset_index(side, 1 if ".m." in match[0] else 2)
 
 
-_REFUSED = architecture_checks.refusing("position biases")
+_REFUSED = common.refusing("position biases")
 _BLOCK = r"(blocks\.\d+)(?:\.m)?"
 # Their name -> ours, for linear maps and convolutions followed by a norm: in the blocks, and in the
 # stem, which has activations between its convolutions.

@@ -12,7 +12,6 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.families import residual
 from jaxrobust.models.interface import architecture_checks
 from jaxrobust.models.interface.classifier import of_stages, run_blocks
 from jaxrobust.models.interface.family import BatchNormRow, Names
@@ -20,7 +19,7 @@ from jaxrobust.models.interface.renaming import BATCH_NORM_COUNT, keys, table
 from jaxrobust.models.modules.basic import ACTIVATIONS, LayerNorm, Linear, Normalize
 from jaxrobust.models.modules.draws import Draws, Drop, branches, torch_default
 from jaxrobust.types import Array, ModuleMaker
-from jaxrobust.zoo.shared import common
+from jaxrobust.zoo.shared import common, convolutions
 from jaxrobust.zoo.shared.transformer import EPS, TokenAttention
 
 _PATCH = 2  # side of patches; transformers attend across patches, separately for each pixel in them
@@ -45,9 +44,9 @@ class Bottleneck(nnx.Module):
 
     def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
         wide = v.expansion * ins
-        self.expand = residual.ConvNorm(ins, wide, 1, v, rngs)
-        self.depthwise = residual.ConvNorm(wide, wide, 3, v, rngs, stride=stride, groups=wide)
-        self.project = residual.ConvNorm(wide, outs, 1, v, rngs, act=False)
+        self.expand = convolutions.ConvNorm(ins, wide, 1, v, rngs)
+        self.depthwise = convolutions.ConvNorm(wide, wide, 3, v, rngs, stride=stride, groups=wide)
+        self.project = convolutions.ConvNorm(wide, outs, 1, v, rngs, act=False)
         self.adds = stride == 1 and ins == outs
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -76,12 +75,12 @@ class Transformer(nnx.Module):
 
     def __init__(self, channels: int, stage: int, v: Variant, rngs: Draws) -> None:
         dim = v.dims[stage]
-        self.conv1 = residual.ConvNorm(channels, channels, 3, v, rngs)
-        self.conv2 = residual.ConvNorm(channels, dim, 1, v, rngs)
+        self.conv1 = convolutions.ConvNorm(channels, channels, 3, v, rngs)
+        self.conv2 = convolutions.ConvNorm(channels, dim, 1, v, rngs)
         hidden, depth = v.ratios[stage] * dim, v.depths[stage]
         self.layers = nnx.List([Layer(dim, hidden, v, rngs) for _ in range(depth)])
-        self.conv3 = residual.ConvNorm(dim, channels, 1, v, rngs)
-        self.conv4 = residual.ConvNorm(2 * channels, channels, 3, v, rngs)
+        self.conv3 = convolutions.ConvNorm(dim, channels, 1, v, rngs)
+        self.conv4 = convolutions.ConvNorm(2 * channels, channels, 3, v, rngs)
 
     def __call__(self, x: Array, settings: dict) -> Array:
         train = settings["train"]
@@ -111,7 +110,7 @@ class MobileViT(nnx.Module):
     def __init__(self, v: Variant, num_classes: int, rngs: Draws) -> None:
         self.normalize = Normalize(v.in_channels)
         first, *others = zip(v.channels, v.strides, strict=True)
-        self.conv1 = residual.ConvNorm(v.in_channels, first[0], 3, v, rngs, stride=first[1])
+        self.conv1 = convolutions.ConvNorm(v.in_channels, first[0], 3, v, rngs, stride=first[1])
         ins, mv2 = first[0], []
         for outs, stride in others:
             mv2.append(Bottleneck(ins, outs, stride, v, rngs))
@@ -119,7 +118,7 @@ class MobileViT(nnx.Module):
         self.mv2 = nnx.List(mv2)
         behind = v.channels[-len(v.dims) :]
         self.mvit = nnx.List([Transformer(c, i, v, rngs) for i, c in enumerate(behind)])
-        self.conv2 = residual.ConvNorm(ins, v.expansion * ins, 1, v, rngs)
+        self.conv2 = convolutions.ConvNorm(ins, v.expansion * ins, 1, v, rngs)
         wide = v.expansion * ins
         self.fc = Linear(wide, num_classes, bias=False, init=torch_default, rngs=rngs)
         self.variant = v
