@@ -134,8 +134,13 @@ class HopperKernelsTest(parameterized.TestCase):
 
         def run(dtype):
             net = make(dtype=dtype)
-            value, pull = jax.vjp(lambda *x: net.apply(x[0], stats, x[1])[0], params, images)
-            return [value, *jax.tree.leaves(pull(value))]
+
+            @jax.jit
+            def values(*operands):
+                value, pull = jax.vjp(lambda *x: net.apply(x[0], stats, x[1])[0], *operands)
+                return [value, *jax.tree.leaves(pull(value))]
+
+            return values(params, images)
 
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             params, stats, images = jax.tree.map(
