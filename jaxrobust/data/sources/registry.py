@@ -112,6 +112,9 @@ def _open(
     else:
         match = _PREPARED_NAME.fullmatch(name)
         if match is None:
+            if name.endswith(".npz") or os.path.isdir(name):
+                prefix = "npz:" if name.endswith(".npz") else "folder:"
+                raise DataError(f"{name!r} lacks the kind of data set; write {prefix}{name}")
             raise DataError(
                 f"{name!r} is not the name of a data set; write {others} or "
                 "[tfds:]NAME[/CONFIG][:VERSION], of letters, digits, _ and -; set data_dir to the "

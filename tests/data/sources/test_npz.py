@@ -209,3 +209,6 @@ class RefusedTest(NpzCase):
             data.open_source("npz:", "test")
         with self.assertRaisesRegex(data.DataError, "a local directory or on gs://"):
             data.open_source("npz:s3://bucket/x.npz", "test")
+        for kind, path in (("npz", self.path), ("folder", self.path.parent)):
+            with self.assertRaisesRegex(data.DataError, f"'{path}' lacks .*; write {kind}:{path}$"):
+                data.open_source(str(path), "test")
