@@ -6,8 +6,6 @@ from typing import Any
 
 import jax
 
-from jaxrobust.runtime.commandline import functions
-
 TRAINING = (
     "changes its state or draws random numbers while it is traced ({}); put it into evaluation "
     "mode, without dropout or batch norm updates: model.eval() in NNX, train=False in Linen, "
@@ -67,6 +65,8 @@ def remedy(error: Exception, network: Any = None) -> str:
         text = _EQUINOX
     else:
         return ""
+    from jaxrobust.runtime.commandline import functions  # it loads seven modules
+
     place = functions.place_of(error)
     return f"{text}; see {place}" if place else text
 

@@ -12,10 +12,7 @@ from jaxrobust.weights.fetch.shipped import KINDS
 TEXTS: dict[str, tuple[str, str | None]] = {
     "workdir": ("Run whose network, data, norm and radius to use.", None),
     "phase": ("Phase of the run, such as pretrain or train", "the last one that has weights"),
-    "model": (
-        "Architecture, if the weights are not from a run: a name from models.available().",
-        None,
-    ),
+    "model": ("Architecture, for weights without a run: a name from models.available().", None),
     "weights": (f"Weights: {KINDS}.", None),
     "options": (
         "Options of --model that its weights do not store, such as {'stem_strides': (1,)}.",
