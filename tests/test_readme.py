@@ -229,9 +229,7 @@ class NamesTest(parameterized.TestCase):
                         section, dot, rest = key.partition(".")
                         if not dot or section not in config or key.endswith(_FILES):
                             continue
-                        function = rest.partition("(")[
-                            0
-                        ]  # evaluation.autoattack, data.load("digits")
+                        function, *_ = rest.split("(")  # data.load("digits")
                         if hasattr(getattr(jaxrobust, section, None), function):
                             continue
                     self.assertTrue(has_key(config, key), span)

@@ -24,9 +24,8 @@ class TrainingTest(parameterized.TestCase):
         self.assertEqual(names, ["pretrain", "train"][: 1 + (phase == "train")])
 
     def test_phases(self):
-        clean, attacked = of_weights.training([history.of_config(runs.tiny(), "train")], **ON)[
-            "phases"
-        ]
+        facts = of_weights.training([history.of_config(runs.tiny(), "train")], **ON)
+        clean, attacked = facts["phases"]
         self.assertEqual(
             clean,
             {"phase": "pretrain", "objective": "clean", "epochs": 2}
@@ -44,14 +43,9 @@ class TrainingTest(parameterized.TestCase):
 
     def test_a_phase_without_epochs_trained_on_nothing(self):
         config = runs.tiny(pretrain__epochs=0, data__train_split="test[:9]")
-        self.assertFalse(
-            of_weights.training([history.of_config(config, "pretrain")], **ON)[
-                "on_evaluated_images"
-            ]
-        )
-        self.assertTrue(
-            of_weights.training([history.of_config(config, "train")], **ON)["on_evaluated_images"]
-        )
+        for phase, on_them in (("pretrain", False), ("train", True)):
+            facts = of_weights.training([history.of_config(config, phase)], **ON)
+            self.assertEqual(facts["on_evaluated_images"], on_them)
 
     @sweeps.rows(
         ("test", {}, False),
