@@ -1,9 +1,9 @@
 """List everything wrong with a config at once, in seconds: `jaxrobust check CONFIG`.
 
-Training stops at the first mistake; this command lists all of them, then the warnings of training,
-the findings of the doctor, the memory that a step needs and, if nothing is refused, an estimate of
-the training time on this machine. Images are opened and networks are traced; no network is
-compiled, trained or written. Data that is missing on this machine is reported.
+After the mistakes, it lists the warnings of training, the findings of the doctor, the memory that a
+step needs and, if nothing is refused, an estimate of the training time on this machine. Images are
+opened and networks are traced; no network is compiled, trained or written. Data that is missing on
+this machine is reported.
 
 Exit codes: 0 nothing is refused; 1 something is; 2 a mistake in the command or no config, with one
 sentence on stderr; 3 it stopped for another reason, which is printed.

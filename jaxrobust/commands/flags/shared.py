@@ -39,7 +39,7 @@ TEXTS: dict[str, tuple[str, str | None]] = {
     ),
     "split": (
         "Split, such as test[:1000]",
-        "the run's test split; test, an .npz's only split, or imagenet2012's @robustbench",
+        "the run's; without a run, test, an .npz's only split, or imagenet2012's @robustbench",
     ),
     "classes": (
         "Classes to keep: imagenet100, or a file of class names",
