@@ -1,8 +1,8 @@
 """`jaxrobust prepare imagenet SOURCE --out OUT`: ImageNet as ArrayRecord.
 
 SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or the two files, or an
-ImageFolder with train/ and val/ (or validation/). With --name, the ImageFolder may have other
-classes than ImageNet's and a test/ too.
+ImageFolder with train/ and val/ (or validation/). With --name, the ImageFolder may have
+classes other than ImageNet's, and a test/ folder.
 
 OUT/imagenet2012/5.1.0 is then what `tfds build` would write, except that images are copied byte for
 byte (TFDS converts 22 CMYK images and a PNG). jaxrobust, TFDS and Grain read it. Records are sorted

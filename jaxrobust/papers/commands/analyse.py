@@ -1,4 +1,4 @@
-"""Visualize what a network has learnt, and how attacks behave on it: one PNG and one CSV.
+"""Visualize what a network has learned, and how attacks behave on it: one PNG and one CSV.
 
 `jaxrobust analyse ANALYSIS --workdir RUN` (or --weights, as `jaxrobust evaluate` takes them). The
 analyses are those of Debenedetti's thesis: perturbations, semantic-score, synthesis, effectiveness,

@@ -1,7 +1,7 @@
 """The loss that a short attack misses compared with a long one, during a training.
 
 For each checkpoint of a run, and PGD with k steps of 1.5 epsilon / k: 100 |L_K - L_k| / L_K, where
-K is the most steps. If it grows, training has learnt to fool its own short attack. Source: the
+K is the most steps. If it grows, training has learned to fool its own short attack. Source: the
 repository of Debenedetti et al. 2022 (arXiv 2209.07399).
 """
 

@@ -100,10 +100,10 @@ class Progress:
         """Move the panel; remaining time is based on the speed since the first step or a line."""
         since, start = self._first or (step, now)
         speed = self._speed or (step - since) * self._batch / max(now - start, 1e-9)
-        *learnt, costs, mfu, starved = self._figures or [LinePart("")] * 6
+        *learned, costs, mfu, starved = self._figures or [LinePart("")] * 6
         rows = (
             *_rows(self._phases, step, self._total),
-            PanelRow("learns", learnt),
+            PanelRow("learns", learned),
             PanelRow("speed", [costs, mfu, starved]),
             PanelRow("left", [LinePart(self._left(step, speed))]),
         )
