@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.models.interface import architecture_checks
@@ -10,6 +11,13 @@ from jaxrobust.zoo.shared import common
 
 
 class FamilyTest(absltest.TestCase):
+    def test_positions_belong_to_one_size_of_images(self):
+        said = (
+            r"positions have shape \(2, 3\), but this network needs \(4, 3\); give the image_size"
+        )
+        with self.assertRaisesRegex(ValueError, said):
+            common.refusing("positions")(np.zeros((2, 3)), (4, 3))
+
     def test_a_row_is_ten_classes_and_counted_at_32_pixels_where_the_study_prints_it(self):
         def variant(**options):
             return sorted(options.items())

@@ -459,7 +459,7 @@ class RefusalTest(TempDirTest):
         )
 
     @sweeps.rows(
-        "", "/etc/x", "*", "my*", "..", "../mydigits", "mydigits/", "a/b/c", "tfds:", "a:1:2", "a b"
+        "", "/etc/x", "*", "my*", "../mydigits", "mydigits/", "a/b/c", "tfds:", "a:1:2", "a b"
     )
     def test_what_is_not_a_name(self, name):
         self.assert_refused(

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 from absl.testing import parameterized
 
 from jaxrobust.models.interface import architecture_checks as checks
@@ -44,11 +43,6 @@ class ChecksTest(parameterized.TestCase):
         )
         with self.assertRaisesRegex(ValueError, said):
             checks.check_fits(False, images, "6 tokens", "positions for 4")
-        said = (
-            r"^positions have shape \(2, 3\), but this network needs \(4, 3\); give the image_size"
-        )
-        with self.assertRaisesRegex(ValueError, said):
-            checks.refusing("positions")(np.zeros((2, 3)), (4, 3))
 
     @sweeps.rows((6, 1), (24, 4))
     def test_whole_patches(self, size, patches):
